@@ -1,0 +1,1 @@
+"""Prompt programs, one per file."""

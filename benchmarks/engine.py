@@ -1,0 +1,226 @@
+"""`preceptor bench engine`: rows per second beside llama.cpp and plain transformers, in one run.
+
+All three score the same rows with the same prompts in this process, one after the other: ours packs rows
+below a shared prefix; llama.cpp (xllamacpp, the same GGUF file, 4 slots, prompt cache) and
+`transformers.generate` (left-padded batches of 16, the same weights) produce one token a row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Final, cast
+
+import dspy
+import torch
+import typer
+from dspy.lm15 import Config, Message, Request
+
+from preceptor import demo
+from preceptor.cli.view import print_json, print_table, say
+from preceptor.data import load_rows
+from preceptor.errors import ConfigError
+from preceptor.lm.adapter import DirectAdapter, declare
+from preceptor.lm.catalogue import lookup
+from preceptor.lm.local import LocalEngine, LocalLM
+
+TASKS: Final = {
+    "subj": (
+        "sentence -> kind: Literal['subjective', 'objective']",
+        "Decide whether a sentence from a text about films is subjective or objective. Subjective sentences come from "
+        "reviews: they judge, praise or blame, they tell how a film feels, they address the reader, and they may be "
+        "ironic or use strong words and comparisons. Objective sentences come from plot summaries: they tell what "
+        "happens to the characters, who they are, where they live and what they do next, without saying whether the "
+        "film is good. If a sentence does both, ask what it is mainly there for. Look at the whole sentence, not at "
+        "single words, before you decide which of the two it is.",
+    ),
+    "trec": (
+        "sentence -> kind: Literal['description', 'entity', 'abbreviation', 'human', 'location', 'number']",
+        "Decide what kind of answer a question asks for. description: a definition, a reason, a manner or any other "
+        "longer explanation. entity: a thing, an animal, a food, a product, a colour, a language, a word or an event. "
+        "abbreviation: a short form, or what a short form stands for. human: a person, a group, a title or a "
+        "description of a person. location: a city, a country, a mountain, a state or any other place. number: a "
+        "count, a date, a distance, a price, an age, a speed or any other quantity. Think of what would be written "
+        "in the answer's place, not of the words in the question.",
+    ),
+    "tickets": (demo.SIGNATURE, demo.INSTRUCTIONS),
+}
+DECODED: Final = 64
+SLOTS: Final = 4
+BATCH: Final = 16
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with command-line arguments."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    app(arguments, standalone_mode=False, prog_name="preceptor bench engine")
+
+
+def run(
+    model: Annotated[list[str] | None, typer.Option(help="Models of the catalogue.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds lmbff_16shot, for subj and trec.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows to score.")] = 200,
+    drafts: Annotated[int, typer.Option(help="Texts to decode.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure scoring and decoding."""
+    found: list[dict[str, Any]] = []
+    peak = matrix_rate()
+    for name in model or ["smollm2-135m", "qwen2.5-coder-1.5b"]:
+        lm = LocalLM(name)
+        for each in task or (["subj", "trec"] if data_dir else ["tickets"]):
+            found.append({"model": name, "task": each, **_scored(name, lm, _requests(lm, each, data_dir, rows), peak)})
+        found.append({"model": name, "task": "decoding", **_decoded(name, lm, drafts)})
+    result = {"cores": torch.get_num_threads(), "bf16_gflops": round(peak / 1e9), "rows": rows, "measured": found}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_json(result) if as_json else _print(result)
+
+
+def matrix_rate() -> float:
+    """Return this machine's own bfloat16 matrix rate in operations per second: the best of 3 seconds."""
+    a, b = torch.randn(1024, 1536, dtype=torch.bfloat16), torch.randn(8960, 1536, dtype=torch.bfloat16)
+    best, end = 0.0, time.perf_counter() + 3
+    while time.perf_counter() < end:
+        seconds = _timed(lambda: torch.nn.functional.linear(a, b))[0]
+        best = max(best, 2 * 1024 * 1536 * 8960 / seconds)
+    return best
+
+
+def _requests(lm: dspy.LM, task: str, data_dir: Path | None, count: int) -> list[Request]:
+    if task not in TASKS:
+        raise ConfigError(f"No task {task!r}; there are {', '.join(TASKS)}.")
+    signature, instructions = TASKS[task]
+    declared = declare(signature, instructions)
+    [field] = declared.input_fields
+    if task != "tickets" and data_dir is None:
+        raise ConfigError(f"{task} needs --data-dir, the folder that holds lmbff_16shot.")
+    path = demo.FOLDER / "test.csv" if data_dir is None else data_dir / "lmbff_16shot" / task / "test.tsv"
+    texts = [str(row.get(field) or row.get("text")) for row in load_rows(path)[:count]]
+    return [DirectAdapter().request(lm, {}, declared, [], {field: text}) for text in texts]
+
+
+def _scored(name: str, lm: dspy.LM, requests: list[Request], peak: float) -> dict[str, Any]:
+    engine = cast("LocalEngine", lm.engine)
+    _ours(engine, requests[:8])
+    seconds, answers = _timed(lambda: _ours(engine, requests))
+    alone_seconds, alone = _timed(lambda: [engine.complete(request).message.text for request in requests])
+    prompts = [engine._prompt(request) for request in requests]
+    fed = sum(len(prompt.suffix) for prompt in prompts) + len(prompts[0].prefix)
+    plain_seconds, _ = _timed(lambda: _plain(engine, requests, 1))
+    llama_seconds, _ = _llama(name, [_text(engine, request) for request in requests], 1)
+    count = len(requests)
+    return {
+        "prompt_tokens": round(sum(prompt.length for prompt in prompts) / count),
+        "own_tokens": round(sum(len(prompt.suffix) for prompt in prompts) / count),
+        "ours": count / seconds,
+        "llama_cpp": count / llama_seconds,
+        "transformers": count / plain_seconds,
+        "one_by_one": count / alone_seconds,
+        "times_llama_cpp": llama_seconds / seconds,
+        "times_transformers": plain_seconds / seconds,
+        "equal_to_one_by_one": sum(a == b for a, b in zip(answers, alone, strict=True)) / count,
+        "share_of_bf16_rate": 2 * _weights(engine) * fed / seconds / peak,
+    }
+
+
+def _decoded(name: str, lm: dspy.LM, drafts: int) -> dict[str, Any]:
+    engine = cast("LocalEngine", lm.engine)
+    texts = [row["text"] for row in load_rows(demo.FOLDER / "train.csv")[:drafts]]
+    config = Config(max_tokens=DECODED, temperature=0.0)
+    requests = [
+        Request(model=lm.model, system="Answer the customer.", messages=(Message.user(text),), config=config)
+        for text in texts
+    ]
+    seconds, answers = _timed(lambda: [r for batch in engine.batches(requests) for _, r in batch])
+    tokens = sum(answer.usage.output_tokens for answer in answers)
+    plain_seconds, plain = _timed(lambda: _plain(engine, requests, DECODED))
+    llama_seconds, llama = _llama(name, [_text(engine, request) for request in requests], DECODED)
+    return {
+        "ours": drafts / seconds,
+        "llama_cpp": drafts / llama_seconds,
+        "transformers": drafts / plain_seconds,
+        "times_llama_cpp": llama_seconds / seconds,
+        "times_transformers": plain_seconds / seconds,
+        "ours_tokens_per_second": tokens / seconds,
+        "llama_cpp_tokens_per_second": llama / llama_seconds,
+        "transformers_tokens_per_second": plain / plain_seconds,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _ours(engine: LocalEngine, requests: Sequence[Request]) -> list[str | None]:
+    found = {index: answer for batch in engine.batches(requests) for index, answer in batch}
+    return [cast("Any", found[index]).message.text for index in range(len(requests))]
+
+
+def _text(engine: LocalEngine, request: Request) -> str:
+    """Return a request's prompt as the model reads it."""
+    prompt = engine._prompt(request)
+    return str(engine._tokenizer.decode([*prompt.prefix, *prompt.suffix]))
+
+
+def _plain(engine: LocalEngine, requests: Sequence[Request], tokens: int) -> int:
+    """Generate with transformers as most people would; return the tokens generated."""
+    made = 0
+    tokenizer = engine._tokenizer
+    tokenizer.padding_side = "left"
+    for start in range(0, len(requests), BATCH):
+        texts = [_text(engine, request) for request in requests[start : start + BATCH]]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            output = engine._model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        fresh = output[:, inputs["input_ids"].shape[1] :]
+        made += int((fresh != tokenizer.pad_token_id).sum())
+    return made
+
+
+def _llama(name: str, prompts: Sequence[str], tokens: int) -> tuple[float, int]:
+    """Complete with llama.cpp in this process; return seconds and tokens generated."""
+    try:
+        llama_cpp: Any = importlib.import_module("xllamacpp")
+    except ImportError as error:
+        raise ConfigError("The comparison needs xllamacpp: pip install 'preceptor[peers]'.") from error
+    entry = lookup(name)
+    params = llama_cpp.CommonParams()
+    params.model.path = str(entry.folder / entry.weights)
+    params.n_parallel, params.n_ctx, params.verbosity = SLOTS, 2048 * SLOTS, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    server = llama_cpp.Server(params)
+
+    def complete(prompt: str) -> int:
+        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "cache_prompt": True}
+        answer = server.handle_completions(asked)
+        if "usage" not in answer:
+            raise ConfigError(f"llama.cpp refused a prompt: {str(answer)[:200]}")
+        return int(answer["usage"]["completion_tokens"])
+
+    with ThreadPoolExecutor(SLOTS) as pool:
+        list(pool.map(complete, prompts[: 2 * SLOTS]))  # every slot reads the shared prefix once
+        return _timed(lambda: sum(pool.map(complete, prompts)))
+
+
+def _weights(engine: LocalEngine) -> int:
+    """Return the parameters that take part in every token's matrix products."""
+    model = engine._model
+    return sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name)
+
+
+def _print(result: dict[str, Any]) -> None:
+    say(f"{result['cores']} cores, bf16 matrix rate {result['bf16_gflops']} GFLOP/s")
+    columns = ["model", "task", "ours", "llama_cpp", "transformers", "times_llama_cpp", "times_transformers"]
+    columns += ["equal_to_one_by_one", "share_of_bf16_rate", "prompt_tokens", "own_tokens"]
+    rows = [[row.get(column, "") for column in columns] for row in result["measured"]]
+    print_table("Rows per second, in one run", columns, rows)

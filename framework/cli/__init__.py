@@ -1,0 +1,52 @@
+"""The command line. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done (a kept prompt included), 2 wrong usage, 3 stopped early and resumable,
+4 the language model failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import typer
+
+from preceptor.cli import compiling, inspecting, tools
+from preceptor.cli.view import say
+from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
+
+INTERRUPTED: Final = 130
+
+app: Final = typer.Typer(
+    help="Declared LLM tasks, compiled into programs that can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+compiling.add_to(app)
+inspecting.add_to(app)
+tools.add_to(app)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else 0
+        if code == INTERRUPTED:
+            say(
+                "Interrupted. What was answered is kept; the same command, or preceptor resume RUN, goes on from there."
+            )
+        return code
+    except BudgetExhausted as error:
+        say(f"Stopped: {error}")
+        return 3
+    except LMFailed as error:
+        say(f"The language model failed. {error}")
+        return 4
+    except PreceptorError as error:
+        say(f"Error: {error}")
+        return 2
+    return 0

@@ -1,0 +1,190 @@
+"""`demo`, `compile` and `resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from preceptor import demo as demo_task
+from preceptor import run as runs
+from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, metric_of, program_of, rows_of
+from preceptor.cli.view import print_json, print_verdict, progress, say
+from preceptor.errors import ConfigError
+from preceptor.evidence import Evidence
+from preceptor.lm.budget import Budget
+from preceptor.lm.catalogue import cache_folder
+
+DEMO_BUDGET: Final = "calls=1000"
+DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
+Bound = Annotated[str | None, typer.Option("--budget", help="E.g. calls=2000,tokens=1M,dollars=5,minutes=30.")]
+Lm = Annotated[str, typer.Option("--lm", help="local/<id>, or any name DSPy knows. Keys come from the environment.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(demo)
+    app.command("compile")(compile_)
+    app.command()(resume)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a compile was asked; kept in the run folder, for `resume`."""
+
+    target: str
+    data: str
+    validation: str | None = None
+    instructions: str | None = None
+    method: str = "ape"
+    lm: str = DEFAULT_LM
+    api_base: str | None = None
+    proposer: str | None = None
+    metric: str | None = None
+    budget: str | None = None
+    seed: int = 0
+    threads: int = 8
+    knobs: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+
+
+def demo(
+    lm: Lm = DEFAULT_LM,
+    run: Annotated[Path | None, typer.Option(help="Run folder; the same one again resumes.")] = None,
+    seed: Seed = 0,
+    budget: Bound = DEMO_BUDGET,
+    json: Json = False,
+) -> None:
+    """Compile the demo task (support tickets, six queues) with APE on a model in this process."""
+    folder = run or cache_folder() / "runs" / f"demo-{lm.replace('/', '-')}-{seed}"
+    if run is None and (folder / "result.json").is_file():
+        say(f"  a finished run of this demo is replayed from {folder}; delete it to start anew")
+    command = Command(
+        target=demo_task.SIGNATURE,
+        instructions=demo_task.INSTRUCTIONS,
+        data=str(demo_task.FOLDER),
+        validation=str(demo_task.FOLDER),
+        lm=lm,
+        budget=budget,
+        seed=seed,
+        knobs=DEMO_KNOBS,
+    )
+    _show(_run(command, folder), json)
+
+
+def compile_(
+    target: Annotated[str, typer.Argument(help="FILE.py:NAME, or a signature: \"text -> label: Literal['a','b']\".")],
+    data: Annotated[str, typer.Option(help="CSV, TSV, JSONL, Parquet, a folder with train.*, or a hub id.")],
+    val: Annotated[str | None, typer.Option(help="Rows to confirm on; by default half of --data.")] = None,
+    instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
+    method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",
+    lm: Lm = DEFAULT_LM,
+    api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    proposer: Annotated[str | None, typer.Option(help="Model that writes instructions; by default --lm.")] = None,
+    metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
+    budget: Bound = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
+    seed: Seed = 0,
+    threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
+    knob: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: candidates=20.")] = None,
+    json: Json = False,
+) -> None:
+    """Improve a program's instructions on labelled rows, and confirm the gain on rows kept back."""
+    command = Command(
+        target=target,
+        data=data,
+        validation=val,
+        instructions=instructions,
+        method=method,
+        lm=lm,
+        api_base=api_base,
+        proposer=proposer,
+        metric=metric,
+        budget=budget,
+        seed=seed,
+        threads=threads,
+        knobs=dict(_pair(text) for text in knob or ()),
+    )
+    folder = run or cache_folder() / "runs" / runs.fingerprint({**dataclasses.asdict(command), "budget": None})
+    _show(_run(command, folder), json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    budget: Bound = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run that was stopped; answers it has are not asked for again."""
+    known: dict[str, Any] | None = runs.read_run(run).get("command")
+    if not known:
+        raise ConfigError(f"{run} was not started from the command line; call compile again with run_dir={str(run)!r}.")
+    command = Command(**known)
+    _show(_run(dataclasses.replace(command, budget=budget or command.budget), run), json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text!r} is not name=value.")
+    return name, value
+
+
+def _run(command: Command, folder: Path) -> Evidence:
+    """Compile as the command says; every input is checked before the model is loaded."""
+    program = program_of(command.target, command.instructions)
+    train = rows_of(program, command.data)
+    confirm = rows_of(program, command.validation, part="validation") if command.validation else None
+    kind = _method(command.method)
+    knobs = _knobs(kind, command.knobs)
+    budget = Budget.parse(command.budget) if command.budget else Budget()
+    metric = metric_of(command.metric, program)
+    lm = lm_of(command.lm, command.api_base)
+    proposer = lm_of(command.proposer, command.api_base) if command.proposer else None
+    runs.remember_command(folder, dataclasses.asdict(command))
+    with progress() as report:
+        teleprompter = kind(
+            metric=metric,
+            lm=lm,
+            proposer=proposer,
+            budget=budget,
+            run_dir=folder,
+            seed=command.seed,
+            threads=command.threads,
+            report=report,
+            **knobs,
+        )
+        evidence: Evidence = teleprompter.compile(program, trainset=train, valset=confirm).evidence
+        return evidence
+
+
+def _method(name: str) -> Any:
+    methods = entries("teleprompters")
+    if name not in methods:
+        raise ConfigError(f"No method {name!r}; installed are {', '.join(methods)}.")
+    return methods[name].load()
+
+
+def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:
+    """Return a method's settings as its fields' types."""
+    own: dict[str, Any] = {
+        field.name: type(field.default) for field in dataclasses.fields(kind) if field.name not in _CONTRACT
+    }
+    unknown = [name for name in given if name not in own]
+    if unknown:
+        raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; it has {', '.join(own)}.")
+    try:
+        return {name: own[name](value) for name, value in given.items()}
+    except ValueError as error:
+        raise ConfigError(f"A setting of {kind.__name__} has the wrong form: {error}.") from error
+
+
+_CONTRACT: Final = {"metric", "lm", "proposer", "budget", "run_dir", "threads", "seed", "report"}
+
+
+def _show(evidence: Evidence, as_json: bool) -> None:
+    result = evidence.as_dict()
+    print_json(result) if as_json else print_verdict(result)

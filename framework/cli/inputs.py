@@ -1,0 +1,140 @@
+"""What users type, turned into programs, models, metrics and rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, get_origin
+
+import dspy
+
+from preceptor.cli.view import download
+from preceptor.data import examples, load_rows
+from preceptor.errors import ConfigError
+from preceptor.lm.adapter import choices, is_direct
+from preceptor.lm.catalogue import DEFAULT
+from preceptor.lm.local import LocalLM
+from preceptor.lm.seam import predictors
+
+DEFAULT_LM: Final = f"local/{DEFAULT}"
+MAX_TOKENS: Final = 512
+
+
+def entries(group: str) -> dict[str, Any]:
+    """Return what is installed under `preceptor.<group>`, by name."""
+    return {entry.name: entry for entry in entry_points(group=f"preceptor.{group}")}
+
+
+def program_of(target: str, instructions: str | None) -> dspy.Module:
+    """Return a program from `FILE.py:NAME`, or from a signature written out.
+
+    Raises:
+        ConfigError: If there is no such file or name, or it is neither a module, a signature nor a function of one.
+    """
+    if "->" in target:
+        return _declared(_signature(target), instructions)
+    found = _named(target, "a module, a signature, or a function that returns one")
+    if inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, dspy.Module)):
+        found = found()
+    if inspect.isclass(found) and issubclass(found, dspy.Signature):
+        return _declared(found, instructions)
+    if not isinstance(found, dspy.Module):
+        raise ConfigError(f"{target} is a {type(found).__name__}; it must be a dspy.Module or a dspy.Signature.")
+    if instructions is not None:
+        raise ConfigError("--instructions goes with a signature; a module has its own.")
+    return found
+
+
+def _signature(text: str) -> Any:
+    try:
+        return dspy.ensure_signature(text)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ConfigError(
+            f"{text!r} is no signature: {error}. Write it as \"text -> label: Literal['a','b']\"."
+        ) from error
+
+
+def _declared(signature: Any, instructions: str | None) -> dspy.Module:
+    name = "classify" if is_direct(signature) and choices(signature) else "generate"
+    program: dspy.Module = entries("modules")[name].load()(signature, instructions)
+    return program
+
+
+def _named(target: str, wanted: str) -> Any:
+    """Return an object of a Python file of the user's."""
+    file, _, name = target.rpartition(":")
+    path = Path(file)
+    if not file or path.suffix != ".py":
+        raise ConfigError(f"{target!r} is not FILE.py:NAME, where NAME is {wanted}.")
+    if not path.is_file():
+        raise ConfigError(f"No file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} can't be imported.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} raised {type(error).__name__} when imported: {error}") from error
+    if not hasattr(module, name):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise ConfigError(f"{path} has no {name!r}; it has {', '.join(public)}.")
+    return getattr(module, name)
+
+
+def lm_of(name: str, api_base: str | None = None) -> dspy.LM:
+    """Return a language model from `local/<id>` or any name DSPy knows; keys come from the environment.
+
+    Raises:
+        ModelError: If a local model isn't there and can't be fetched.
+    """
+    if name.startswith("local/"):
+        return LocalLM(name.removeprefix("local/").partition("@")[0], progress=download())
+    settings: dict[str, Any] = {} if api_base is None else {"api_base": api_base}
+    return dspy.LM(name, temperature=0.0, max_tokens=MAX_TOKENS, cache=False, **settings)
+
+
+def metric_of(name: str | None, program: dspy.Module) -> Any:
+    """Return the metric named, or `FILE.py:NAME`; by default accuracy for labels, exact match for text."""
+    if name is None:
+        signature = predictors(program)[-1][1].signature
+        return "accuracy" if is_direct(signature) and choices(signature) else "exact_match"
+    return _named(name, "a metric") if ".py:" in name else name
+
+
+def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a program's input and label fields with their types.
+
+    Inputs are what some predictor reads and none writes. Labels are the last predictor's outputs that
+    the data have a column for, all of them if it has none.
+    """
+    signatures = [predictor.signature for _, predictor in predictors(program)]
+    written = {name for signature in signatures for name in signature.output_fields}
+    inputs = {
+        name: field.annotation
+        for signature in signatures
+        for name, field in signature.input_fields.items()
+        if name not in written
+    }
+    outputs = {name: field.annotation for name, field in signatures[-1].output_fields.items()}
+    known = {name: kind for name, kind in outputs.items() if name in columns}
+    return inputs, {name: _checked(kind) for name, kind in (known or outputs).items()}
+
+
+def _checked(kind: Any) -> Any:
+    """Return the type a label is checked against; containers and records are left to the metric."""
+    return kind if kind in (str, int, float, bool) or get_origin(kind) is not None else Any
+
+
+def rows_of(program: dspy.Module, source: str, *, part: str = "train") -> list[dspy.Example]:
+    """Return a file's rows as examples of this program.
+
+    Raises:
+        DataError: Naming file, row and field.
+    """
+    rows = load_rows(source, part=part)
+    inputs, outputs = fields_of(program, rows[0])
+    return examples(rows, inputs, outputs, source=source)

@@ -1,0 +1,234 @@
+"""Rows: reading them from files, checking them before anything is spent, and splitting them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args, get_origin
+
+import dspy
+
+from preceptor.errors import DataError
+
+READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]]:
+    """Return the rows of a CSV, TSV, JSON, JSONL or Parquet file, or of a data set on the Hugging Face hub.
+
+    Args:
+        source: A file; or a hub id (`owner/name`), for those who have the network.
+        part: The hub's split; a file is one part.
+
+    Raises:
+        DataError: If there is no such file, it can't be read, or it has no rows.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, part)
+    if path.suffix.lower() not in READERS:
+        return _from_hub(str(source), part)
+    if not path.is_file():
+        raise DataError(f"No file {path}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; it needs a header and at least one row.")
+    rows = _read(READERS[path.suffix.lower()], path)
+    if not rows:
+        raise DataError(f"{path} has no rows.")
+    return rows
+
+
+def _from_folder(folder: Path, part: str) -> list[dict[str, Any]]:
+    files = [path for path in sorted(folder.glob(f"{part}.*")) if path.suffix.lower() in READERS]
+    if not files:
+        raise DataError(f"{folder} has no {part} file ending in {', '.join(READERS)}.")
+    return load_rows(files[0])
+
+
+def _read(reader: str, path: Path) -> list[dict[str, Any]]:
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        options = _csv_options(path)
+    with tempfile.TemporaryDirectory() as cache:
+        shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache, **options)
+            return cast("list[dict[str, Any]]", table.to_list())
+        except (DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
+            if "corresponds to no data" in str(error):
+                return []
+            cause = error.__cause__ or error
+            raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {cause}") from error
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Return how to read a CSV or TSV file with every value as text: labels such as 1 or NA stay what they are."""
+    import datasets
+
+    is_tsv = path.suffix.lower() == ".tsv"
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    header, first = _beginning(path, dialect)
+    if len(set(header)) < len(header) or not all(header):
+        raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header)}.")
+    if len(first) > len(header):  # pandas would take the first column for an index and shift the others
+        raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
+    features = datasets.Features({name: datasets.Value("string") for name in header})
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
+
+
+def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the header and the first row that isn't blank."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, **dialect)
+            header = next(lines, [])
+            with contextlib.suppress(csv.Error):  # a text longer than csv's limit; pandas has none
+                return header, next(filter(None, lines), [])
+            return header, []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {error}.") from error
+
+
+def _from_hub(name: str, part: str) -> list[dict[str, Any]]:
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or a hub id (owner/name).")
+    try:
+        return cast("list[dict[str, Any]]", datasets.load_dataset(name, split=part).to_list())
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
+
+
+def examples(
+    rows: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    source: str,
+) -> list[dspy.Example]:
+    """Return rows as examples, every field checked and of the declared type.
+
+    Args:
+        rows: One mapping per row.
+        inputs: Input field -> type.
+        outputs: Label field -> type.
+        source: Named in messages.
+
+    Raises:
+        DataError: Naming the row and the field: a missing column, an empty value, a wrong type, an unknown
+            label, an id that occurs twice.
+    """
+    fields = {**inputs, **outputs}
+    if not rows:
+        raise DataError(f"{source} has no rows.")
+    absent = [name for name in fields if name not in rows[0]]
+    if absent:
+        raise DataError(f"{source} has no column {absent[0]!r}; it has {', '.join(rows[0])}.")
+    _refuse_duplicates(rows, source)
+    found: list[dspy.Example] = []
+    for number, row in enumerate(rows, 1):
+        values = {name: _typed(row.get(name), kind, f"{source}, row {number}, {name}") for name, kind in fields.items()}
+        found.append(dspy.Example(**values).with_inputs(*inputs))
+    return found
+
+
+def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:
+    first: dict[Any, int] = {}
+    for number, row in enumerate(rows, 1):
+        key = row.get("id")
+        if key is None:
+            continue
+        if key in first:
+            raise DataError(f"{source}: rows {first[key]} and {number} have the same id {key!r}.")
+        first[key] = number
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    if value is None or value == "":
+        raise DataError(f"{where}: the value is missing.")
+    if get_origin(kind) is Literal:
+        labels = {str(label): label for label in get_args(kind)}
+        if str(value) not in labels:
+            raise DataError(f"{where}: {value!r} is no label; expected one of {', '.join(labels)}.")
+        return labels[str(value)]
+    if kind in (int, float, bool):
+        return _number(value, kind, where)
+    if kind is str and not isinstance(value, str):
+        raise DataError(f"{where}: expected text, got {type(value).__name__} {value!r}.")
+    return value
+
+
+def _number(value: Any, kind: type, where: str) -> Any:
+    text = str(value).strip()
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise DataError(f"{where}: expected True or False, got {value!r}.")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise DataError(f"{where}: expected {kind.__name__}, got {value!r}.") from error
+
+
+def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> list[dspy.Example]:
+    """Return `rows` as a list, if all are examples with the inputs a program needs.
+
+    Raises:
+        DataError: If there are none, one is no `dspy.Example`, or one lacks an input.
+    """
+    found = list(rows)
+    needed = list(inputs)
+    if not found:
+        raise DataError(f"{name} is empty.")
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dspy.Example):
+            raise DataError(f"{name}, row {number}: expected a dspy.Example, got {type(row).__name__}.")
+        if row._input_keys is None:
+            raise DataError(f"{name}, row {number}: call .with_inputs(...) to say which fields are inputs.")
+        absent = [field for field in needed if field not in row.inputs()]
+        if absent:
+            raise DataError(f"{name}, row {number}: the input {absent[0]!r} is missing; it has {list(row.inputs())}.")
+    return found
+
+
+def split(rows: Sequence[dspy.Example], output: str, *, seed: int) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    """Return (train, validation) halves, stratified by the field `output` where it is there.
+
+    Example:
+        >>> rows = [dspy.Example(x=n, y="ab"[n % 2]).with_inputs("x") for n in range(8)]
+        >>> train, validation = split(rows, "y", seed=0)
+        >>> sorted(row.y for row in train), len(validation)
+        (['a', 'a', 'b', 'b'], 4)
+    """
+    order = stratified(rows, output, random.Random(seed))
+    taken = set(order[: (len(rows) + 1) // 2])
+    return [row for at, row in enumerate(rows) if at in taken], [row for at, row in enumerate(rows) if at not in taken]
+
+
+def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:
+    """Return a random order of the rows in which every beginning has about the labels' shares."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        groups[str(row.get(output, "")) if output else ""].append(at)
+    placed: list[tuple[float, float, int]] = []
+    for label in sorted(groups):
+        members = groups[label]
+        rng.shuffle(members)
+        offset = rng.random()
+        placed += [((rank + offset) / len(members), rng.random(), at) for rank, at in enumerate(members)]
+    return [at for _, _, at in sorted(placed)]

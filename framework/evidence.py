@@ -1,0 +1,136 @@
+"""Evidence: what a compile measured, in the words and numbers that are reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from preceptor.lm.budget import Cost
+from preceptor.scoring.statistics import Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The result of a compile, from rows no search step has seen.
+
+    Attributes:
+        method: Name of the method.
+        metric: Name of the metric; scores and gains are in [0, 1].
+        comparison: The best candidate against the seed on the confirmation rows.
+        baseline_ci: 95 % interval of the seed's score.
+        compiled_ci: 95 % interval of the returned program's score.
+        replaced: True if the user's instructions were replaced.
+        has_candidate: False if the search found nothing better than the seed.
+        train_rows: Rows the search could see.
+        smallest_gain: Smallest true gain the confirmation rows confirm four times in five.
+        search_score: The winner's score in the search: it was selected for being high, so it is no estimate.
+        instructions: Of the returned program.
+        seed_instructions: Of the user's.
+        spent: Calls, tokens and dollars, replayed answers included.
+        billed: What was paid in this process.
+        seconds: Wall-clock time of this process.
+        seed: Of the compile.
+        lm: The task's model.
+        proposer: The proposer's model.
+        stopped: Why the search stopped early, "" if it didn't.
+        run: The run folder.
+        program: The artifact.
+    """
+
+    method: str
+    metric: str
+    comparison: Comparison
+    baseline_ci: tuple[float, float]
+    compiled_ci: tuple[float, float]
+    replaced: bool
+    has_candidate: bool
+    train_rows: int
+    smallest_gain: float
+    search_score: float | None
+    instructions: dict[str, str]
+    seed_instructions: dict[str, str]
+    spent: Cost
+    billed: Cost
+    seconds: float
+    seed: int
+    lm: str
+    proposer: str
+    stopped: str
+    run: str
+    program: str
+
+    @property
+    def baseline(self) -> float:
+        """Score of the user's instructions on the confirmation rows."""
+        return self.comparison.before
+
+    @property
+    def compiled(self) -> float:
+        """Score of the returned program on the same rows."""
+        return self.comparison.after if self.replaced else self.comparison.before
+
+    @property
+    def gain(self) -> float:
+        """What is claimed: compiled - baseline, 0 if the user's instructions were kept."""
+        return self.compiled - self.baseline
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        c = self.comparison
+        difference = f"{100 * c.gain:+.1f} points, 95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
+        if self.replaced:
+            return (
+                f"Replaced: {self.metric} {c.before:.3f} -> {c.after:.3f} on {c.rows} rows no search step has seen "
+                f"({difference}, p = {c.p_value:.2g}, {c.test})."
+            )
+        if not self.has_candidate:
+            return f"Kept: the search found nothing better than your instructions ({self.metric} {c.before:.3f})."
+        return (
+            f"Kept: no significant improvement on {c.rows} untouched rows. The best candidate differs by "
+            f"{difference}, p = {c.p_value:.2g}; so many rows can confirm {100 * self.smallest_gain:.0f} or more."
+        )
+
+    def stable(self) -> dict[str, Any]:
+        """Return what is equal in every run of the same compile; it goes into the artifact."""
+        c = self.comparison
+        return {
+            "method": self.method,
+            "metric": self.metric,
+            "baseline": self.baseline,
+            "baseline_ci": list(self.baseline_ci),
+            "compiled": self.compiled,
+            "compiled_ci": list(self.compiled_ci),
+            "gain": self.gain,
+            "tested_gain": c.gain,
+            "ci": [c.low, c.high],
+            "p_value": c.p_value,
+            "test": c.test,
+            "replaced": self.replaced,
+            "rows": c.rows,
+            "train_rows": self.train_rows,
+            "smallest_gain": self.smallest_gain,
+            "search_score": self.search_score,
+            "calls": self.spent.calls,
+            "tokens": self.spent.tokens,
+            "dollars": self.spent.dollars,
+            "seed": self.seed,
+            "lm": self.lm,
+            "proposer": self.proposer,
+            "instructions": self.instructions,
+            "seed_instructions": self.seed_instructions,
+            "verdict": self.verdict,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `compile --json` prints."""
+        return {
+            **self.stable(),
+            "billed_calls": self.billed.calls,
+            "billed_tokens": self.billed.tokens,
+            "billed_dollars": self.billed.dollars,
+            "seconds": round(self.seconds, 1),
+            "stopped": self.stopped,
+            "run": self.run,
+            "program": self.program,
+        }

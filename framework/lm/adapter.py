@@ -1,0 +1,213 @@
+"""The direct adapter: instructions are the system message, fields the user's, the reply is the answer.
+
+Small models lose a fifth of their answers to field markers; here there are none. A `Literal` output
+is passed to the engine as choices where the engine takes them, and listed in the system message in
+any case. Several or nested outputs go through DSPy's JSON adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Union, cast, get_args, get_origin
+
+import dspy
+from dspy.adapters.utils import parse_value
+from dspy.clients.backend_selection import CLIENT_KEYS
+from dspy.lm15 import Request, Response, request_from_openai_chat
+from dspy.utils.exceptions import AdapterParseError
+
+Signature = type[dspy.Signature]
+
+_PLAIN: Final = (str, int, float, bool)
+_NOT_SENT: Final = CLIENT_KEYS | {"n", "rollout_id", "num_generations", "cache", "prompt_cache"}
+
+
+class DirectAdapter(dspy.Adapter):
+    """Renders a signature without field markers and parses the bare reply.
+
+    Example:
+        >>> signature = dspy.Signature("text -> label: Literal['good', 'bad']", "Judge the review.")
+        >>> for message in DirectAdapter().format(signature, [], {"text": "Lovely."}):
+        ...     print(f"{message['role']}: {message['content']}")
+        system: Judge the review.
+        <BLANKLINE>
+        Answer with exactly one of: good, bad.
+        user: text: Lovely.
+        >>> DirectAdapter().parse(signature, " Good.")
+        {'label': 'good'}
+    """
+
+    def __call__(
+        self,
+        lm: dspy.BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: Signature,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Ask and parse; one call, whatever the answer."""
+        answers: list[dict[str, Any]]
+        if is_direct(signature) and takes_choices(lm, signature):
+            response = lm(self.request(lm, lm_kwargs, signature, demos, inputs))
+            return [self._chosen(signature, cast("Response", response))]
+        asking = super().__call__ if is_direct(signature) else dspy.JSONAdapter().__call__
+        answers = asking(lm, lm_kwargs, signature, demos, inputs)
+        return answers
+
+    async def acall(
+        self,
+        lm: dspy.BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: Signature,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Ask and parse without blocking the event loop."""
+        answers: list[dict[str, Any]]
+        if is_direct(signature) and takes_choices(lm, signature):
+            response = await lm.acall(self.request(lm, lm_kwargs, signature, demos, inputs))
+            return [self._chosen(signature, cast("Response", response))]
+        asking = super().acall if is_direct(signature) else dspy.JSONAdapter().acall
+        answers = await asking(lm, lm_kwargs, signature, demos, inputs)
+        return answers
+
+    def request(
+        self,
+        lm: dspy.BaseLM,
+        lm_kwargs: Mapping[str, Any],
+        signature: Signature,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+        answers: list[str] | None = None,
+    ) -> Request:
+        """Return the request that asks for one of `answers`, by default the signature's choices."""
+        settings = {
+            name: value
+            for name, value in {**lm.kwargs, **lm_kwargs}.items()
+            if name not in _NOT_SENT and value is not None
+        }
+        messages = self.format(signature, demos, inputs)
+        request = request_from_openai_chat({"model": lm.model, "messages": messages, **settings})
+        extensions = {"choices": answers if answers is not None else list(choices(signature))}
+        return dataclasses.replace(request, config=dataclasses.replace(request.config, extensions=extensions))
+
+    def _chosen(self, signature: Signature, response: Response) -> dict[str, Any]:
+        value = self.parse(signature, response.message.text or "")
+        top = response.logprobs[0].top if response.logprobs else ()
+        return {**value, "logprobs": {choice.token: choice.logprob for choice in top}}
+
+    def format_system_message(self, signature: Signature) -> str:
+        """Return the instructions, and the labels where there are any."""
+        options = choices(signature)
+        listed = f"\n\nAnswer with exactly one of: {', '.join(options)}." if options else ""
+        return f"{signature.instructions}{listed}"
+
+    def format_user_message_content(
+        self,
+        signature: Signature,
+        inputs: dict[str, Any],
+        prefix: str = "",
+        suffix: str = "",
+        main_request: bool = False,
+    ) -> str:
+        """Return one `name: value` line per input field."""
+        given = [name for name in signature.input_fields if inputs.get(name) is not None]
+        lines = [f"{name}: {_shown(inputs[name])}" for name in given]
+        return "\n".join(part for part in (prefix, *lines, suffix) if part)
+
+    def format_assistant_message_content(
+        self, signature: Signature, outputs: dict[str, Any], missing_field_message: str | None = None
+    ) -> str:
+        """Return the bare answer of a demonstration."""
+        return _shown(outputs.get(output_name(signature), missing_field_message or ""))
+
+    def parse(self, signature: Signature, completion: str) -> dict[str, Any]:
+        """Read the reply as the output field's type.
+
+        Raises:
+            AdapterParseError: If it can't be read so.
+        """
+        name = output_name(signature)
+        field = signature.output_fields[name]
+        text = completion.strip()
+        try:
+            options = choices(signature)
+            value = parse_value(_option(options, text), field.annotation) if options else _value(text, field.annotation)
+        except (ValueError, TypeError) as error:
+            raise AdapterParseError(
+                adapter_name=type(self).__name__,
+                signature=cast("Any", signature),
+                lm_response=completion,
+                message=str(error),
+            ) from error
+        return {name: value}
+
+
+def declare(signature: Any, instructions: str | None = None) -> Signature:
+    """Return a signature from its text or class, with other instructions where they are given."""
+    declared: Any = dspy.ensure_signature(signature)
+    return cast("Signature", declared if instructions is None else declared.with_instructions(instructions))
+
+
+def output_name(signature: Signature) -> str:
+    """Return the name of the only output field."""
+    [name] = signature.output_fields
+    return str(name)
+
+
+def is_direct(signature: Signature) -> bool:
+    """Return True if the bare reply can be the answer: one output that is text, a number or a choice."""
+    if len(signature.output_fields) != 1:
+        return False
+    annotation = _bare(signature.output_fields[output_name(signature)].annotation)
+    return annotation in _PLAIN or get_origin(annotation) is Literal
+
+
+def choices(signature: Signature) -> tuple[str, ...]:
+    """Return the texts the only output may take, empty if it is free."""
+    annotation = _bare(signature.output_fields[output_name(signature)].annotation)
+    if annotation is bool:
+        return ("True", "False")
+    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+
+
+def takes_choices(lm: dspy.BaseLM, signature: Signature) -> bool:
+    """Return True if this model's engine can be handed this signature's choices."""
+    return bool(getattr(getattr(lm, "engine", None), "supports_choices", False)) and bool(choices(signature))
+
+
+def _bare(annotation: Any) -> Any:
+    """Return X for `X | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [arg for arg in get_args(annotation) if arg is not type(None)]
+        return inner[0] if len(inner) == 1 else annotation
+    return annotation
+
+
+def _option(options: tuple[str, ...], text: str) -> str:
+    """Return the option a reply names: exactly, or but for case, quotes, a final stop or a 'label:' before it."""
+    if text in options:
+        return text
+    folded = {_folded(option): option for option in options}
+    first = text.splitlines()[0] if text else ""
+    for reply in (text, first, first.rpartition(":")[2]):
+        bare = _folded(reply)
+        if bare and bare in folded:
+            return folded[bare]
+    raise ValueError(f"The reply is none of {', '.join(options)}.")
+
+
+def _folded(text: str) -> str:
+    return text.strip().strip("\"'`*.").strip().casefold()
+
+
+def _value(text: str, annotation: Any) -> Any:
+    if not text:
+        raise ValueError("The reply is empty.")
+    return text if _bare(annotation) is str else parse_value(text.replace(",", "").rstrip("."), annotation)
+
+
+def _shown(value: Any) -> str:
+    return str(value)

@@ -1,0 +1,147 @@
+"""Budgets: what a compile may spend, reserved before every call and never passed."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from preceptor.errors import BudgetExhausted, ConfigError
+
+_UNITS: Final = {"": 1, "k": 1_000, "m": 1_000_000}
+_FORM: Final = re.compile(r"(\w+)=(\d+(?:\.\d+)?|\.\d+)([kKmM]?)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper bounds on what task and proposer models spend together; None means unbounded.
+
+    Attributes:
+        calls: Answers asked for, replayed ones included.
+        tokens: Input and output tokens together, replayed ones included.
+        dollars: By the price of each model.
+        seconds: Wall-clock time of this process; a resumed run starts its clock anew.
+
+    Example:
+        >>> Budget.parse("calls=2k,minutes=30")
+        Budget(calls=2000, tokens=None, dollars=None, seconds=1800.0)
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    dollars: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"Budget needs {field.name} > 0, got {value}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `calls=2000,tokens=1M,dollars=5,minutes=30`; `seconds` works too.
+
+        Raises:
+            ConfigError: If a part isn't `name=number` with one of those names.
+        """
+        given: dict[str, float] = {}
+        for part in text.split(","):
+            match = _FORM.fullmatch(part.strip())
+            if match is None:
+                raise ConfigError(f"--budget: {part.strip()!r} is not name=number, as in calls=2000,tokens=1M.")
+            given[match[1]] = float(match[2]) * _UNITS[match[3].lower()]
+        if "minutes" in given:
+            given["seconds"] = 60 * given.pop("minutes")
+        unknown = set(given) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ConfigError(f"--budget: no {sorted(unknown)[0]!r}; use calls, tokens, dollars, minutes or seconds.")
+        whole = {name: int(given[name]) for name in ("calls", "tokens") if name in given}
+        exact: dict[str, Any] = dict(given) | dict(whole)
+        return cls(**exact)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call, or many, took."""
+
+    calls: int = 0
+    tokens: int = 0
+    dollars: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.calls + other.calls, self.tokens + other.tokens, self.dollars + other.dollars)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.calls - other.calls, self.tokens - other.tokens, self.dollars - other.dollars)
+
+
+class Account:
+    """What has been spent of a budget, safe to share between threads.
+
+    A call reserves the most it can cost, then settles for what it did cost. Replayed answers count
+    like fresh ones, so that a resumed run takes the same path; `billed` is what was paid now.
+
+    Args:
+        budget: The bounds.
+        clock: Seconds, for tests.
+    """
+
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = budget
+        self.spent = Cost()
+        self.billed = Cost()
+        self._reserved = Cost()
+        self._held = 0
+        self._clock = clock
+        self._start = clock()
+        self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the account was opened."""
+        return self._clock() - self._start
+
+    @property
+    def calls_left(self) -> int | None:
+        """Calls that may still be dispatched, those held back excluded; None if unbounded."""
+        if self.budget.calls is None:
+            return None
+        return max(0, self.budget.calls - self.spent.calls - self._reserved.calls - self._held)
+
+    def hold(self, calls: int) -> None:
+        """Keep `calls` back for later, so that a search can't spend what the confirmation needs."""
+        with self._lock:
+            self._held = calls
+
+    def reserve(self, most: Cost) -> None:
+        """Set aside the most the next calls can cost.
+
+        Raises:
+            BudgetExhausted: If that might pass the budget; nothing is set aside then.
+        """
+        with self._lock:
+            after = self.spent + self._reserved + most
+            self._check("calls", after.calls + self._held, self.budget.calls)
+            self._check("tokens", after.tokens, self.budget.tokens)
+            self._check("dollars", after.dollars, self.budget.dollars)
+            self._check("seconds", self.seconds, self.budget.seconds)
+            self._reserved += most
+
+    def settle(self, most: Cost, actual: Cost, *, billed: bool) -> None:
+        """Turn a reservation into what the calls really cost."""
+        with self._lock:
+            self._reserved -= most
+            self.spent += actual
+            if billed:
+                self.billed += actual
+
+    def _check(self, what: str, after: float, bound: float | None) -> None:
+        if bound is not None and after > bound:
+            raise BudgetExhausted(
+                f"The next call could take {what} to {after:g}, past the budget of {bound:g}; nothing was sent. "
+                "Resume with a larger budget."
+            )

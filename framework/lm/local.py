@@ -1,0 +1,344 @@
+"""The in-process engine: a language model on `transformers`, fast because rows share their work.
+
+`LocalLM("qwen2.5-coder-1.5b")` is a `dspy.LM` like any other. Its engine takes many requests at
+once (`batches`), groups them by shared prefix, scores choices in packed forward passes
+(`packing.py`) and decodes free text in batches (`decoding.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias, cast
+
+import dspy
+import torch
+from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
+
+from preceptor.errors import InputTooLong, ModelError
+from preceptor.lm import decoding, packing
+from preceptor.lm.catalogue import CATALOGUE
+from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
+from preceptor.lm.seam import text_of_parts
+
+MAX_TOKENS: Final = 512
+"""Tokens decoded where a request names no bound."""
+
+_PACK: Final = 384
+"""Tokens of one packed pass: beyond, attention grows faster than matrix products gain (bench engine)."""
+
+_DECODED_TOGETHER: Final = 32
+_PREFIXES: Final = 8
+"""Prefixes whose keys and values are kept for the next batch."""
+
+Result: TypeAlias = Response | Exception
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A tokenized request: what it may share, what is its own, and the choices if it has any."""
+
+    request: Request
+    prefix: Tokens
+    suffix: Tokens
+    choices: tuple[Tokens, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+
+class LocalEngine:
+    """A DSPy engine (`complete(Request) -> Response`) around one model in this process.
+
+    Requests may carry `config.extensions["choices"]`, a list of texts: the answer is then the
+    likeliest one, and `logprobs[0].top` holds log P of each. One call at a time runs; deep copies
+    are the engine itself, so that copying a program never copies the weights.
+
+    Args:
+        model: A causal language model of `transformers`.
+        tokenizer: Its tokenizer, with a chat template.
+        name: `local/<id>@<sha12>`: the fingerprint keeps answers of different weights apart.
+        memory: Bound on keys and values of one batch, in bytes.
+    """
+
+    supports_choices = True
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = False
+    supported_params = frozenset({"temperature", "top_p", "top_k", "max_tokens", "stop", "seed"})
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, *, memory: int = 2 << 30) -> None:
+        self.name = name
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._prefixes: OrderedDict[Tokens, Any] = OrderedDict()
+        ends = model.generation_config.eos_token_id
+        several = cast("list[int]", ends if isinstance(ends, list) else [ends])
+        self._ends = frozenset({*several, tokenizer.eos_token_id} - {None})
+
+    def __copy__(self) -> LocalEngine:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
+        return self
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return int(self._model.config.max_position_embeddings)
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            InputTooLong: If prompt and answer don't fit the model's context.
+        """
+        [[(_, result)]] = self.batches([request])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def score(self, request: Request, continuation: str) -> float:
+        """Return log P(continuation | request) per token of the continuation, natural logarithm."""
+        config = copy.copy(request.config)
+        object.__setattr__(config, "extensions", {"choices": [continuation]})
+        response = self.complete(
+            Request(model=request.model, messages=request.messages, system=request.system, config=config)
+        )
+        return mean_log_probability(response)
+
+    def count_tokens(self, request: Request) -> int:
+        """Return the length of a request's prompt in tokens."""
+        return self._prompt(request).length
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
+        """Answer many requests; after each executed batch, yield (index, answer or error) pairs.
+
+        Equal lists of requests are batched equally, whoever asked when; what follows the first
+        batches is batched as before if those are left out.
+        """
+        with self._lock, torch.inference_mode():
+            refused: list[tuple[int, Result]] = []
+            groups: dict[tuple[Tokens, bool], list[tuple[int, _Prompt]]] = defaultdict(list)
+            for index, request in enumerate(requests):
+                try:
+                    prompt = self._prompt(request)
+                    groups[prompt.prefix, bool(prompt.choices)].append((index, prompt))
+                except InputTooLong as error:
+                    refused.append((index, error))
+            if refused:
+                yield refused
+            for (prefix, has_choices), members in groups.items():
+                yield from self._choose(prefix, members) if has_choices else self._decode(prefix, members)
+
+    def _choose(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
+        prompts = dict(members)
+        rows = [(index, packing.Row(prompt.suffix, prompt.choices)) for index, prompt in members]
+        for chunk in packing.chunks(rows, _PACK):
+            scores = packing.log_probabilities(self._model, self._prefix(prefix), [row for _, row in chunk])
+            yield [(index, self._chosen(prompts[index], s)) for (index, _), s in zip(chunk, scores, strict=True)]
+
+    def _decode(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
+        draws = [(index, prompt, _draw(prompt, self.context)) for index, prompt in members]
+        draws.sort(key=lambda item: (len(item[2].suffix), item[2].suffix, item[2].seed, item[0]))
+        while draws:
+            longest = max(prompt.length + draw.max_tokens for _, prompt, draw in draws)
+            fits = max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
+            batch, draws = draws[:fits], draws[fits:]
+            texts = decoding.decode(
+                self._model,
+                copy.deepcopy(self._prefix(prefix)),
+                [draw for _, _, draw in batch],
+                ends=self._ends,
+                detokenize=self._detokenize,
+            )
+            yield [(i, self._decoded(prompt, text)) for (i, prompt, _), text in zip(batch, texts, strict=True)]
+
+    def _prompt(self, request: Request) -> _Prompt:
+        """Render and tokenize a request; its prefix ends where the last message's text begins.
+
+        Raises:
+            InputTooLong: If prompt and answer don't fit.
+        """
+        messages = [{"role": message.role, "content": message.text or ""} for message in request.messages]
+        if request.system:
+            messages.insert(0, {"role": "system", "content": text_of_parts(request.system)})
+        rendered: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        last = str(messages[-1]["content"]).strip()
+        cut = max(0, rendered.rfind(last)) if last else 0
+        choices = branch_texts(self, cast("list[str]", (request.config.extensions or {}).get("choices", [])))
+        prompt = _Prompt(request, self._tokens(rendered[:cut]), self._tokens(rendered[cut:]), choices)
+        answer = max(map(len, choices)) if choices else 1
+        if prompt.length + answer > self.context:
+            raise InputTooLong(
+                f"{self.name} reads at most {self.context} tokens, this prompt has {prompt.length}. "
+                f"Shorten the input that begins {last[:60]!r}."
+            )
+        return prompt
+
+    def _tokens(self, text: str) -> Tokens:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    def _detokenize(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _prefix(self, prefix: Tokens) -> Any:
+        """Return keys and values of a prefix, computed alone and kept for later batches."""
+        from transformers import DynamicCache
+
+        if prefix not in self._prefixes:
+            cache = DynamicCache(config=self._model.config)
+            if prefix:
+                tokens = torch.tensor([prefix], device=self._model.device)
+                self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._prefixes[prefix] = cache
+            while len(self._prefixes) > 1 and self._over_memory():
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(prefix)
+        return self._prefixes[prefix]
+
+    def _over_memory(self) -> bool:
+        kept = sum(map(len, self._prefixes)) * self._bytes_per_token
+        return len(self._prefixes) > _PREFIXES or kept > self._memory // 4
+
+    @property
+    def _bytes_per_token(self) -> int:
+        config = self._model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * self._model.dtype.itemsize)
+
+    def _chosen(self, prompt: _Prompt, scores: list[float]) -> Response:
+        texts = cast("list[str]", (prompt.request.config.extensions or {})["choices"])
+        best = max(range(len(texts)), key=lambda at: (scores[at], -at))
+        ranked = sorted(range(len(texts)), key=lambda at: (-scores[at], at))
+        logprobs = TokenLogprob(
+            texts[best], scores[best], top=tuple(TopLogprob(texts[at], scores[at]) for at in ranked)
+        )
+        return self._response(prompt, texts[best], "stop", len(prompt.choices[best]), (logprobs,))
+
+    def _decoded(self, prompt: _Prompt, text: decoding.Text) -> Response:
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if prompt.request.config.logprobs is not None:
+            pairs = zip(text.tokens, text.logprobs, strict=False)
+            logprobs = tuple(TokenLogprob(self._detokenize([token]), value) for token, value in pairs)
+        return self._response(prompt, text.text, text.reason, len(text.tokens), logprobs)
+
+    def _response(
+        self, prompt: _Prompt, text: str, reason: str, output: int, logprobs: tuple[TokenLogprob, ...] | None
+    ) -> Response:
+        return Response(
+            id=None,
+            model=self.name,
+            message=Message.assistant([TextPart(text)]),
+            finish_reason=cast("Any", reason),
+            usage=Usage(input_tokens=prompt.length, output_tokens=output),
+            logprobs=logprobs,
+        )
+
+
+def mean_log_probability(response: Response) -> float:
+    """Return log P of the chosen text per token, from an answer to a request with choices."""
+    logprobs, tokens = response.logprobs, response.usage.output_tokens
+    if not logprobs or not tokens:
+        raise ModelError("This answer carries no log-probability of a choice.")
+    return float(logprobs[0].logprob / tokens)
+
+
+def branch_texts(engine: LocalEngine, texts: list[str]) -> tuple[Tokens, ...]:
+    """Tokenize choices so that none is the beginning of another."""
+    return packing.branch([engine._tokens(text) for text in texts], min(engine._ends)) if texts else ()
+
+
+def _draw(prompt: _Prompt, context: int) -> decoding.Draw:
+    config = prompt.request.config
+    return decoding.Draw(
+        suffix=prompt.suffix,
+        max_tokens=min(config.max_tokens or MAX_TOKENS, context - prompt.length),
+        temperature=config.temperature or 0.0,
+        top_p=config.top_p or 1.0,
+        top_k=config.top_k or 0,
+        stop=config.stop,
+        seed=config.seed or 0,
+    )
+
+
+_LOADED: dict[str, LocalEngine] = {}
+_LOADING: Final = threading.Lock()
+
+
+def LocalLM(model: str, *, progress: Progress | None = None, **settings: Any) -> dspy.LM:  # noqa: N802  reads like dspy.LM
+    """Return a `dspy.LM` on a model in this process; equal models share their weights.
+
+    Args:
+        model: A name of the catalogue, a Hugging Face id, or a folder with `config.json`.
+        progress: Told of bytes done and in all while the model is fetched.
+        settings: Defaults for calls, as `dspy.LM` takes them (`temperature`, `max_tokens`, ...).
+
+    Raises:
+        ModelError: If the model can't be found, fetched or loaded.
+    """
+    with _LOADING:
+        if model not in _LOADED:
+            _LOADED[model] = _load(model, progress)
+    engine = _LOADED[model]
+    defaults: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "cache": False, **settings}
+    return dspy.LM(engine.name, engine=engine, num_retries=0, **defaults)
+
+
+def _load(model: str, progress: Progress | None) -> LocalEngine:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, sha = _locate(model, progress)
+    has_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if has_gpu or has_bfloat16() else torch.float32
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(f"{model!r} has no chat template; use an instruction-tuned model.")
+    return LocalEngine(loaded.to("cuda" if has_gpu else "cpu"), tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")
+
+
+def _locate(model: str, progress: Progress | None) -> tuple[str, str]:
+    """Return where to load a model from, and the SHA-256 that fingerprints its weights."""
+    if model in CATALOGUE:
+        folder = fetch(model, progress=progress) if progress else fetch(model)
+        if not CATALOGUE[model].weights.endswith(".gguf"):
+            raise ModelError(f"{model!r} embeds sentences; it doesn't answer.")
+        return str(folder / WEIGHTS), CATALOGUE[model].sha256
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        folder = _from_hub(model)
+    names = sorted(path for pattern in ("*.json", "*.safetensors") for path in folder.glob(pattern))
+    return str(folder), hashlib.sha256("".join(map(sha256, names)).encode()).hexdigest()
+
+
+def _from_hub(model: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    known = f"The catalogue has {', '.join(CATALOGUE)}; a folder with config.json works too."
+    if model.count("/") != 1:
+        raise ModelError(f"No model {model!r}. {known}")
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+        raise ModelError(f"Hugging Face has no {model!r} within reach ({type(error).__name__}). {known}") from error
+
+
+def has_bfloat16() -> bool:
+    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,297 @@
+"""Metering: every call of a wrapped `dspy.LM` is reserved, looked up in the ledger, recorded and counted.
+
+It works inside the engine, where threads can't lose it and a budget can stop a run: DSPy's usage
+tracker is empty once evaluation uses threads, and exceptions in its callbacks are swallowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+import dspy
+from dspy.clients.backend_selection import CLIENT_KEYS
+from dspy.lm15 import Request, Response
+
+from preceptor.errors import ConfigError, InputTooLong, PreceptorError
+from preceptor.lm import prices
+from preceptor.lm.budget import Account, Cost
+from preceptor.lm.cohort import current
+from preceptor.lm.ledger import Answer, Call, Ledger
+
+Result: TypeAlias = Response | Exception
+
+_TEMPLATE_BYTES: Final = 64
+"""Room per message for a chat template's own tokens, where the tokenizer isn't at hand."""
+
+
+class BatchingEngine(Protocol):
+    """An engine that answers many requests at once."""
+
+    supports_choices: bool
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
+        """Yield (index, answer or error) pairs after each executed batch."""
+        ...
+
+    def count_tokens(self, request: Request) -> int:
+        """Return the length of a request's prompt in tokens."""
+        ...
+
+
+class Meter:
+    """Counts and records the calls of any number of language models.
+
+    Args:
+        ledger: Where answers are recorded and replayed from.
+        account: What may be spent.
+        threads: Calls in flight at a time, for models that answer one request a call.
+    """
+
+    def __init__(self, ledger: Ledger, account: Account, *, threads: int = 8) -> None:
+        self.ledger = ledger
+        self.account = account
+        self.threads = threads
+        self._asked: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def wrap(self, lm: dspy.LM) -> dspy.LM:
+        """Return a `dspy.LM` of the same name and settings whose calls are metered."""
+        if isinstance(lm.engine, MeteredEngine):
+            return lm
+        settings = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
+        if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
+            settings["max_tokens"] = settings.pop("max_completion_tokens")
+        engine = MeteredEngine(lm, self)
+        return dspy.LM(
+            lm.model,
+            model_type=cast("Any", lm.model_type),
+            engine=engine,
+            async_engine=_Async(engine),
+            cache=False,
+            num_retries=0,
+            **settings,
+        )
+
+    def check(self, lm: dspy.LM) -> None:
+        """Raise unless what a call may cost can be bounded in the budget's units.
+
+        Raises:
+            ConfigError: If tokens or dollars are budgeted and the model lacks `max_tokens` or a known price.
+        """
+        lm, budget = _unwrapped(lm), self.account.budget
+        if budget.tokens is None and budget.dollars is None:
+            return
+        if not (lm.kwargs.get("max_tokens") or lm.kwargs.get("max_completion_tokens")):
+            raise ConfigError(
+                f"A budget of tokens or dollars needs a bound per call: dspy.LM({lm.model!r}, max_tokens=512)."
+            )
+        if budget.dollars is not None:
+            prices.check(lm)
+
+    def ask(self, lm: dspy.LM, calls: Sequence[Call]) -> list[Result]:
+        """Answer calls, from the ledger where it has them; failed calls come back as errors.
+
+        Raises:
+            BudgetExhausted: If the budget can't pay for all of them; what it could pay for is recorded.
+        """
+        lm = _unwrapped(lm)
+        engine = batching_engine(lm)
+        if engine is not None:
+            return self._ask_together(lm, engine, calls)
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
+
+    def ask_one(self, lm: dspy.LM, call: Call) -> Response:
+        """Answer one call; equal calls in other threads wait and share its answer."""
+        with self._once(call.key):
+            answer = self.ledger.find(call.key)
+            if answer is not None:
+                self._replay(answer)
+                return answer.response
+            most = self._bound(lm, call.request)
+            self.account.reserve(most)
+            start, spent = time.perf_counter(), Cost()
+            try:
+                response = cast("Response", lm(call.request, cache=False))  # DSPy's cache answers all draws alike
+                answer = self._answer(lm, response, time.perf_counter() - start)
+                spent = Cost(1, answer.tokens, answer.dollars)
+                self.ledger.write([(call, answer)])
+            finally:
+                self.account.settle(most, spent, billed=True)
+            return response
+
+    def _ask_safely(self, lm: dspy.LM, call: Call) -> Result:
+        try:
+            return self.ask_one(lm, call)
+        except PreceptorError:
+            raise
+        except dspy.LMError as error:
+            return error
+
+    def _ask_together(self, lm: dspy.LM, engine: BatchingEngine, calls: Sequence[Call]) -> list[Result]:
+        found: dict[str, Result] = {}
+        missing: dict[str, Call] = {}
+        repeated: list[Call] = []
+        for call in calls:
+            if call.key in missing:
+                repeated.append(call)
+                continue
+            answer = self.ledger.find(call.key)
+            if answer is not None:
+                self._replay(answer)
+                found[call.key] = answer.response
+            else:
+                missing[call.key] = call
+        self._run(lm, engine, list(missing.values()), found)
+        for call in repeated:  # counts as it will when the run is resumed
+            answer = self.ledger.find(call.key)
+            if answer is not None:
+                self._replay(answer)
+        return [found[call.key] for call in calls]
+
+    def _run(self, lm: dspy.LM, engine: BatchingEngine, calls: list[Call], found: dict[str, Result]) -> None:
+        bounds = [self._bound(lm, call.request) for call in calls]
+        reserved = sum(bounds, Cost())
+        self.account.reserve(reserved)
+        start = time.perf_counter()
+        try:
+            for batch in engine.batches([call.request for call in calls]):
+                share = (time.perf_counter() - start) / len(batch)
+                most = sum((bounds[index] for index, _ in batch), Cost())
+                answers = [
+                    (calls[index], self._answer(lm, result, share))
+                    for index, result in batch
+                    if isinstance(result, Response)
+                ]
+                self.ledger.write(answers)
+                found.update({calls[index].key: result for index, result in batch})
+                spent = sum((Cost(1, answer.tokens, answer.dollars) for _, answer in answers), Cost())
+                self.account.settle(most, spent, billed=True)
+                reserved -= most
+                start = time.perf_counter()
+        finally:
+            self.account.settle(reserved, Cost(), billed=True)
+
+    def _bound(self, lm: dspy.LM, request: Request) -> Cost:
+        """Return the most one call can cost.
+
+        Prompt tokens are counted where the tokenizer is at hand, else bounded by the prompt's bytes: no
+        tokenizer makes more tokens than that. Output is bounded by `max_tokens`.
+        """
+        budget = self.account.budget
+        if budget.tokens is None and budget.dollars is None:
+            return Cost(1)
+        engine = batching_engine(lm)
+        texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
+        size = sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts)
+        try:
+            prompt = engine.count_tokens(request) if engine is not None else size
+        except InputTooLong:  # the engine refuses it, at no cost
+            return Cost(1)
+        answer = request.config.max_tokens or 0
+        return Cost(1, prompt + answer, prices.most(lm, prompt, answer))
+
+    def _answer(self, lm: dspy.LM, response: Response, seconds: float) -> Answer:
+        usage = response.usage
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        return Answer(response, tokens, prices.price(lm, response), seconds)
+
+    def _replay(self, answer: Answer) -> None:
+        cost = Cost(1, answer.tokens, answer.dollars)
+        self.account.reserve(cost)
+        self.account.settle(cost, cost, billed=False)
+
+    @contextmanager
+    def _once(self, key: str) -> Generator[None]:
+        with self._lock:
+            lock = self._asked.setdefault(key, threading.Lock())
+        with lock:
+            yield
+
+
+class MeteredEngine:
+    """The engine of a wrapped LM: passes each request through the meter to the caller's own LM."""
+
+    def __init__(self, lm: dspy.LM, meter: Meter) -> None:
+        self.lm = lm
+        self.meter = meter
+        self.supports_choices = bool(getattr(lm.engine, "supports_choices", False))
+
+    def __copy__(self) -> MeteredEngine:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MeteredEngine:
+        return self
+
+    @property
+    def supports_function_calling(self) -> bool:
+        """As the wrapped LM says."""
+        return bool(self.lm.supports_function_calling)
+
+    @property
+    def supports_reasoning(self) -> bool:
+        """As the wrapped LM says."""
+        return bool(self.lm.supports_reasoning)
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """As the wrapped LM says."""
+        return bool(self.lm.supports_response_schema)
+
+    @property
+    def supported_params(self) -> set[str]:
+        """As the wrapped LM says."""
+        return set(self.lm.supported_params)
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request, together with the rest of its cohort where there is one."""
+        call, seat = Call(request), current()
+        if seat is None or batching_engine(self.lm) is None:
+            return self.meter.ask_one(self.lm, call)
+        cohort, row = seat
+        return cast("Response", cohort.ask(row, (self, call)))
+
+
+class _Async:
+    """The asynchronous door to a metered engine."""
+
+    def __init__(self, engine: MeteredEngine) -> None:
+        self._engine = engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Async:
+        return self
+
+    async def complete(self, request: Request) -> Response:
+        """Answer one request without blocking the event loop."""
+        return await asyncio.to_thread(self._engine.complete, request)
+
+
+def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
+    """Answer the questions of a cohort, engine by engine, in the order of its rows."""
+    answers: list[Result | None] = [None] * len(questions)
+    engines = list(dict.fromkeys(engine for engine, _ in questions))
+    for engine in engines:
+        places = [place for place, (asked, _) in enumerate(questions) if asked is engine]
+        results = engine.meter.ask(engine.lm, [questions[place][1] for place in places])
+        for place, result in zip(places, results, strict=True):
+            answers[place] = result
+    return cast("list[Result]", answers)
+
+
+def _unwrapped(lm: dspy.LM) -> dspy.LM:
+    """Return the caller's own LM, so that no call passes the meter twice."""
+    return lm.engine.lm if isinstance(lm.engine, MeteredEngine) else lm
+
+
+def batching_engine(lm: dspy.LM) -> BatchingEngine | None:
+    """Return the engine of an LM that answers many requests at once, else None."""
+    engine = lm.engine
+    if isinstance(engine, MeteredEngine):
+        return batching_engine(engine.lm)
+    return cast("BatchingEngine", engine) if callable(getattr(engine, "batches", None)) else None

@@ -1,0 +1,1 @@
+"""Scoring: metrics, evaluation over rows, paired statistics and racing."""

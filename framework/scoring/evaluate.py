@@ -1,0 +1,190 @@
+"""Evaluation: programs over rows, in parallel and in linear time, with three outcomes per row.
+
+`dspy.Evaluate` isn't used: it takes quadratic time, runs slow rows again and turns failures into zeros.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from preceptor.errors import LMFailed, MetricError, PreceptorError
+from preceptor.lm.cohort import Cohort
+from preceptor.lm.meter import ask_cohort
+from preceptor.lm.seam import predictors
+from preceptor.scoring.metrics import Metric, text_of
+from preceptor.scoring.trial import Outcome, Step
+
+COHORT: Final = 64
+"""Rows that wait for each other where the model answers many requests at once."""
+
+TOLERATED: Final = 0.05
+"""Share of failed rows up to which a comparison is still made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One program on one row."""
+
+    program: dspy.Module
+    example: dspy.Example
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Runs jobs with one language model.
+
+    Attributes:
+        lm: Answers for every predictor that has no model of its own.
+        metric: Scores the answers.
+        output: The field that holds the label, for confusion tables; "" if there is none.
+        together: True if the model answers many requests at once; rows then wait for each other.
+        threads: Rows in flight otherwise.
+        has_steps: Keep the predictors' inputs and outputs.
+        on_row: Called after each row.
+    """
+
+    lm: dspy.LM
+    metric: Metric
+    output: str
+    together: bool
+    threads: int = 8
+    has_steps: bool = False
+    on_row: Callable[[], None] = lambda: None
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Return one outcome per job, in order.
+
+        Raises:
+            BudgetExhausted: If the budget ends; answers so far are in the ledger.
+            MetricError: If the metric raises or returns no score.
+        """
+        if not self.together:
+            return self._in_threads(jobs)
+        waves = _batched(jobs, COHORT)
+        return [outcome for wave in waves for outcome in self._in_cohort(wave)]
+
+    def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
+        if self.threads == 1:
+            return [self._outcome(job) for job in jobs]
+        with ThreadPoolExecutor(self.threads) as pool:
+            futures = [_submit(pool, self._outcome, job) for job in jobs]
+            if any(future.exception() for future in _until_first_error(futures)):
+                pool.shutdown(cancel_futures=True)
+            return _results(futures)
+
+    def _in_cohort(self, jobs: Sequence[Job]) -> list[Outcome]:
+        cohort: Cohort[Any, Any] = Cohort(len(jobs), ask_cohort)
+
+        def seated(row: int, job: Job) -> Outcome:
+            with cohort.seat(row):
+                return self._outcome(job)
+
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            return _results([_submit(pool, seated, row, job) for row, job in enumerate(jobs)])
+
+    def _outcome(self, job: Job) -> Outcome:
+        gold = text_of(job.example, self.output) if self.output else ""
+        with dspy.context(lm=self.lm, trace=[], disable_history=True):
+            outcome = self._answered(job, gold)
+        self.on_row()
+        return outcome
+
+    def _answered(self, job: Job, gold: str) -> Outcome:
+        try:
+            prediction = job.program(**job.example.inputs())
+        except AdapterParseError as error:
+            return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
+        except Exception as error:
+            ours = _ours(error)
+            if ours is not None:
+                raise ours from error
+            return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
+        try:
+            score = self.metric(job.example, prediction)
+        except MetricError as error:  # a metric that asks a model can end the budget too
+            raise _ours(error.__cause__) or error from error.__cause__
+        answer = text_of(prediction, self.output) if self.output else ""
+        return Outcome("scored", score, answer, gold, "", self._steps(job.program))
+
+    def _steps(self, program: dspy.Module) -> tuple[Step, ...]:
+        if not self.has_steps:
+            return ()
+        names = {id(predictor): name for name, predictor in predictors(program)}
+        trace: list[Any] = dspy.settings.trace or []
+        return tuple(
+            Step(names[id(predictor)], dict(inputs), dict(outputs))
+            for predictor, inputs, outputs in trace
+            if id(predictor) in names
+        )
+
+
+def refuse_failures(outcomes: Sequence[Outcome], *, resume: str) -> None:
+    """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
+
+    Raises:
+        LMFailed: With how many failed, the first error, and how to go on.
+    """
+    failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
+    if len(failed) > TOLERATED * len(outcomes):
+        raise LMFailed(
+            f"{len(failed)} of {len(outcomes)} rows failed, the first with: {failed[0].error}. "
+            f"What was answered is kept. Go on with: {resume}"
+        )
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[..., Outcome], *args: Any) -> Future[Outcome]:
+    """Submit with the caller's `dspy.context`, which threads don't inherit."""
+    return pool.submit(contextvars.copy_context().run, function, *args)
+
+
+def _until_first_error(futures: list[Future[Outcome]]) -> Iterator[Future[Outcome]]:
+    for future in as_completed(futures):
+        yield future
+        if future.exception() is not None:
+            return
+
+
+def _results(futures: list[Future[Outcome]]) -> list[Outcome]:
+    """Wait for all, then return the results in order, or raise the first error."""
+    begun = [future for future in futures if not future.cancelled()]  # `wait` would wait for the others forever
+    wait(begun)
+    errors = [error for future in begun if (error := future.exception())]
+    if errors:
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def _ours(error: BaseException | None) -> PreceptorError | None:
+    """Return the error of ours that DSPy wrapped, if there is one."""
+    while error is not None:
+        if isinstance(error, PreceptorError):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _batched(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
+    return (jobs[start : start + size] for start in range(0, len(jobs), size))
+
+
+class Counter:
+    """Counts rows from many threads and reports each count."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        """Count one more row."""
+        with self._lock:
+            self._count += 1
+            self._report(self._count)

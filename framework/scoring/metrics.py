@@ -1,0 +1,246 @@
+"""Metrics: any DSPy metric, and the usual ones by name.
+
+A metric scores one row in [0, 1]. Some (F1 over a data set) are not a mean of rows: they also say how
+outcomes add up. Text is compared without regard to case and surrounding white space.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any, Final
+
+import dspy
+
+from preceptor.errors import ConfigError, MetricError
+from preceptor.scoring.trial import Outcome
+
+Scorer = Callable[..., Any]
+"""A DSPy metric of 2, 3 or 5 arguments that returns a bool, a number or a `Prediction` with a score."""
+
+Aggregate = Callable[[Sequence[Outcome]], float]
+
+
+def mean(outcomes: Sequence[Outcome]) -> float:
+    """Return the mean score of the outcomes that have one; 0 if none has."""
+    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
+    return fmean(scores) if scores else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How rows are scored, and how their outcomes add up.
+
+    Attributes:
+        name: As users see it.
+        scorer: Scores one row.
+        arguments: How many arguments the scorer takes: 2, 3 or 5.
+        aggregate: Outcomes -> score in [0, 1].
+        is_mean: False for metrics over the whole set, such as F1.
+    """
+
+    name: str
+    scorer: Scorer
+    arguments: int
+    aggregate: Aggregate = mean
+    is_mean: bool = True
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
+        """Return one row's score.
+
+        Raises:
+            MetricError: If the scorer raises, or returns what is no number in [0, 1].
+        """
+        extra = {2: (), 3: (None,), 5: (None, None, None)}[self.arguments]
+        try:
+            value = self.scorer(example, prediction, *extra)
+        except MetricError:
+            raise
+        except Exception as error:
+            raise MetricError(
+                f"The metric {self.name} raised {type(error).__name__}: {error}, on {_brief(example)}."
+            ) from error
+        value = getattr(value, "score", value)
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+            raise MetricError(
+                f"The metric {self.name} returned {value!r} on {_brief(example)}; "
+                "it must return a bool, a number in [0, 1], or a Prediction with such a score."
+            )
+        return float(value)
+
+
+def wrap(metric: Scorer | Metric | str, output: str) -> Metric:
+    """Return a `Metric` for a callable, or for the name of a built-in one on the field `output`.
+
+    Raises:
+        ConfigError: If there is no such metric, or the callable doesn't take 2, 3 or 5 arguments.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        family, _, label = metric.partition(":")
+        if family == "f1" and label:
+            return binary_f1(output, label)
+        if metric not in BUILT_IN:
+            raise ConfigError(f"No metric {metric!r}; choose one of {', '.join(BUILT_IN)}, or pass a function.")
+        return BUILT_IN[metric](output)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return Metric(name, metric, _arguments(metric, name))
+
+
+def _arguments(metric: Scorer, name: str) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [parameter for parameter in inspect.signature(metric).parameters.values() if parameter.kind in kinds]
+    required = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+    for count in (5, 3, 2):
+        if required <= count <= len(parameters):
+            return count
+    raise ConfigError(
+        f"The metric {name} takes {len(parameters)} arguments; DSPy's take (example, prediction), "
+        "(example, prediction, trace) or (gold, prediction, trace, pred_name, pred_trace)."
+    )
+
+
+def _brief(example: dspy.Example) -> str:
+    text = repr(example.toDict())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def text_of(row: Any, field: str) -> str:
+    """Return a field of an example or a prediction as text, "" if it is absent."""
+    value = row.get(field) if hasattr(row, "get") else getattr(row, field, None)
+    return "" if value is None else str(value)
+
+
+def normalize(text: str) -> str:
+    """Return text without case, articles, punctuation and extra white space (SQuAD's rule).
+
+    Example:
+        >>> normalize("The  Eiffel Tower.")
+        'eiffel tower'
+    """
+    bare = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def references(gold: Any) -> list[str]:
+    """Return the accepted answers: a list's members, or the one text.
+
+    Example:
+        >>> references(["Paris", "City of Paris"]), references("Paris")
+        (['Paris', 'City of Paris'], ['Paris'])
+    """
+    return [str(member) for member in gold] if isinstance(gold, (list, tuple, set)) else [str(gold)]
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Return the F1 of shared tokens, after `normalize`.
+
+    Example:
+        >>> round(token_f1("a red car", "the red bus"), 2)
+        0.5
+    """
+    ours, theirs = normalize(answer).split(), normalize(gold).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def members(text: Any) -> set[str]:
+    """Return the normalized members of a list, or of a text separated by commas.
+
+    Example:
+        >>> sorted(members("cat, Dog ,cat"))
+        ['cat', 'dog']
+    """
+    parts: Iterable[Any] = text if isinstance(text, (list, tuple, set)) else str(text).split(",")
+    return {normalize(str(part)) for part in parts} - {""}
+
+
+def _same(answer: str, gold: str) -> bool:
+    return answer.strip().casefold() == gold.strip().casefold()
+
+
+def _accuracy(field: str) -> Metric:
+    return _row_metric("accuracy", lambda gold, answer: _same(str(answer), str(gold)), field)
+
+
+def _exact(field: str) -> Metric:
+    def score(gold: Any, answer: Any) -> bool:
+        return any(normalize(str(answer)) == normalize(reference) for reference in references(gold))
+
+    return _row_metric("exact_match", score, field)
+
+
+def _token_f1(field: str) -> Metric:
+    def score(gold: Any, answer: Any) -> float:
+        return max(token_f1(str(answer), reference) for reference in references(gold))
+
+    return _row_metric("token_f1", score, field)
+
+
+def _set_match(field: str) -> Metric:
+    return _row_metric("set_match", lambda gold, answer: members(answer) == members(gold), field)
+
+
+def _contains(field: str) -> Metric:
+    def score(gold: Any, answer: Any) -> bool:
+        return any(normalize(reference) in normalize(str(answer)) for reference in references(gold))
+
+    return _row_metric("contains", score, field)
+
+
+def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Metric:
+    def scorer(example: Any, prediction: Any) -> float:
+        return score(example[field], getattr(prediction, field, ""))
+
+    return Metric(name, scorer, 2)
+
+
+def f1_of_label(outcomes: Sequence[Outcome], label: str) -> float:
+    """Return the F1 of one label: 2 TP / (2 TP + FP + FN); 0 where the label never occurs."""
+    pairs = [(outcome.gold, outcome.answer) for outcome in outcomes if outcome.kind != "failed"]
+    hits = sum(_same(gold, label) and _same(answer, label) for gold, answer in pairs)
+    errors = sum(_same(gold, label) != _same(answer, label) for gold, answer in pairs)
+    return 2 * hits / (2 * hits + errors) if hits or errors else 0.0
+
+
+def macro_f1(outcomes: Sequence[Outcome]) -> float:
+    """Return the mean F1 over the labels that occur among the gold ones."""
+    labels = sorted({outcome.gold.strip().casefold() for outcome in outcomes if outcome.kind != "failed"})
+    return fmean(f1_of_label(outcomes, label) for label in labels) if labels else 0.0
+
+
+def _macro(field: str) -> Metric:
+    return Metric("macro_f1", _accuracy(field).scorer, 2, macro_f1, is_mean=False)
+
+
+def binary_f1(field: str, positive: str) -> Metric:
+    """Return the F1 of the label `positive` in `field`; any other answer counts as negative."""
+    scorer = _accuracy(field).scorer
+    return Metric(f"f1:{positive}", scorer, 2, lambda outcomes: f1_of_label(outcomes, positive), is_mean=False)
+
+
+def _binary(field: str) -> Metric:
+    del field
+    raise ConfigError("The metric f1 needs the positive label: f1:yes, or metrics.binary_f1(field, 'yes').")
+
+
+BUILT_IN: Final[Mapping[str, Callable[[str], Metric]]] = MappingProxyType(
+    {
+        "accuracy": _accuracy,
+        "f1": _binary,
+        "macro_f1": _macro,
+        "exact_match": _exact,
+        "token_f1": _token_f1,
+        "set_match": _set_match,
+        "contains": _contains,
+    }
+)

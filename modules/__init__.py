@@ -1,0 +1,6 @@
+"""Prompt programs, one per file."""
+
+from preceptor.modules.classify import Classify
+from preceptor.modules.generate import Generate
+
+__all__ = ["Classify", "Generate"]

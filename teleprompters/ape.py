@@ -1,0 +1,312 @@
+"""APE: a language model infers the instruction from demonstrations; the best of many is kept.
+
+Paper:   Zhou et al., "Large Language Models Are Human-Level Prompt Engineers", ICLR 2023. arXiv:2211.01910
+Notes:   seeds/ape.md
+Departs: candidates are compared on the same rows; the threshold of adaptive filtering is the median
+         (successive halving); the seed instruction stays in the race; the winner is confirmed on rows
+         no search step has seen; proposals are cleaned and de-duplicated; demonstrations are drawn so
+         that every label is shown; tasks run at the model's own temperature, not at 0.7. Chat models
+         don't infill: the reverse prompt shows the blank and asks for what belongs there. The mode
+         `labels` is ours: it shows one label's inputs at a time and asks what they have in common.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from string import Template
+from typing import Any, ClassVar, Final, Literal
+
+from preceptor.errors import ConfigError, LMFailed
+from preceptor.lm.adapter import choices, is_direct
+from preceptor.scoring import racing
+from preceptor.scoring.metrics import mean
+from preceptor.scoring.trial import Candidate, Trial
+from preceptor.task import Sampling, Task
+from preceptor.teleprompter import Estimate, Teleprompter
+
+logger = logging.getLogger(__name__)
+
+FORWARD: Final = Template("""\
+I gave a friend an instruction and some inputs. The friend read the instruction and wrote an output for \
+every one of the inputs. Here are the input-output pairs:
+
+$demos
+
+What was the instruction? Write the instruction only.""")
+"""Ours, after the story of the paper's forward template."""
+
+REVERSE: Final = Template("""\
+The instruction was lost from this text; its place is marked ____.
+
+Instruction: ____
+
+$demos
+
+Write the instruction that belongs in the blank. Write the instruction only.""")
+"""Ours: infilling as a chat model can do it; the blank stands before the pairs, as in the paper."""
+
+LABELS: Final = Template("""\
+These inputs all belong to the same category:
+
+$demos
+
+What do they have in common? Name the kind of input in at most ten words, in general terms. Write only that.""")
+"""Ours: small models describe one label better than they guess a whole instruction (seeds/ape.md)."""
+
+RESAMPLE: Final = Template("""\
+Generate a variation of the following instruction while keeping the semantic meaning.
+
+Input: $instruction
+
+Output:""")
+"""Ours, with the paper's request to keep the meaning."""
+
+
+_LEADING: Final = r"^(?:the )?(?:instruction|output)(?:(?: was| is)?\s*:|(?: was| is)\s*(?=[\"“]))\s*"
+"""A label before a proposal; "Output the capital." has none."""
+
+TEMPLATES: Final[Mapping[str, Template]] = {"forward": FORWARD, "reverse": REVERSE, "labels": LABELS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class APE(Teleprompter):
+    """Automatic prompt engineer.
+
+    Asks `proposer` for `candidates` instructions, each from `demos` demonstrations, and races them with
+    the seed on the train rows. Costs `candidates` proposer calls and the race's task calls
+    (`racing.cost`), per predictor; fewer candidates are drawn if the budget can't pay for a race of all.
+    A round of resampling costs up to 4 proposer calls and a race of 8 or 9.
+
+    Args:
+        candidates: Proposals, at least 1 (50 in the paper).
+        demos: Demonstrations per proposal, at least 1 (5 in the paper).
+        subsamples: Draws of demonstrations; each is asked for its share of the proposals (5 in the published code).
+        mode: `forward`, `reverse` (infilling), `labels` (ours: a description of every label, each asked for
+            by itself, added to the seed instruction; for programs that pick a label; one call per label and
+            candidate), or a template of the user's with `$demos` in it.
+        score: `accuracy`, the metric on the model's answers; or `likelihood`, log P of the label, for
+            models in this process (both in the paper).
+        few_shot: Demonstrations shown below the instruction when the task runs (the paper's few-shot setting).
+        resample_rounds: Rounds of variations of the best candidates (the paper's iterative Monte-Carlo
+            search, which it found to gain little after 3 rounds).
+        temperature: Of the proposer (0.9 in the published code).
+        top_p: Of the proposer (0.9 in the published code).
+        max_tokens: Of a proposal (50 in the published code, which cuts instructions off).
+
+    Raises:
+        ConfigError: If a number is out of range, or a template lacks `$demos`.
+    """
+
+    paper: ClassVar[str] = "arXiv:2211.01910"
+    formula: ClassVar[str] = "candidates + race(candidates + 1, rows)"
+
+    candidates: int = 50
+    demos: int = 5
+    subsamples: int = 5
+    mode: Literal["forward", "reverse", "labels"] | str = "forward"
+    score: Literal["accuracy", "likelihood"] = "accuracy"
+    few_shot: int = 0
+    resample_rounds: int = 0
+    temperature: float = 0.9
+    top_p: float = 0.9
+    max_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        Teleprompter.__post_init__(self)
+        least = {"candidates": 1, "demos": 1, "subsamples": 1, "few_shot": 0, "resample_rounds": 0, "max_tokens": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"APE needs {name} >= {bound}, got {getattr(self, name)}.")
+        if self.score not in ("accuracy", "likelihood"):
+            raise ConfigError(f"APE scores by accuracy or likelihood, not by {self.score!r}.")
+        if self.mode not in TEMPLATES and "$demos" not in self.mode:
+            raise ConfigError(f"APE's mode is {', '.join(TEMPLATES)}, or a template with $demos where the pairs go.")
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        """Return the calls of all predictors' searches; the least is a race of one candidate with the seed."""
+        rows, predictors = rows - self.few_shot, len(signatures)
+        watching = rows * predictors if predictors > 1 else 0
+        each = None if calls is None else max(0, (calls - watching) // predictors)
+        count = max(1, self._count(rows, signatures, each))
+        return Estimate(
+            least=watching + predictors * self._cost(1, rows, signatures),
+            expected=watching + predictors * self._with_resampling(count, rows, signatures, each),
+        )
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        """Improve the predictors' instructions one after the other; return the trials, best first."""
+        if self.score == "likelihood":
+            task.refuse_likelihood()
+        if self.mode == "labels":
+            _refuse_without_labels(task)
+        best, rows = self._seed(task)
+        pairs = _pairs(task, rows)
+        trials: Sequence[Trial] = []
+        names = list(task.signatures)
+        for at, name in enumerate(names):
+            left = task.meter.account.calls_left
+            calls = None if left is None else left // (len(names) - at)
+            trials = self._improve(task, name, best, pairs[name], rows, calls)
+            best = trials[0].candidate
+        return trials
+
+    def _improve(
+        self, task: Task, name: str, seed: Candidate, pairs: list[str], rows: list[int], calls: int | None
+    ) -> Sequence[Trial]:
+        """Propose, score, keep the best; then, if asked to, resample around them (Algorithm 1)."""
+        count = self._count(len(rows), task.signatures, calls)
+        others = 0 if calls is None else (task.meter.account.calls_left or 0) - calls  # the other predictors' share
+        texts = self._proposals(task, name, seed, rows, pairs, count)
+        trials = self._race(task, [seed, *_distinct(seed, name, texts)], rows)
+        for _ in range(self.resample_rounds):
+            kept = [trial.candidate for trial in trials[: racing.FINALISTS]]
+            pool = {one.key: one for one in [seed, *kept]}
+            left = task.meter.account.calls_left
+            scores = None if left is None else (left - others - len(kept)) // len(task.signatures)
+            room = racing.affordable(len(pool) + len(kept), len(rows), scores) - len(pool)
+            if room <= 0:
+                break
+            prompts = [RESAMPLE.substitute(instruction=one.instructions[name]) for one in kept[:room]]
+            fresh = [clean(text) for text in task.propose(prompts, self._sampling)]
+            pool |= {one.key: one for one in _distinct(seed, name, fresh)}
+            trials = self._race(task, list(pool.values()), rows)
+        return trials
+
+    def _race(self, task: Task, candidates: list[Candidate], rows: list[int]) -> list[Trial]:
+        by_likelihood = self.score == "likelihood"
+        score: Callable[..., Sequence[Trial]] = task.likelihood if by_likelihood else task.score
+        return racing.race(candidates, score, rows, mean if by_likelihood else task.metric.aggregate)
+
+    def _proposals(
+        self, task: Task, name: str, seed: Candidate, rows: list[int], pairs: list[str], count: int
+    ) -> list[str]:
+        """Return `count` instructions, drawn evenly from `subsamples` draws of demonstrations."""
+        draws = min(self.subsamples, count)
+        shares = [count // draws + (at < count % draws) for at in range(draws)]
+        if self.mode == "labels":
+            lists = [text for share in shares for text in self._descriptions(task, rows, share)]
+            return [f"{seed.instructions[name]}\n{text}" for text in lists]
+        template = TEMPLATES.get(self.mode) or Template(self.mode)
+        texts: list[str] = []
+        for share in shares:
+            prompt = template.safe_substitute(demos="\n\n".join(self._draw(task, pairs)))
+            texts += task.propose([prompt], self._sampling, samples=share)
+        return [clean(text) for text in texts]
+
+    def _draw(self, task: Task, pairs: list[str]) -> list[str]:
+        """Draw demonstrations: a random stretch of the stratified order, so that labels are spread, shuffled."""
+        start = task.rng.randrange(len(pairs))
+        drawn = [pairs[(start + step) % len(pairs)] for step in range(min(self.demos, len(pairs)))]
+        task.rng.shuffle(drawn)
+        return drawn
+
+    def _descriptions(self, task: Task, rows: list[int], share: int) -> list[str]:
+        """Ask what each label's inputs have in common, `share` times a label; return as many lists of labels."""
+        [signature] = task.signatures.values()
+        labels = choices(signature)
+        columns: list[list[str]] = []
+        for label in labels:
+            members = [row for row in rows if str(task.train[row].get(task.output)) == label]
+            drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
+            inputs = [" ".join(str(task.train[row][field]) for field in signature.input_fields) for row in drawn]
+            prompt = LABELS.substitute(demos="\n".join(f"- {text}" for text in inputs))
+            texts = task.propose([prompt], self._sampling, samples=share)
+            columns.append([f"{label}: {(clean(text).splitlines() or [''])[0]}" for text in texts])
+        return ["\n".join(lines) for lines in zip(*columns, strict=False)]  # a failed call costs one list
+
+    def _seed(self, task: Task) -> tuple[Candidate, list[int]]:
+        """Return the candidate to start from, and the rows left to score on once its demonstrations are taken."""
+        rows = list(task.order)
+        if not self.few_shot:
+            return task.seed, rows
+        if len(task.signatures) > 1:
+            raise ConfigError("APE shows demonstrations (few_shot) to programs of one predictor only.")
+        if self.few_shot >= len(rows):
+            raise ConfigError(f"APE needs more train rows than few_shot={self.few_shot}, got {len(rows)}.")
+        [(name, signature)] = task.signatures.items()
+        shown = tuple(
+            {field: task.train[row][field] for field in (*signature.input_fields, *signature.output_fields)}
+            for row in rows[: self.few_shot]
+        )
+        return Candidate(task.seed.instructions, {name: shown}), rows[self.few_shot :]
+
+    def _count(self, rows: int, signatures: Mapping[str, Any], calls: int | None) -> int:
+        """Return how many candidates can be drawn and raced."""
+        if calls is None:
+            return self.candidates
+        fits = (count for count in range(self.candidates, 0, -1) if self._cost(count, rows, signatures) <= calls)
+        return next(fits, 0)
+
+    def _cost(self, candidates: int, rows: int, signatures: Mapping[str, Any]) -> int:
+        """Return the calls of drawing and racing so many candidates for one predictor."""
+        [signature, *_] = signatures.values()
+        asked = len(choices(signature)) if self.mode == "labels" and is_direct(signature) else 1
+        return candidates * asked + len(signatures) * racing.cost(candidates + 1, rows)
+
+    def _with_resampling(self, candidates: int, rows: int, signatures: Mapping[str, Any], calls: int | None) -> int:
+        """Return the calls of one predictor's search, variations included; no more than it may spend."""
+        kept = min(racing.FINALISTS, candidates + 1)
+        again = self.resample_rounds * (kept + len(signatures) * racing.cost(2 * kept, rows))
+        whole = self._cost(candidates, rows, signatures) + again
+        return whole if calls is None else max(self._cost(candidates, rows, signatures), min(whole, calls))
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+
+def _refuse_without_labels(task: Task) -> None:
+    signatures = list(task.signatures.values())
+    if len(signatures) != 1 or not is_direct(signatures[0]) or not choices(signatures[0]):
+        raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
+
+
+def _pairs(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
+    """Return each predictor's demonstrations as text, in the order of `rows`.
+
+    A single predictor's are the rows themselves. In a pipeline they are what the seed's predictors were
+    given and answered on the rows it got right, or on all rows if it got none right.
+    """
+    signatures = task.signatures
+    if len(signatures) == 1:
+        [(name, signature)] = signatures.items()
+        return {name: [_pair(task.train[row], task.train[row], signature) for row in rows]}
+    watched = task.steps(rows)
+    best = max((outcome.score or 0.0 for outcome, _ in watched), default=0.0)
+    steps = [step for outcome, steps in watched if (outcome.score or 0.0) == best for step in steps]
+    steps = steps or [step for _, several in watched for step in several]
+    found: dict[str, list[str]] = {name: [] for name in signatures}
+    for step in steps:
+        found[step.predictor].append(_pair(step.inputs, step.outputs, signatures[step.predictor]))
+    silent = [name for name, pairs in found.items() if not pairs]
+    if silent:
+        raise LMFailed(f"The predictor {silent[0]} never answered on {len(rows)} rows; nothing to infer from.")
+    return found
+
+
+def _pair(inputs: Any, outputs: Any, signature: Any) -> str:
+    given = "\n".join(f"{field}: {inputs.get(field, '')}" for field in signature.input_fields)
+    answer = ", ".join(str(outputs.get(field, "")) for field in signature.output_fields)
+    return f"Input: {given}\nOutput: {answer}"
+
+
+def clean(text: str) -> str:
+    r"""Return a proposal without quotes, a leading label, and demonstrations the model went on to write.
+
+    Example:
+        >>> clean('The instruction was: "Name the capital."\n\nInput: France')
+        'Name the capital.'
+    """
+    body = re.split(r"(?:^Input|\n\s*(?:Input|Output))\s*:", text.strip())[0].strip()
+    body = re.sub(_LEADING, "", body, flags=re.IGNORECASE).strip()
+    quoted = re.fullmatch(r"([\"'`“]+)(.*?)[\"'`”]+", body, flags=re.DOTALL)
+    return quoted[2].strip() if quoted and quoted[1][0] not in quoted[2] else body
+
+
+def _distinct(seed: Candidate, name: str, texts: Sequence[str]) -> list[Candidate]:
+    """Return one candidate per new text, in the order they came."""
+    fresh = [text for text in dict.fromkeys(texts) if text and text != seed.instructions[name]]
+    return [seed.with_instruction(name, text) for text in fresh]

@@ -1,0 +1,193 @@
+"""Budgets: read from text, reserved before every call, never passed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.errors import BudgetExhausted, ConfigError
+from preceptor.lm.budget import Account, Budget, Cost
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("calls=2000", Budget(calls=2000)),
+        ("calls=2k", Budget(calls=2000)),
+        ("calls=1.5K", Budget(calls=1500)),
+        ("tokens=1M", Budget(tokens=1_000_000)),
+        ("tokens=2m , dollars=.5", Budget(tokens=2_000_000, dollars=0.5)),
+        ("minutes=30", Budget(seconds=1800.0)),
+        ("seconds=2.5", Budget(seconds=2.5)),
+        (
+            "calls=2000,tokens=1M,dollars=5,minutes=30",
+            Budget(calls=2000, tokens=1_000_000, dollars=5.0, seconds=1800.0),
+        ),
+    ],
+)
+def test_a_budget_is_read_from_text(text: str, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+    calls = Budget.parse(text).calls
+    assert calls is None or type(calls) is int
+
+
+@pytest.mark.parametrize(
+    "part", ["", "calls", "calls=", "calls=many", "calls=-1", "calls=1.2.3", "calls=.", "calls=1G"]
+)
+def test_a_part_that_is_no_name_and_number_is_refused(part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Budget.parse(part)
+    assert str(caught.value) == f"--budget: {part!r} is not name=number, as in calls=2000,tokens=1M."
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"--budget: no 'hours'; use calls, tokens, dollars, minutes or seconds\."):
+        Budget.parse("calls=1,hours=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("calls=0", "calls"), ("calls=.5", "calls"), ("dollars=0", "dollars"), ("minutes=0", "seconds")]
+)
+def test_a_budget_of_nothing_is_refused(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Budget needs {named} > 0, got 0"):
+        Budget.parse(text)
+
+
+def test_costs_add_and_subtract_part_by_part() -> None:
+    assert Cost(1, 20, 0.5) + Cost(2, 30, 0.25) == Cost(3, 50, 0.75)
+    assert Cost(3, 50, 0.75) - Cost(2, 30, 0.25) == Cost(1, 20, 0.5)
+
+
+def test_a_reservation_counts_until_it_is_settled_for_less() -> None:
+    account = Account(Budget(tokens=100))
+    account.reserve(Cost(1, 60))
+    with pytest.raises(
+        BudgetExhausted,
+        match=r"The next call could take tokens to 110, past the budget of 100; nothing was sent\. "
+        r"Resume with a larger budget\.",
+    ):
+        account.reserve(Cost(1, 50))
+
+    account.settle(Cost(1, 60), Cost(1, 40), billed=True)
+    account.reserve(Cost(1, 60))
+
+    assert account.spent == Cost(1, 40)
+
+
+def test_a_refused_reservation_sets_nothing_aside() -> None:
+    account = Account(Budget(calls=3, tokens=10))
+    with pytest.raises(BudgetExhausted, match="tokens to 11"):
+        account.reserve(Cost(1, 11))
+    assert account.calls_left == 3
+
+
+def test_the_last_call_of_a_budget_may_use_it_up_exactly() -> None:
+    account = Account(Budget(calls=1, tokens=10, dollars=0.5))
+    account.reserve(Cost(1, 10, 0.5))
+    assert account.calls_left == 0
+
+
+def test_dollars_are_bounded_too() -> None:
+    account = Account(Budget(dollars=1))
+    account.reserve(Cost(1, 0, 0.75))
+    with pytest.raises(BudgetExhausted, match=r"dollars to 1\.25, past the budget of 1;"):
+        account.reserve(Cost(1, 0, 0.5))
+
+
+def test_calls_held_back_are_out_of_reach_until_released() -> None:
+    account = Account(Budget(calls=10))
+    account.hold(4)
+    assert account.calls_left == 6
+    account.reserve(Cost(6))
+    with pytest.raises(BudgetExhausted, match="calls to 11, past the budget of 10"):
+        account.reserve(Cost(1))
+
+    account.hold(0)
+    account.reserve(Cost(4))
+
+    assert account.calls_left == 0
+
+
+def test_an_unbounded_account_counts_and_never_refuses() -> None:
+    account = Account(Budget())
+    account.reserve(Cost(10**9, 10**12, 1e9))
+    assert account.calls_left is None
+
+
+def test_a_replayed_answer_is_spent_and_not_billed() -> None:
+    account = Account(Budget(calls=2))
+    for billed in (True, False):
+        account.reserve(Cost(1, 5, 0.5))
+        account.settle(Cost(1, 5, 0.5), Cost(1, 5, 0.5), billed=billed)
+    assert account.spent == Cost(2, 10, 1.0)
+    assert account.billed == Cost(1, 5, 0.5)
+    with pytest.raises(BudgetExhausted, match="calls to 3"):
+        account.reserve(Cost(1))
+
+
+def test_time_runs_out_by_the_clock() -> None:
+    now = [100.0]
+    account = Account(Budget(seconds=60), clock=lambda: now[0])
+    now[0] = 160.0
+    account.reserve(Cost(1))
+    assert account.seconds == 60.0
+
+    now[0] = 161.0
+    with pytest.raises(BudgetExhausted, match="seconds to 61, past the budget of 60"):
+        account.reserve(Cost(1))
+
+
+def test_sixty_four_racing_threads_never_pass_the_budget() -> None:
+    account = Account(Budget(calls=1000, tokens=5000))
+    start = threading.Barrier(64)
+    sent: list[int] = []
+
+    def race() -> None:
+        start.wait()
+        for _ in range(50):
+            try:
+                account.reserve(Cost(1, 7))
+            except BudgetExhausted:
+                return
+            sent.append(1)
+            account.settle(Cost(1, 7), Cost(1, 5), billed=True)
+
+    threads = [threading.Thread(target=race) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert account.spent == Cost(len(sent), 5 * len(sent))
+    assert account.spent.calls <= 1000
+    assert account.spent.tokens <= 5000
+    assert account.calls_left == 1000 - len(sent)  # nothing stays reserved
+
+
+calls_made = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50), st.floats(0, 1), st.booleans()), max_size=60)
+
+
+@given(calls_made, st.integers(1, 40), st.integers(1, 400))
+def test_whatever_is_reserved_and_settled_the_bounds_hold(
+    made: list[tuple[int, int, float, bool]], calls: int, tokens: int
+) -> None:
+    account = Account(Budget(calls=calls, tokens=tokens))
+    open_ones: list[tuple[Cost, Cost]] = []
+    for most_calls, most_tokens, share, settles in made:
+        most = Cost(most_calls, most_tokens)
+        spent = sum((one for one, _ in open_ones), account.spent)
+        fits = spent.calls + most_calls <= calls and spent.tokens + most_tokens <= tokens
+        try:
+            account.reserve(most)
+            open_ones.append((most, Cost(most_calls, int(share * most_tokens))))
+            assert fits
+        except BudgetExhausted:
+            assert not fits
+        if settles and open_ones:
+            account.settle(*open_ones.pop(0), billed=True)
+        assert account.spent.calls <= calls
+        assert account.spent.tokens <= tokens
+    assert account.billed == account.spent

@@ -1,0 +1,312 @@
+"""The meter: counted, recorded and replayed, over HTTP and in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+from dspy.lm15 import Config, Message, Request, Response
+
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
+from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.cohort import Cohort
+from preceptor.lm.ledger import Call, Ledger
+from preceptor.lm.local import LocalEngine
+from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
+from preceptor.testing import asked, simulated
+
+if TYPE_CHECKING:
+    from tests.lm.conftest import Endpoint
+
+KEY = b"sk-secret-0123456789"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.sqlite")
+    yield opened
+    opened.close()
+
+
+def meter(ledger: Ledger, budget: Budget | None = None, *, threads: int = 8) -> Meter:
+    return Meter(ledger, Account(budget or Budget()), threads=threads)
+
+
+def request(lm: dspy.LM, text: str, **config: Any) -> Request:
+    return Request(model=lm.model, messages=(Message.user(text),), config=Config(**config))
+
+
+def text(result: Response | Exception) -> str:
+    assert isinstance(result, Response), result
+    return result.message.text or ""
+
+
+def bytes_of(ledger: Ledger) -> bytes:
+    """Return all that lies on disk, the write-ahead log included."""
+    return b"".join(path.read_bytes() for path in ledger.path.parent.iterdir())
+
+
+def test_calls_and_tokens_are_counted(ledger: Ledger, endpoint: Endpoint) -> None:
+    metered = meter(ledger)
+    lm = metered.wrap(endpoint.lm())
+    assert [lm("one"), lm("two")] == [["ONE"], ["TWO"]]
+    assert metered.account.spent == metered.account.billed == Cost(2, 20, 0.0)
+    assert [body["messages"][0]["content"] for body in endpoint.bodies] == ["one", "two"]
+
+
+def test_a_recorded_answer_is_replayed_without_a_second_request(ledger: Ledger, endpoint: Endpoint) -> None:
+    first = meter(ledger).wrap(endpoint.lm())("one")
+    again = meter(ledger)
+
+    assert again.wrap(endpoint.lm())("one") == first == ["ONE"]
+
+    assert endpoint.count == 1
+    assert again.account.spent == Cost(1, 10, 0.0)
+    assert again.account.billed == Cost()
+
+
+def test_settings_of_the_model_reach_the_server(ledger: Ledger, endpoint: Endpoint) -> None:
+    meter(ledger).wrap(endpoint.lm(temperature=0.25, max_tokens=99))("one")
+    [body] = endpoint.bodies
+    assert (body["temperature"], body["max_completion_tokens"]) == (0.25, 99)
+    assert endpoint.headers[0]["Authorization"] == "Bearer sk-secret-0123456789"
+
+
+def test_keys_and_addresses_stay_out_of_the_ledger(ledger: Ledger, endpoint: Endpoint) -> None:
+    lm = meter(ledger).wrap(endpoint.lm())
+    assert lm("one") == ["ONE"]
+    written = bytes_of(ledger)
+    assert b"ONE" in written
+    assert KEY not in written
+    assert b"127.0.0.1" not in written
+    assert KEY.decode() not in repr(lm.kwargs)
+
+
+def test_dspys_own_cache_answers_no_metered_call(ledger: Ledger, endpoint: Endpoint) -> None:
+    endpoint.answer = lambda asked: str(endpoint.count)
+    lm = endpoint.lm(cache=True, temperature=1.0)
+    call = request(lm, f"a number, please, {endpoint.url}")
+    results = meter(ledger, threads=1).ask(lm, [Call(call, sample) for sample in range(3)])
+    assert [text(result) for result in results] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("threads", [1, 8, 64])
+def test_a_budget_of_calls_is_never_passed(ledger: Ledger, endpoint: Endpoint, threads: int) -> None:
+    metered = meter(ledger, Budget(calls=20))
+    lm = metered.wrap(endpoint.lm())
+    start = threading.Barrier(threads)
+
+    def work(worker: int) -> int:
+        start.wait()
+        answered = 0
+        with contextlib.suppress(dspy.LMError):
+            for n in range(40):
+                assert lm(f"{worker} {n}") == [f"{worker} {n}"]
+                answered += 1
+        return answered
+
+    with ThreadPoolExecutor(threads) as pool:
+        answered = sum(pool.map(work, range(threads)))
+
+    assert answered == endpoint.count == len(ledger) == 20
+    assert metered.account.spent == Cost(20, 200, 0.0)
+
+
+def test_an_exhausted_budget_names_itself_and_sends_nothing(ledger: Ledger, endpoint: Endpoint) -> None:
+    metered = meter(ledger, Budget(calls=2))
+    lm = endpoint.lm()
+    with pytest.raises(BudgetExhausted, match="calls to 3, past the budget of 2; nothing was sent"):
+        metered.ask(lm, [Call(request(lm, str(n))) for n in range(5)])
+    assert endpoint.count == len(ledger) == 2
+
+
+def test_tokens_are_bounded_before_the_call_is_sent(ledger: Ledger, endpoint: Endpoint) -> None:
+    lm = endpoint.lm(max_tokens=50)
+    with pytest.raises(BudgetExhausted, match="tokens to 181, past the budget of 150"):
+        meter(ledger, Budget(tokens=150)).ask(lm, [Call(request(lm, "one", max_tokens=50))])  # 3 + 64 + 64 + 50
+    assert endpoint.count == 0
+
+
+def test_equal_calls_at_once_are_billed_once(ledger: Ledger, endpoint: Endpoint) -> None:
+    metered = meter(ledger)
+    lm = metered.wrap(endpoint.lm())
+    start = threading.Barrier(16)
+
+    def ask(_: int) -> list[str]:
+        start.wait()
+        return list(lm("same"))
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(16)))
+
+    assert answers == [["SAME"]] * 16
+    assert endpoint.count == 1
+    assert metered.account.spent == Cost(16, 160, 0.0)
+    assert metered.account.billed == Cost(1, 10, 0.0)
+
+
+def test_an_error_is_not_recorded_and_the_call_can_be_made_again(ledger: Ledger, endpoint: Endpoint) -> None:
+    metered = meter(ledger, Budget(calls=1))
+    lm = endpoint.lm()
+    endpoint.status = 500
+    [failed] = metered.ask(lm, [Call(request(lm, "one"))])
+    assert isinstance(failed, dspy.LMError)
+    assert str(failed) == "[openai/x] overloaded"
+    assert len(ledger) == 0
+    assert metered.account.spent == Cost()
+    assert metered.account.calls_left == 1
+
+    endpoint.status = 200
+
+    assert [text(result) for result in metered.ask(lm, [Call(request(lm, "one"))])] == ["ONE"]
+
+
+def test_the_asynchronous_door_is_metered_too(ledger: Ledger, endpoint: Endpoint) -> None:
+    metered = meter(ledger)
+    lm = metered.wrap(endpoint.lm())
+    assert asyncio.run(lm.acall("one")) == ["ONE"]
+    assert metered.account.spent == Cost(1, 10, 0.0)
+
+
+def test_a_wrapped_model_is_metered_once(ledger: Ledger) -> None:
+    metered = meter(ledger, Budget(calls=3))
+    numbers = iter("123")
+    lm = metered.wrap(simulated(lambda request: next(numbers)))
+    assert metered.wrap(lm) is lm
+    assert copy.deepcopy(lm).engine is lm.engine
+
+    results = metered.ask(lm, [Call(request(lm, "a number, please"), sample) for sample in range(3)])
+
+    assert sorted(text(result) for result in results) == ["1", "2", "3"]
+    assert metered.account.spent.calls == len(ledger) == 3
+
+
+def test_a_wrapped_model_keeps_its_name_and_settings(ledger: Ledger) -> None:
+    lm = meter(ledger).wrap(dspy.LM("openai/gpt-4o-mini", temperature=0.5, max_tokens=7, api_key="sk-x"))
+    assert (lm.model, lm.kwargs) == ("openai/gpt-4o-mini", {"temperature": 0.5, "max_tokens": 7})
+
+
+def test_a_reasoning_model_can_be_wrapped(ledger: Ledger) -> None:
+    lm = meter(ledger).wrap(dspy.LM("openai/o3-mini", temperature=1.0, max_tokens=16000))
+    assert lm.kwargs == {"temperature": 1.0, "max_completion_tokens": 16000}
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=100), Budget(dollars=1)])
+def test_a_bound_per_call_is_needed_to_budget_tokens_or_dollars(ledger: Ledger, budget: Budget) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"A budget of tokens or dollars needs a bound per call: dspy\.LM\('openai/gpt-4o', max_tokens=512\)\.",
+    ):
+        meter(ledger, budget).check(dspy.LM("openai/gpt-4o"))
+
+
+def test_dollars_need_a_known_price(ledger: Ledger) -> None:
+    metered = meter(ledger, Budget(dollars=1))
+    unknown = dspy.LM("openai/nobody-knows-this", max_tokens=5)
+    for lm in (unknown, metered.wrap(unknown)):
+        with pytest.raises(ConfigError, match="No price is known for openai/nobody-knows-this"):
+            metered.check(lm)
+
+
+def test_calls_and_minutes_need_no_bound_and_no_price(ledger: Ledger) -> None:
+    meter(ledger, Budget(calls=1, seconds=1)).check(dspy.LM("openai/nobody-knows-this"))
+    meter(ledger, Budget(tokens=1)).check(dspy.LM("openai/nobody-knows-this", max_tokens=5))
+
+
+def choice(lm: dspy.LM, question: str) -> Request:
+    return request(lm, question, extensions={"choices": ["yes", "no"]})
+
+
+def test_a_batching_engine_is_found_through_the_meter(ledger: Ledger, smollm: dspy.LM, engine: LocalEngine) -> None:
+    lm = meter(ledger).wrap(smollm)
+    assert batching_engine(lm) is batching_engine(smollm) is engine
+    assert batching_engine(simulated(lambda request: "yes")) is None
+    assert isinstance(lm.engine, MeteredEngine)
+    assert lm.engine.supports_choices
+    assert "temperature" in lm.engine.supported_params
+
+
+def test_batches_are_recorded_and_replayed(ledger: Ledger, smollm: dspy.LM) -> None:
+    calls = [Call(choice(smollm, question)) for question in ("Is water wet?", "Is fire cold?")]
+    fresh, replayed = meter(ledger), meter(ledger)
+
+    first = fresh.ask(smollm, calls)
+    second = replayed.ask(smollm, calls)
+
+    assert first == second
+    assert {text(result) for result in first} <= {"yes", "no"}
+    tokens = sum(result.usage.total_tokens or 0 for result in first if isinstance(result, Response))
+    assert fresh.account.spent == fresh.account.billed == replayed.account.spent == Cost(2, tokens, 0.0)
+    assert replayed.account.billed == Cost()
+
+
+def test_equal_calls_of_one_batch_count_alike_when_resumed(ledger: Ledger, smollm: dspy.LM) -> None:
+    calls = [Call(choice(smollm, "Is water wet?"))] * 3
+    fresh, resumed = meter(ledger), meter(ledger)
+    assert len(set(map(text, fresh.ask(smollm, calls)))) == 1
+    assert len(set(map(text, resumed.ask(smollm, calls)))) == 1
+    assert fresh.account.spent.calls == resumed.account.spent.calls == 3
+    assert (fresh.account.billed.calls, resumed.account.billed.calls) == (1, 0)
+
+
+def test_a_batch_the_budget_can_not_pay_for_is_not_run(ledger: Ledger, smollm: dspy.LM) -> None:
+    metered = meter(ledger, Budget(calls=1))
+    with pytest.raises(BudgetExhausted, match="calls to 2"):
+        metered.ask(smollm, [Call(choice(smollm, question)) for question in ("a", "b")])
+    assert len(ledger) == 0
+    assert metered.account.calls_left == 1
+
+
+def test_tokens_of_a_batch_are_bounded_by_the_tokenizer(ledger: Ledger, smollm: dspy.LM, engine: LocalEngine) -> None:
+    call = choice(smollm, "Is water wet?")
+    length = engine.count_tokens(call)
+    [result] = meter(ledger, Budget(tokens=length + 1)).ask(smollm, [Call(call)])
+    assert text(result) in {"yes", "no"}
+    with pytest.raises(BudgetExhausted, match=f"past the budget of {length - 1}"):
+        meter(ledger, Budget(tokens=length - 1)).ask(smollm, [Call(choice(smollm, "Is water dry?"))])
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(tokens=100_000)])
+def test_an_input_too_long_fails_alone(ledger: Ledger, smollm: dspy.LM, budget: Budget) -> None:
+    metered = meter(ledger, budget)
+    too_long, fine = metered.ask(smollm, [Call(choice(smollm, "word " * 9000)), Call(choice(smollm, "Is water wet?"))])
+    assert isinstance(too_long, InputTooLong)
+    assert text(fine) in {"yes", "no"}
+    assert metered.account.spent.calls == len(ledger) == 1
+
+
+def test_a_cohort_asks_engine_by_engine_and_answers_row_by_row(ledger: Ledger) -> None:
+    metered = meter(ledger, threads=1)
+    upper = simulated(lambda request: (request.messages[-1].text or "").upper(), name="upper")
+    lower = simulated(lambda request: (request.messages[-1].text or "").lower(), name="lower")
+    engines: list[Any] = [metered.wrap(lm).engine for lm in (upper, lower)]
+    lms = [upper, lower, upper, lower]
+    questions = [(engines[row % 2], Call(request(lm, f"Row {row}"))) for row, lm in enumerate(lms)]
+
+    assert [text(result) for result in ask_cohort(questions)] == ["ROW 0", "row 1", "ROW 2", "row 3"]
+    assert [one.messages[-1].text for one in asked(upper)] == ["Row 0", "Row 2"]
+
+
+def test_rows_of_a_cohort_reach_the_engine_together(ledger: Ledger, smollm: dspy.LM, engine: LocalEngine) -> None:
+    metered = meter(ledger)
+    lm = metered.wrap(smollm)
+    cohort = Cohort[Any, Any](4, ask_cohort)
+
+    def row(number: int) -> str:
+        with cohort.seat(number):
+            return text(lm(choice(lm, f"Is {number} even?")))
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(row, range(4)))
+
+    alone = [text(engine.complete(choice(smollm, f"Is {number} even?"))) for number in range(4)]
+    assert together == alone
+    assert metered.account.spent.calls == len(ledger) == 4

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
+
+from preceptor.errors import BudgetExhausted, LMFailed, MetricError
+from preceptor.lm.budget import Account, Budget
+from preceptor.lm.ledger import Ledger
+from preceptor.lm.meter import Meter, Result
+from preceptor.modules import Classify
+from preceptor.scoring.evaluate import Counter, Evaluator, Job, refuse_failures
+from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.trial import Outcome
+from preceptor.testing import asked, prompt, simulated, system
+
+THREADS = [1, 8, 64]
+ACCURACY = wrap("accuracy", "label")
+
+
+def rows(count: int) -> list[dspy.Example]:
+    return [dspy.Example(text=f"item {n}", label="ab"[n % 2]).with_inputs("text") for n in range(count)]
+
+
+def number(request: Request) -> int:
+    return int(prompt(request).split()[-1])
+
+
+def program() -> dspy.Module:
+    return Classify("text -> label: Literal['a', 'b']", "Pick.")
+
+
+def jobs(student: dspy.Module, examples: Sequence[dspy.Example]) -> list[Job]:
+    return [Job(student, example) for example in examples]
+
+
+def evaluator(lm: dspy.LM, *, threads: int = 8, metric: Metric = ACCURACY, **settings: Any) -> Evaluator:
+    return Evaluator(lm, metric, "label", together=False, threads=threads, **settings)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_outcomes_come_in_the_order_of_the_jobs_whichever_ends_first(threads: int) -> None:
+    held = threading.Barrier(2) if threads > 1 else None
+
+    def answer(request: Request) -> str:
+        if held and number(request) in (0, 5):  # row 0 ends after row 5 has begun
+            held.wait(20)
+        return "ab"[number(request) % 3 == 0]
+
+    outcomes = evaluator(simulated(answer), threads=threads).run(jobs(program(), rows(40)))
+
+    assert [outcome.answer for outcome in outcomes] == ["ab"[n % 3 == 0] for n in range(40)]
+    assert [outcome.gold for outcome in outcomes] == ["ab"[n % 2] for n in range(40)]
+    assert [outcome.score for outcome in outcomes] == [float((n % 3 == 0) == (n % 2 == 1)) for n in range(40)]
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_every_row_is_asked_once(threads: int) -> None:
+    lm = simulated(lambda request: "a")
+
+    evaluator(lm, threads=threads).run(jobs(program(), rows(60)))
+
+    assert sorted(number(request) for request in asked(lm)) == list(range(60))
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_broken_call_a_bad_form_and_an_answer_are_three_different_things(threads: int) -> None:
+    def answer(request: Request) -> str:
+        if number(request) == 1:
+            raise ConnectionError("no route")
+        return {0: "a", 2: "neither", 3: "b"}[number(request)]
+
+    outcomes = evaluator(simulated(answer), threads=threads).run(jobs(program(), rows(4)))
+
+    assert outcomes == [
+        Outcome("scored", 1.0, "a", "a"),
+        Outcome("failed", None, "", "b", "LMUnexpectedError: [simulated/model] no route"),
+        Outcome("unparsable", 0.0, "", "a", "The reply is none of a, b."),
+        Outcome("scored", 1.0, "b", "b"),
+    ]
+
+
+def test_an_exception_of_the_users_program_fails_its_row_with_its_text() -> None:
+    class Picky(dspy.Module):
+        def forward(self, text: str) -> dspy.Prediction:
+            if text == "item 1":
+                raise ValueError("I don't like item 1")
+            return dspy.Prediction(label="a")
+
+    outcomes = evaluator(simulated(lambda request: "a")).run(jobs(Picky(), rows(3)))
+
+    assert [outcome.kind for outcome in outcomes] == ["scored", "failed", "scored"]
+    assert outcomes[1].error == "ValueError: I don't like item 1"
+
+
+@pytest.mark.timeout(60)  # rows that never began were once waited for
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_metric_that_raises_stops_the_evaluation(threads: int) -> None:
+    def strict(example: Any, prediction: Any) -> float:
+        if example.text == "item 2":
+            raise KeyError("weight")
+        return 1.0
+
+    lm = simulated(lambda request: "a")
+    with pytest.raises(MetricError, match=r"The metric strict raised KeyError: 'weight', on \{'text': 'item 2'"):
+        evaluator(lm, threads=threads, metric=wrap(strict, "label")).run(jobs(program(), rows(300)))
+
+    assert threads > 1 or len(asked(lm)) == 3
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+def metered(ledger: Ledger, lm: dspy.LM, calls: int) -> dspy.LM:
+    return Meter(ledger, Account(Budget(calls=calls))).wrap(lm)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("student", [program(), dspy.Predict("text -> label"), dspy.ChainOfThought("text -> label")])
+def test_the_end_of_the_budget_comes_through_dspys_own_errors(
+    ledger: Ledger, student: dspy.Module, threads: int
+) -> None:
+    lm = simulated(
+        lambda request: "[[ ## reasoning ## ]]\nso\n\n[[ ## label ## ]]\na" if "[[" in system(request) else "a"
+    )
+
+    with pytest.raises(BudgetExhausted, match=r"The next call could take calls to 8, past the budget of 7; nothing"):
+        evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student, rows(100)))
+
+    assert len(asked(lm)) == 7
+
+
+def test_the_callers_adapter_reaches_every_thread() -> None:
+    lm = simulated(lambda request: '{"label": "a"}' if "JSON" in prompt(request) + system(request) else "lost")
+
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        outcomes = evaluator(lm).run(jobs(dspy.Predict("text -> label"), [row for row in rows(30) if row.label == "a"]))
+
+    assert [(outcome.kind, outcome.score) for outcome in outcomes] == [("scored", 1.0)] * 15
+    assert len(asked(lm)) == 15
+
+
+def test_a_predictors_own_model_answers_for_it() -> None:
+    student, lm = program(), simulated(lambda request: "a")
+    student.set_lm(simulated(lambda request: "b", name="own"))
+
+    outcomes = evaluator(lm).run(jobs(student, rows(2)))
+
+    assert [outcome.answer for outcome in outcomes] == ["b", "b"]
+    assert asked(lm) == []
+
+
+def test_inputs_program_and_callers_settings_are_left_alone() -> None:
+    student, examples = program(), rows(20)
+    before, state = copy.deepcopy(examples), student.dump_state()
+    lm = simulated(lambda request: "a")
+
+    with dspy.context(lm=simulated(lambda request: "b", name="other"), trace=None):
+        evaluator(lm, has_steps=True).run(jobs(student, examples))
+        assert dspy.settings.lm.model == "simulated/other"
+        assert dspy.settings.trace is None
+
+    assert examples == before
+    assert student.dump_state() == state
+    assert lm.history == []
+
+
+def test_steps_hold_what_each_predictor_was_given_and_answered() -> None:
+    class Twice(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Classify("text -> guess: Literal['x', 'y']", "Guess.")
+            self.second = Classify("guess -> label: Literal['a', 'b']", "Decide.")
+
+        def forward(self, text: str) -> Any:
+            return self.second(guess=self.first(text=text).guess)
+
+    lm = simulated(lambda request: "y" if "Guess" in system(request) else "b")
+    [outcome] = evaluator(lm, has_steps=True).run(jobs(Twice(), rows(1)))
+
+    assert [(step.predictor, dict(step.inputs), dict(step.outputs)) for step in outcome.steps] == [
+        ("first.predict", {"text": "item 0"}, {"guess": "y"}),
+        ("second.predict", {"guess": "y"}, {"label": "b"}),
+    ]
+
+
+def test_every_row_is_reported_once_failed_ones_included() -> None:
+    def answer(request: Request) -> str:
+        if number(request) % 5 == 0:
+            raise ConnectionError("no route")
+        return "a"
+
+    seen: list[int] = []
+    evaluator(simulated(answer), on_row=Counter(seen.append)).run(jobs(program(), rows(50)))
+
+    assert seen == list(range(1, 51))
+
+
+class Batching:
+    """An engine that answers many requests at once, by a function of the row's number."""
+
+    supports_choices = False
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Batching:
+        return self
+
+    def complete(self, request: Request) -> Response:
+        raise AssertionError("asked one by one")
+
+    def count_tokens(self, request: Request) -> int:
+        return len(prompt(request).split())
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
+        self.sizes.append(len(requests))
+        yield [(at, self._answer(request)) for at, request in enumerate(requests)]
+
+    def _answer(self, request: Request) -> Result:
+        if number(request) == 3:
+            return dspy.LMServerError("out of memory")
+        text = "ab"[number(request) % 3 == 0]
+        return Response(
+            id=None,
+            model="batching/one",
+            message=Message.assistant([TextPart(text)]),
+            finish_reason="stop",
+            usage=Usage(input_tokens=2, output_tokens=1),
+        )
+
+
+def batching(ledger: Ledger, engine: Batching, calls: int) -> Evaluator:
+    lm = metered(ledger, dspy.LM("batching/one", engine=engine, cache=False, num_retries=0), calls)
+    return Evaluator(lm, ACCURACY, "label", together=True)
+
+
+def test_rows_of_a_batching_engine_are_asked_together_and_keep_their_order(ledger: Ledger) -> None:
+    engine = Batching()
+
+    outcomes = batching(ledger, engine, 100).run(jobs(program(), rows(70)))
+
+    assert engine.sizes == [64, 6]
+    assert [outcome.answer for outcome in outcomes] == ["" if n == 3 else "ab"[n % 3 == 0] for n in range(70)]
+    assert [n for n, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [3]
+    assert outcomes[3].error == "LMServerError: out of memory"
+
+
+def test_a_batch_beyond_the_budget_is_not_asked(ledger: Ledger) -> None:
+    engine = Batching()
+
+    with pytest.raises(BudgetExhausted, match=r"could take calls to 64, past the budget of 63"):
+        batching(ledger, engine, 63).run(jobs(program(), rows(70)))
+
+    assert engine.sizes == []
+
+
+def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
+    failed, scored = Outcome("failed", None, error="Timeout: 30 s"), Outcome("scored", 1.0)
+
+    refuse_failures([failed] + [scored] * 19, resume="again")
+    with pytest.raises(LMFailed, match=r"^2 of 20 rows failed, the first with: Timeout: 30 s\. .* Go on with: again$"):
+        refuse_failures([failed] * 2 + [scored] * 18, resume="again")
+
+
+def test_no_jobs_have_no_outcomes() -> None:
+    lm = simulated(lambda request: "a")
+    assert evaluator(lm).run([]) == []
+    assert Evaluator(lm, ACCURACY, "label", together=True).run([]) == []

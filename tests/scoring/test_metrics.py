@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+import pytest
+
+from preceptor.errors import ConfigError, MetricError
+from preceptor.scoring.metrics import Metric, Scorer, binary_f1, mean, token_f1, wrap
+from preceptor.scoring.trial import Outcome
+
+
+def scored(metric: Metric | Scorer | str, gold: Any, answer: Any) -> float:
+    row = dspy.Example(text="hi", label=gold).with_inputs("text")
+    return wrap(metric, "label")(row, dspy.Prediction(label=answer))
+
+
+def answered(*pairs: tuple[str, str]) -> list[Outcome]:
+    """Outcomes from (gold, answer) pairs."""
+    return [Outcome("scored", float(gold == answer), answer, gold) for gold, answer in pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "gold", "answer", "score"),
+    [
+        ("accuracy", "Spam", " spam\n", 1.0),
+        ("accuracy", "spam", "spam.", 0.0),
+        ("accuracy", 1, "1", 1.0),
+        ("accuracy", True, True, 1.0),
+        ("accuracy", "straße", "STRASSE", 1.0),
+        ("exact_match", "The Eiffel Tower", "eiffel tower.", 1.0),
+        ("exact_match", ["Paris", "City of Paris"], "the city of Paris", 1.0),
+        ("exact_match", ["Paris", "City of Paris"], "Paris, France", 0.0),
+        ("token_f1", "the red bus", "a red car", 0.5),  # one of two tokens each: 2 * 1 / (2 + 2)
+        ("token_f1", ["blue", "the red bus"], "a red car", 0.5),
+        ("token_f1", "big big dog", "big dog", 0.8),  # two shared: 2 * 2 / (2 + 3)
+        ("token_f1", "", "", 1.0),
+        ("token_f1", "dog", "the", 0.0),
+        ("set_match", "cat, dog", "Dog,cat , cat", 1.0),
+        ("set_match", ["cat", "dog"], "cat", 0.0),
+        ("set_match", ["cat", "dog"], ["Dog", "a cat"], 1.0),
+        ("contains", "Paris", "I think it is Paris, France.", 1.0),
+        ("contains", ["London", "Paris"], "paris!", 1.0),
+        ("contains", "Paris", "Lyon", 0.0),
+        ("f1:spam", "spam", "SPAM", 1.0),
+        ("macro_f1", "spam", "mail", 0.0),
+    ],
+)
+def test_built_in_metrics_score_rows_as_computed_by_hand(name: str, gold: Any, answer: Any, score: float) -> None:
+    assert scored(name, gold, answer) == pytest.approx(score)
+
+
+def test_token_f1_counts_a_token_as_often_as_both_have_it() -> None:
+    assert token_f1("yes yes yes", "yes") == 0.5  # one shared: 2 * 1 / (3 + 1)
+
+
+def test_f1_of_a_label_is_computed_from_hits_and_errors() -> None:
+    outcomes = answered(("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"), ("yes", "YES"))
+
+    assert wrap("f1:yes", "label").aggregate(outcomes) == pytest.approx(2 * 2 / (2 * 2 + 2))
+
+
+def test_f1_of_a_label_that_never_occurs_is_zero() -> None:
+    assert binary_f1("label", "maybe").aggregate(answered(("yes", "yes"))) == 0.0
+    assert binary_f1("label", "maybe").aggregate([]) == 0.0
+
+
+def test_macro_f1_is_the_mean_over_the_gold_labels() -> None:
+    outcomes = answered(("a", "a"), ("a", "b"), ("b", "b"), ("b", "c"), ("C", "c"))
+    # a: 2/(2+1), b: 2/(2+2), c: 2/(2+1)
+    assert wrap("macro_f1", "label").aggregate(outcomes) == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
+
+
+def test_an_unparsable_answer_counts_as_wrong_and_a_failed_row_is_left_out() -> None:
+    right = Outcome("scored", 1.0, "yes", "yes")
+    outcomes = [right, Outcome("unparsable", 0.0, "", "yes"), Outcome("failed", None, "", "yes")]
+
+    assert mean(outcomes) == 0.5
+    assert wrap("f1:yes", "label").aggregate(outcomes) == pytest.approx(2 / 3)
+    assert wrap("macro_f1", "label").aggregate(outcomes) == pytest.approx(2 / 3)
+    assert mean([Outcome("failed", None)]) == 0.0
+    assert wrap("macro_f1", "label").aggregate([Outcome("failed", None)]) == 0.0
+
+
+def test_only_set_metrics_are_no_mean_of_rows() -> None:
+    names = ("accuracy", "exact_match", "token_f1", "set_match", "contains", "f1:yes", "macro_f1")
+    assert [wrap(name, "label").is_mean for name in names] == [True] * 5 + [False] * 2
+    assert [wrap(name, "label").name for name in names] == list(names)
+
+
+def two(example: Any, prediction: Any) -> bool:
+    return bool(example.label == prediction.label)
+
+
+def three(example: Any, prediction: Any, trace: Any = None) -> float:
+    assert trace is None
+    return 0.25
+
+
+def five(gold: Any, prediction: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:
+    assert (trace, pred_name, pred_trace) == (None, None, None)
+    return dspy.Prediction(score=0.75, feedback="nearly")
+
+
+def one_or_two(example: Any, prediction: Any = None) -> int:
+    return int(prediction is not None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments", "score"), [(two, 2, 1.0), (three, 3, 0.25), (five, 5, 0.75), (one_or_two, 2, 1.0)]
+)
+def test_any_dspy_metric_is_taken_whatever_its_arguments_and_its_result(
+    metric: Scorer, arguments: int, score: float
+) -> None:
+    wrapped = wrap(metric, "label")
+
+    assert (wrapped.name, wrapped.arguments, wrapped.is_mean) == (metric.__name__, arguments, True)
+    assert scored(metric, "a", "a") == score
+
+
+def test_an_object_with_a_call_method_is_named_after_its_class() -> None:
+    class Judge:
+        def __call__(self, example: Any, prediction: Any) -> bool:
+            return True
+
+    assert (wrap(Judge(), "label").name, wrap(Judge(), "label").arguments) == ("Judge", 2)
+
+
+def test_a_wrapped_metric_stays_what_it_is() -> None:
+    metric = wrap("accuracy", "label")
+    assert wrap(metric, "other") is metric
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 1.5, -0.1, "right", float("inf"), dspy.Prediction(label="a")])
+def test_a_result_that_is_no_score_is_refused_with_its_row(value: Any) -> None:
+    def odd(example: Any, prediction: Any) -> Any:
+        return value
+
+    with pytest.raises(MetricError, match=r"(?s)The metric odd returned .* on \{'text': 'hi', 'label': 'a'\}; it must"):
+        scored(odd, "a", "a")
+
+
+def test_a_metric_that_raises_is_reported_with_its_error_and_its_row() -> None:
+    def broken(example: Any, prediction: Any) -> float:
+        return 1 / 0
+
+    expected = r"^The metric broken raised ZeroDivisionError: division by zero, on \{'text': 'hi', 'label': 'a'\}\.$"
+    with pytest.raises(MetricError, match=expected):
+        scored(broken, "a", "a")
+
+
+def test_a_long_row_is_cut_in_the_message() -> None:
+    def broken(example: Any, prediction: Any) -> float:
+        raise ValueError("no")
+
+    row = dspy.Example(text="x" * 500, label="a").with_inputs("text")
+    with pytest.raises(MetricError, match=r"on \{'text': 'x{147}\.\.\.\.$"):
+        wrap(broken, "label")(row, dspy.Prediction(label="a"))
+
+
+def test_a_missing_answer_field_is_a_wrong_answer() -> None:
+    row = dspy.Example(text="hi", label="a").with_inputs("text")
+    assert wrap("accuracy", "label")(row, dspy.Prediction(other="a")) == 0.0
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"No metric 'acuracy'; choose one of accuracy, f1, macro_f1, exact_match"):
+        wrap("acuracy", "label")
+
+
+@pytest.mark.parametrize("name", ["f1", "f1:"])
+def test_f1_without_its_label_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"No metric 'f1:'|The metric f1 needs the positive label: f1:yes"):
+        wrap(name, "label")
+
+
+def test_a_metric_of_four_required_arguments_is_refused() -> None:
+    def four(a: Any, b: Any, c: Any, d: Any) -> float:
+        return 1.0
+
+    with pytest.raises(ConfigError, match=r"The metric four takes 4 arguments; DSPy's take \(example, prediction\),"):
+        wrap(four, "label")

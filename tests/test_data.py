@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.data import check_examples, examples, load_rows, split, stratified
+from preceptor.errors import DataError
+
+ROWS = [{"text": "Hello, you", "label": "1"}, {"text": 'She said "no"', "label": "NA"}]
+LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
+
+
+def written(folder: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def as_csv(separator: str = ",") -> str:
+    return f'text{separator}label\n"Hello, you"{separator}1\n"She said ""no"""{separator}NA\n'
+
+
+def as_tsv() -> str:
+    return 'text\tlabel\nHello, you\t1\nShe said "no"\tNA\n'
+
+
+def as_jsonl() -> str:
+    return "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", as_csv()),
+        ("rows.CSV", as_csv()),
+        ("rows.tsv", as_tsv()),
+        ("rows.jsonl", as_jsonl()),
+        ("rows.json", json.dumps(ROWS)),
+    ],
+)
+def test_a_text_file_gives_its_rows_and_labels_such_as_1_and_na_stay_text(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    assert load_rows(written(tmp_path, name, content)) == ROWS
+
+
+def test_a_parquet_file_gives_its_rows_with_their_types(tmp_path: Path) -> None:
+    rows = [{"text": "Hello", "stars": 5, "good": True}, {"text": "Bye", "stars": 1, "good": False}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+
+    assert load_rows(str(tmp_path / "rows.parquet")) == rows
+
+
+def test_a_folder_gives_the_part_asked_for(tmp_path: Path) -> None:
+    written(tmp_path, "train.csv", "text,label\nhi,a\n")
+    written(tmp_path, "validation.jsonl", '{"text": "ho", "label": "b"}\n')
+    written(tmp_path, "train.md", "What these rows are.")
+
+    assert load_rows(tmp_path) == [{"text": "hi", "label": "a"}]
+    assert load_rows(tmp_path, part="validation") == [{"text": "ho", "label": "b"}]
+    with pytest.raises(DataError, match=r"has no test file ending in \.csv, \.tsv, \.jsonl, \.json, \.parquet\.$"):
+        load_rows(tmp_path, part="test")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = written(tmp_path, "excel.csv", as_csv(), encoding="utf-8-sig")
+    assert load_rows(path) == ROWS
+
+
+def test_quoted_text_keeps_its_line_breaks_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", 'text,label\n"one\ntwo",a\n\nthree,b\n')
+    assert load_rows(path) == [{"text": "one\ntwo", "label": "a"}, {"text": "three", "label": "b"}]
+
+
+def test_a_very_long_text_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "long.csv", f"text,label\n{'x' * 200_000},a\n")
+    assert load_rows(path) == [{"text": "x" * 200_000, "label": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", "", r"empty\.csv is empty; it needs a header and at least one row\."),
+        ("header.csv", "text,label\n", r"header\.csv has no rows\."),
+        ("empty.json", "[]", r"empty\.json has no rows\."),
+        ("twice.csv", "text,text\na,b\n", r"twice\.csv: every column needs a name of its own, got text, text\."),
+        ("nameless.csv", "text,\na,b\n", r"nameless\.csv: every column needs a name of its own, got text, \."),
+        ("shifted.csv", "text,label\na,b,c\n", r"shifted\.csv, row 1: 3 values under 2 columns; quote text with"),
+        (
+            "long.csv",
+            "text,label\na,b\nc,d,e\n",
+            r"long\.csv can't be read as CSV: .* Expected 2 fields in line 3, saw 3",
+        ),
+        ("bad.jsonl", '{"text": "a"}\n{oops\n', r"bad\.jsonl can't be read as JSONL: JSON parse error"),
+        ("bad.parquet", "no parquet", r"bad\.parquet can't be read as PARQUET: "),
+    ],
+)
+def test_a_file_that_cant_be_used_is_named_with_the_reason(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_rows(written(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("content", ["téxt,label\nhi,a\n", "text,label\nhé,a\n"])
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match=r"latin\.csv can't be read as CSV: 'utf-8' codec can't decode byte 0xe9"):
+        load_rows(written(tmp_path, "latin.csv", content, encoding="latin-1"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^No file .*none\.csv\.$"):
+        load_rows(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "./owner/rows", "/owner/rows", "rows"])
+def test_what_is_neither_a_file_nor_a_hub_id_is_refused_without_the_network(name: str) -> None:
+    with pytest.raises(DataError, match=rf"^No file {name}; rows come from \.csv, .* or a hub id \(owner/name\)\.$"):
+        load_rows(name)
+
+
+INPUTS: dict[str, Any] = {"text": str}
+OUTPUTS: dict[str, Any] = {"label": Literal["a", "b"]}
+
+
+def checked(*rows: dict[str, Any], inputs: dict[str, Any] = INPUTS, outputs: dict[str, Any] = OUTPUTS) -> Any:
+    return examples(rows, inputs, outputs, source="rows.csv")
+
+
+def test_rows_become_examples_with_their_inputs_and_without_other_columns() -> None:
+    [example] = checked({"id": "7", "text": "hi", "label": "a", "note": "x"})
+
+    assert example.toDict() == {"text": "hi", "label": "a"}
+    assert example.inputs().toDict() == {"text": "hi"}
+    assert example.labels().toDict() == {"label": "a"}
+
+
+def test_values_become_the_declared_types() -> None:
+    types: dict[str, Any] = {"n": int, "x": float, "yes": bool, "stars": Literal[1, 2], "tags": list[str]}
+    row = {"text": "hi", "n": " 3", "x": "2.5", "yes": "TRUE", "stars": "2", "tags": ["a"]}
+
+    [example] = checked(row, outputs=types)
+
+    assert example.labels().toDict() == {"n": 3, "x": 2.5, "yes": True, "stars": 2, "tags": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"^rows\.csv has no rows\.$"),
+        ([{"text": "hi", "lable": "a"}], r"^rows\.csv has no column 'label'; it has text, lable\.$"),
+        (
+            [{"text": "hi", "label": "a"}, {"text": "ho", "label": "c"}],
+            r"^rows\.csv, row 2, label: 'c' is no label; expected one of a, b\.$",
+        ),
+        ([{"text": "", "label": "a"}], r"^rows\.csv, row 1, text: the value is missing\.$"),
+        ([{"text": "hi", "label": "a"}, {"text": "ho"}], r"^rows\.csv, row 2, label: the value is missing\.$"),
+        ([{"text": 7, "label": "a"}], r"^rows\.csv, row 1, text: expected text, got int 7\.$"),
+        (
+            [{"id": number, "text": "hi", "label": "a"} for number in (4, 5, 4)],
+            r"^rows\.csv: rows 1 and 3 have the same id 4\.$",
+        ),
+    ],
+)
+def test_a_row_that_cant_be_used_is_named_with_its_field(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        checked(*rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (int, "2.5", r"rows\.csv, row 1, label: expected int, got '2\.5'\."),
+        (float, "many", r"rows\.csv, row 1, label: expected float, got 'many'\."),
+        (bool, "yes", r"rows\.csv, row 1, label: expected True or False, got 'yes'\."),
+    ],
+)
+def test_a_value_of_another_type_is_refused(kind: type, value: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        checked({"text": "hi", "label": value}, outputs={"label": kind})
+
+
+def test_rows_without_ids_may_repeat() -> None:
+    assert len(checked({"text": "hi", "label": "a"}, {"text": "hi", "label": "a"})) == 2
+
+
+def test_examples_of_the_users_are_returned_as_they_are() -> None:
+    rows = [dspy.Example(text="hi", label="a").with_inputs("text")]
+    assert check_examples(iter(rows), ["text"], name="trainset") == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"^trainset is empty\.$"),
+        ([{"text": "hi"}], r"^trainset, row 1: expected a dspy\.Example, got dict\.$"),
+        (
+            [dspy.Example(text="hi")],
+            r"^trainset, row 1: call \.with_inputs\(\.\.\.\) to say which fields are inputs\.$",
+        ),
+        (
+            [dspy.Example(text="hi").with_inputs("text"), dspy.Example(body="hi").with_inputs("body")],
+            r"^trainset, row 2: the input 'text' is missing; it has \['body'\]\.$",
+        ),
+    ],
+)
+def test_what_is_no_usable_example_is_refused_with_its_row(rows: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_examples(rows, ["text"], name="trainset")
+
+
+def labelled(labels: list[str]) -> list[dspy.Example]:
+    return [dspy.Example(x=at, y=label).with_inputs("x") for at, label in enumerate(labels)]
+
+
+@given(LABELS, st.integers(0, 100))
+def test_a_split_gives_every_row_to_one_half_in_the_order_they_came(labels: list[str], seed: int) -> None:
+    train, validation = split(labelled(labels), "y", seed=seed)
+    first, second = [row.x for row in train], [row.x for row in validation]
+
+    assert sorted(first + second) == list(range(len(labels)))
+    assert (first, second) == (sorted(first), sorted(second))
+    assert len(first) - len(second) in (0, 1)
+
+
+@given(LABELS, st.integers(0, 100))
+def test_a_split_shares_out_every_label(labels: list[str], seed: int) -> None:
+    train, validation = split(labelled(labels), "y", seed=seed)
+    first, second = Counter(row.y for row in train), Counter(row.y for row in validation)
+
+    assert all(abs(first[label] - second[label]) <= 3 for label in set(labels))
+
+
+@given(LABELS, st.integers(0, 100), st.integers(1, 60))
+def test_every_beginning_has_about_the_labels_shares(labels: list[str], seed: int, size: int) -> None:
+    order = stratified(labelled(labels), "y", random.Random(seed))
+    begun = Counter(labels[at] for at in order[:size])
+
+    assert sorted(order) == list(range(len(labels)))
+    for label, count in Counter(labels).items():
+        fair = count * min(size, len(labels)) / len(labels)
+        assert abs(begun[label] - fair) <= 3
+
+
+def test_equal_seeds_split_equally_and_others_do_not() -> None:
+    rows = labelled(["a", "b"] * 20)
+    assert split(rows, "y", seed=1) == split(rows, "y", seed=1)
+    assert split(rows, "y", seed=1) != split(rows, "y", seed=2)
+
+
+def test_rows_without_a_label_are_split_all_the_same() -> None:
+    rows = [dspy.Example(x=at).with_inputs("x") for at in range(5)]
+    train, validation = split(rows, "", seed=0)
+    assert (len(train), len(validation)) == (3, 2)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from preceptor.evidence import Evidence
+from preceptor.lm.budget import Cost
+from preceptor.scoring.statistics import Comparison
+
+BETTER = Comparison(0.5, 0.75, 0.25, 0.1, 0.4, 0.004, 40, "exact McNemar")
+EVIDENCE = Evidence(
+    method="APE",
+    metric="accuracy",
+    comparison=BETTER,
+    baseline_ci=(0.35, 0.65),
+    compiled_ci=(0.6, 0.86),
+    replaced=True,
+    has_candidate=True,
+    train_rows=60,
+    smallest_gain=0.244,
+    search_score=0.9,
+    instructions={"predict": "Better."},
+    seed_instructions={"predict": "Sort."},
+    spent=Cost(300, 9_000, 0.25),
+    billed=Cost(100, 3_000, 0.125),
+    seconds=12.345,
+    seed=7,
+    lm="simulated/model",
+    proposer="simulated/writer",
+    stopped="",
+    run="/runs/1",
+    program="/runs/1/program",
+)
+
+
+def test_a_replaced_prompt_reports_the_score_and_gain_of_the_new_one() -> None:
+    assert (EVIDENCE.baseline, EVIDENCE.compiled, EVIDENCE.gain) == (0.5, 0.75, 0.25)
+    assert EVIDENCE.verdict == (
+        "Replaced: accuracy 0.500 -> 0.750 on 40 rows no search step has seen "
+        "(+25.0 points, 95 % interval +10.0 to +40.0, p = 0.004, exact McNemar)."
+    )
+
+
+def test_a_kept_prompt_claims_no_gain_whatever_the_candidate_scored() -> None:
+    worse = Comparison(0.5, 0.55, 0.05, -0.08, 0.17, 0.62, 40, "exact McNemar")
+    kept = dataclasses.replace(EVIDENCE, comparison=worse, replaced=False)
+
+    assert (kept.baseline, kept.compiled, kept.gain) == (0.5, 0.5, 0.0)
+    assert kept.verdict == (
+        "Kept: no significant improvement on 40 untouched rows. The best candidate differs by +5.0 points, "
+        "95 % interval -8.0 to +17.0, p = 0.62; so many rows can confirm 24 or more."
+    )
+    assert kept.stable()["tested_gain"] == 0.05
+
+
+def test_a_search_that_found_nothing_says_so() -> None:
+    none = dataclasses.replace(EVIDENCE, replaced=False, has_candidate=False)
+    assert none.verdict == "Kept: the search found nothing better than your instructions (accuracy 0.500)."
+
+
+def test_the_printed_object_has_the_promised_fields() -> None:
+    printed: dict[str, Any] = json.loads(json.dumps(EVIDENCE.as_dict()))
+
+    promised = {
+        "method": "APE",
+        "baseline": 0.5,
+        "compiled": 0.75,
+        "gain": 0.25,
+        "ci": [0.1, 0.4],
+        "p_value": 0.004,
+        "replaced": True,
+        "rows": 40,
+        "calls": 300,
+        "billed_calls": 100,
+        "tokens": 9_000,
+        "seconds": 12.3,
+        "instructions": {"predict": "Better."},
+        "program": "/runs/1/program",
+    }
+    assert {name: printed[name] for name in promised} == promised
+
+
+def test_what_goes_into_the_artifact_holds_nothing_of_this_process() -> None:
+    later = dataclasses.replace(
+        EVIDENCE, billed=Cost(), seconds=1.0, run="/elsewhere", program="/elsewhere/program", stopped="the clock"
+    )
+    assert later.stable() == EVIDENCE.stable()
+    assert later.as_dict() != EVIDENCE.as_dict()
+
+
+def test_evidence_cant_be_edited() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'replaced'"):
+        EVIDENCE.replaced = False  # type: ignore[misc]  # that is the point

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor.errors import RunError
+from preceptor.run import fingerprint, open_run, read_run, remember_command
+from preceptor.scoring.trial import Candidate, Outcome, Trial
+
+PARTS: dict[str, Any] = {"method": ["APE", {"candidates": 3}], "trainset": [{"text": "hi"}], "metric": "accuracy"}
+TRIAL = Trial(
+    Candidate({"predict": "Größer?"}), (4, 2), (Outcome("scored", 1.0), Outcome("failed", None, error="timeout")), 1.0
+)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_folder_holds_fingerprints_and_a_ledger(tmp_path: Path) -> None:
+    with open_run(tmp_path / "new" / "run", PARTS) as run:
+        assert run.folder == tmp_path / "new" / "run"
+        assert run.program == tmp_path / "new" / "run" / "program"
+        assert len(run.ledger) == 0
+
+    assert read_run(tmp_path / "new" / "run") == {
+        "fingerprints": {name: fingerprint(part) for name, part in PARTS.items()}
+    }
+
+
+def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(tmp_path: Path) -> None:
+    expected = {
+        "instructions": {"predict": "Größer?"},
+        "score": 1.0,
+        "rows": [4, 2],
+        "scores": [1.0, None],
+        "kinds": ["scored", "failed"],
+    }
+    for _ in range(2):
+        with open_run(tmp_path, PARTS) as run:
+            run.write_trials([TRIAL])
+            run.write_trials([TRIAL])
+        lines = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [expected, expected]
+
+
+def test_the_result_is_readable_json(tmp_path: Path) -> None:
+    with open_run(tmp_path, PARTS) as run:
+        run.write_result({"gain": 0.25, "verdict": "größer"})
+
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == {"gain": 0.25, "verdict": "größer"}
+    assert not (tmp_path / "result.json.new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"trainset": [{"text": "ho"}]}, "trainset"),
+        ({"method": ["APE", {"candidates": 4}]}, "method"),
+        ({"metric": "f1:a"}, "metric"),
+        ({"metric": "f1:a", "trainset": []}, "trainset and metric"),
+    ],
+)
+def test_a_folder_of_other_inputs_is_refused_and_left_as_it_is(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    with open_run(tmp_path, PARTS) as run:
+        run.write_trials([TRIAL])
+        run.write_result({"gain": 0.5})
+    before = files(tmp_path)
+
+    message = rf"^The run folder .* belongs to another {named}; nothing was overwritten\. Choose another folder, or go"
+    with pytest.raises(RunError, match=message), open_run(tmp_path, {**PARTS, **change}):
+        pass
+
+    assert files(tmp_path) == before
+
+
+def test_a_folder_of_other_things_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text("{}", encoding="utf-8")
+
+    message = r"holds other files and is no run folder; choose an empty or a new one\.$"
+    with pytest.raises(RunError, match=message), open_run(tmp_path, PARTS):
+        pass
+
+    assert (tmp_path / "package.json").read_text(encoding="utf-8") == "{}"
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    message = r"^Another process is using the run folder "
+    with open_run(tmp_path, PARTS), pytest.raises(RunError, match=message), open_run(tmp_path, PARTS):
+        pass
+
+
+def test_a_folder_another_process_uses_is_refused_until_that_process_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"^Another process is using the run folder "), open_run(tmp_path, PARTS):
+            pass
+        other.communicate("")
+
+    with open_run(tmp_path, PARTS) as run:
+        assert run.folder == tmp_path
+
+
+def test_the_lock_is_let_go_when_a_run_breaks(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), open_run(tmp_path, PARTS):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["/proc/x", "/proc/x/run"])
+def test_a_place_that_cant_be_written_is_named(name: str) -> None:
+    message = rf"^Can't write the run folder {name}: .*\. Choose another one\.$"
+    with pytest.raises(RunError, match=message), open_run(Path(name), PARTS):
+        pass
+    with pytest.raises(RunError, match=message):
+        remember_command(Path(name), {})
+
+
+def test_a_folder_inside_a_file_cant_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    message = r"^Can't write the run folder .*run: Not a directory\. Choose another one\.$"
+    with pytest.raises(RunError, match=message), open_run(tmp_path / "file" / "run", PARTS):
+        pass
+
+
+def test_an_error_of_the_searchs_own_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match=r"^no route to the model$"), open_run(tmp_path, PARTS):
+        raise ConnectionError("no route to the model")
+
+
+@pytest.mark.parametrize("text", [None, "{oops"])
+def test_what_is_no_run_folder_says_so(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=r"is no run folder: run\.json is missing or unreadable\.$"):
+        read_run(tmp_path)
+
+
+def test_a_remembered_command_survives_the_run(tmp_path: Path) -> None:
+    remember_command(tmp_path / "run", {"method": "ape", "data": "rows.csv"})
+    with open_run(tmp_path / "run", PARTS):
+        pass
+
+    known = read_run(tmp_path / "run")
+    assert known["command"] == {"method": "ape", "data": "rows.csv"}
+    assert known["fingerprints"]["metric"] == fingerprint("accuracy")
+
+
+def test_fingerprints_differ_where_the_json_differs_and_only_there() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert len(fingerprint("ü")) == 16

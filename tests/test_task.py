@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Request
+
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
+from preceptor.lm.budget import Account, Budget
+from preceptor.lm.meter import Meter
+from preceptor.modules import Classify
+from preceptor.program import candidate_of
+from preceptor.run import open_run
+from preceptor.scoring.metrics import wrap
+from preceptor.scoring.trial import Candidate
+from preceptor.task import Sampling, Task
+from preceptor.testing import Simulated, asked, prompt, simulated, system
+
+SAMPLING = Sampling(0.9, 0.8, 77)
+GOOD = Candidate({"predict": "Repeat the last word."})
+
+Open = Callable[..., AbstractContextManager[Task]]
+
+
+class Twice(dspy.Module):
+    """Two predictors, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Classify("text -> guess: Literal['yes', 'no']", "Guess.")
+        self.second = Classify("guess -> label: Literal['yes', 'no']", "Decide.")
+
+    def forward(self, text: str) -> Any:
+        return self.second(guess=self.first(text=text).guess)
+
+
+def student() -> dspy.Module:
+    return Classify("text -> label: Literal['yes', 'no']", "Sort.")
+
+
+def rows(count: int) -> list[dspy.Example]:
+    words = [["yes", "no"][n % 2] for n in range(count)]
+    return [dspy.Example(text=f"{n} {word}", label=word).with_inputs("text") for n, word in enumerate(words)]
+
+
+def answer(request: Request) -> str:
+    """Say yes, unless told to repeat the last word."""
+    return prompt(request).split()[-1] if "Repeat" in system(request) else "yes"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Open:
+    @contextmanager
+    def open_task(
+        lm: dspy.LM,
+        *,
+        program: dspy.Module | None = None,
+        proposer: dspy.LM | None = None,
+        train: int = 8,
+        calls: int | None = None,
+        report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> Generator[Task]:
+        chosen = program or student()
+        with open_run(tmp_path, {}) as run:
+            meter = Meter(run.ledger, Account(Budget(calls=calls)))
+            yield Task(
+                student=chosen,
+                seed=candidate_of(chosen),
+                train=rows(train),
+                order=list(range(train)),
+                output="label",
+                metric=wrap("accuracy", "label"),
+                lm=meter.wrap(lm),
+                proposer=meter.wrap(proposer or lm),
+                meter=meter,
+                run=run,
+                rng=random.Random(0),
+                threads=4,
+                report=report,
+            )
+
+    return open_task
+
+
+def test_candidates_are_scored_on_the_same_rows_and_remembered(make: Open, tmp_path: Path) -> None:
+    lm = simulated(answer)
+    with make(lm) as task:
+        trials = task.score([task.seed, GOOD], [3, 0, 5])
+
+        assert [(trial.candidate, trial.rows, trial.score) for trial in trials] == [
+            (task.seed, (3, 0, 5), pytest.approx(1 / 3)),
+            (GOOD, (3, 0, 5), 1.0),
+        ]
+        assert [outcome.answer for outcome in trials[1].outcomes] == ["no", "yes", "no"]
+        assert task.scored == trials
+        assert task.meter.account.spent.calls == len(asked(lm)) == 6
+        assert candidate_of(task.student) == task.seed
+
+    lines = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [(json.loads(line)["instructions"], json.loads(line)["scores"]) for line in lines] == [
+        ({"predict": "Sort."}, [0.0, 1.0, 0.0]),
+        ({"predict": "Repeat the last word."}, [1.0, 1.0, 1.0]),
+    ]
+
+
+def test_demonstrations_of_a_candidate_are_shown(make: Open) -> None:
+    lm = simulated(answer)
+    demos = ({"text": "9 no", "label": "no"},)
+    with make(lm) as task:
+        task.score([Candidate({"predict": "Sort."}, {"predict": demos})], [0])
+
+    assert [message.text for message in asked(lm)[0].messages] == ["text: 9 no", "no", "text: 0 yes"]
+
+
+def test_rows_left_to_score_are_calls_left_per_predictor(make: Open) -> None:
+    with make(simulated(answer), calls=9) as task:
+        assert task.scores_left == 9
+    with make(simulated(answer), program=Twice(), calls=9) as task:
+        assert task.scores_left == 4
+        assert list(task.signatures) == ["first.predict", "second.predict"]
+    with make(simulated(answer)) as task:
+        assert task.scores_left is None
+
+
+def test_scoring_stops_at_the_budget_and_keeps_what_was_answered(make: Open) -> None:
+    lm = simulated(answer)
+    with make(lm, calls=5) as task:
+        with pytest.raises(BudgetExhausted, match=r"could take calls to 6, past the budget of 5"):
+            task.score([task.seed], range(8))
+        assert task.scored == []
+        assert len(task.run.ledger) == len(asked(lm)) == 5
+
+
+def test_a_score_with_too_many_broken_calls_is_refused_with_the_way_to_go_on(make: Open, tmp_path: Path) -> None:
+    def broken(request: Request) -> str:
+        raise ConnectionError("no route")
+
+    message = rf"^8 of 8 rows failed, the first with: .*no route\. .* Go on with: preceptor resume {tmp_path}$"
+    with make(simulated(broken)) as task, pytest.raises(LMFailed, match=message):
+        task.score([task.seed], range(8))
+
+
+def test_progress_counts_rows(make: Open) -> None:
+    seen: list[tuple[str, int, int]] = []
+    with make(simulated(answer), report=lambda *told: seen.append(told)) as task:
+        task.score([task.seed, GOOD], [0, 1])
+
+    what = "scoring 2 candidates on 2 rows"
+    assert seen == [(what, done, 4) for done in range(5)]
+
+
+def test_proposals_come_prompt_by_prompt_and_every_sample_is_a_draw_of_its_own(make: Open) -> None:
+    lm = simulated(lambda request: f"{prompt(request)}!", name="writer")
+    with make(simulated(answer), proposer=lm) as task:
+        assert task.propose(["one", "two"], SAMPLING, samples=2) == ["one!", "one!", "two!", "two!"]
+        assert task.meter.account.spent.calls == len(asked(lm)) == 4
+
+        task.propose(["one", "two"], SAMPLING, samples=2)
+        assert len(asked(lm)) == 4  # replayed
+        assert task.meter.account.spent.calls == 8
+
+    request = asked(lm)[0]
+    assert (request.model, system(request)) == ("simulated/writer", "")
+    assert (request.config.temperature, request.config.top_p, request.config.max_tokens) == (0.9, 0.8, 77)
+
+
+def test_a_reasoning_models_own_bound_is_kept(make: Open) -> None:
+    engine = Simulated(lambda request: "text", "openai/o3")
+    lm = dspy.LM("openai/o3", engine=engine, max_tokens=20_000, temperature=1.0, cache=False)
+    with make(lm) as task:
+        task.propose(["one"], SAMPLING)
+
+    [request] = asked(lm)
+    assert (request.config.temperature, request.config.top_p, request.config.max_tokens) == (None, None, 20_000)
+
+
+def test_proposals_that_fail_are_left_out_but_not_all_of_them(make: Open) -> None:
+    def moody(request: Request) -> str:
+        if "bad" in prompt(request):
+            raise ConnectionError("no route")
+        return prompt(request)
+
+    with make(simulated(moody)) as task:
+        assert task.propose(["a", "bad", "b"], SAMPLING) == ["a", "b"]
+        assert task.propose([], SAMPLING) == []
+        with pytest.raises(LMFailed, match=r"The proposer simulated/model answered none of 2 requests: .*no route"):
+            task.propose(["bad", "bad too"], SAMPLING)
+
+
+def test_steps_show_what_every_predictor_of_the_seed_was_given_and_answered(make: Open) -> None:
+    with make(simulated(lambda request: "no"), program=Twice()) as task:
+        [(outcome, steps)] = task.steps([1])
+
+    assert (outcome.score, outcome.answer) == (1.0, "no")
+    assert [(step.predictor, dict(step.inputs), dict(step.outputs)) for step in steps] == [
+        ("first.predict", {"text": "1 no"}, {"guess": "no"}),
+        ("second.predict", {"guess": "no"}, {"label": "no"}),
+    ]
+
+
+def test_the_likelihood_needs_a_model_in_this_process(make: Open) -> None:
+    message = r"needs a model in this process; simulated/model only writes text\.$"
+    with make(simulated(answer)) as task, pytest.raises(ConfigError, match=message):
+        task.refuse_likelihood()
+
+
+@pytest.mark.parametrize("program", [Twice(), dspy.Predict("text -> label, why")])
+def test_the_likelihood_needs_one_predictor_with_one_plain_output(make: Open, program: dspy.Module) -> None:
+    message = r"needs a program of one predictor with one plain output\.$"
+    with make(simulated(answer), program=program) as task, pytest.raises(ConfigError, match=message):
+        task.refuse_likelihood()
+
+
+def test_the_likelihood_of_a_label_is_a_log_probability(make: Open, smollm: dspy.LM) -> None:
+    told = Candidate({"predict": "Answer with the word that ends the text."})
+    with make(smollm) as task:
+        task.refuse_likelihood()
+        trials = task.likelihood([task.seed, told], range(8))
+
+        assert task.meter.account.spent.calls == 16
+        assert [trial.rows for trial in trials] == [tuple(range(8))] * 2
+        scores = [outcome.score for trial in trials for outcome in trial.outcomes]
+        assert all(score is not None and -20 < score < 0 for score in scores)
+        assert trials[0].score == pytest.approx(sum(score or 0.0 for score in scores[:8]) / 8)
+        assert [trial.score for trial in task.likelihood([task.seed], range(8))] == [trials[0].score]

@@ -1,0 +1,623 @@
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Request
+
+from preceptor import load
+from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, MetricError, RunError, Unaffordable
+from preceptor.lm.adapter import declare
+from preceptor.lm.budget import Budget
+from preceptor.modules import Classify
+from preceptor.program import candidate_of, read
+from preceptor.scoring import racing
+from preceptor.scoring.trial import Trial
+from preceptor.task import Sampling, Task
+from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.testing import asked, prompt, scripted, simulated, system
+
+SEED, RIGHT, USELESS = "Sort.", "Answer with the last word.", "Think hard."
+TRAIN, CONFIRM = 16, 20
+THREADS = [1, 8, 64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tries(Teleprompter):
+    """Asks the proposer for texts and races them with the seed, predictor by predictor."""
+
+    asks: int = 2
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        count = len(signatures)
+        each = self.asks + count * racing.cost(1 + self.asks, rows)
+        return Estimate(least=count * rows, expected=count * each)
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        best, trials = task.seed, list[Trial]()
+        for name in task.signatures:
+            prompts = [f"Write an instruction for {name}, number {n}." for n in range(self.asks)]
+            texts = task.propose(prompts, Sampling(1.0))
+            fresh = [best.with_instruction(name, text) for text in texts]
+            trials = racing.race([best, *fresh], task.score, task.order, task.metric.aggregate)
+            best = trials[0].candidate
+        return trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle(Teleprompter):
+    """Finds nothing."""
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        return Estimate(least=0, expected=0)
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        return []
+
+
+def student() -> dspy.Module:
+    return Classify("text -> label: Literal['yes', 'no']", SEED)
+
+
+def rows(count: int, start: int = 0) -> list[dspy.Example]:
+    words = [["yes", "no"][n % 2] for n in range(start, start + count)]
+    return [
+        dspy.Example(text=f"row {start + n} {word}", label=word).with_inputs("text") for n, word in enumerate(words)
+    ]
+
+
+def answer(request: Request) -> str:
+    """Right under one instruction only; otherwise "no", which half the rows are."""
+    return prompt(request).split()[-1] if RIGHT in system(request) else "no"
+
+
+def writer(*texts: str) -> dspy.LM:
+    """Writes the texts, by the number at the end of the prompt."""
+    return simulated(lambda request: texts[int(prompt(request).rstrip(".").split()[-1])], name="writer")
+
+
+def tries(tmp_path: Path, lm: dspy.LM, *texts: str, **settings: Any) -> Tries:
+    settings = {"metric": "accuracy", "run_dir": tmp_path / "run", **settings}
+    return Tries(lm=lm, proposer=writer(*texts), asks=len(texts), **settings)
+
+
+def compiled_by(method: Teleprompter, program: dspy.Module | None = None, **settings: Any) -> Any:
+    data: dict[str, Any] = {"trainset": rows(TRAIN), "valset": rows(CONFIRM, start=TRAIN), **settings}
+    return method.compile(program or student(), **data)
+
+
+def artifact(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "program").iterdir()}
+
+
+def test_a_better_instruction_replaces_the_users_with_evidence(tmp_path: Path) -> None:
+    compiled = compiled_by(tries(tmp_path, simulated(answer), USELESS, RIGHT))
+    evidence = compiled.evidence
+
+    assert compiled.predict.signature.instructions == RIGHT
+    assert evidence.replaced
+    assert (evidence.baseline, evidence.compiled, evidence.gain, evidence.search_score) == (0.5, 1.0, 0.5, 1.0)
+    assert evidence.comparison.p_value == pytest.approx(2 / 2**10)  # ten rows got better, none worse
+    assert (evidence.comparison.rows, evidence.train_rows) == (CONFIRM, TRAIN)
+    assert (evidence.instructions, evidence.seed_instructions) == ({"predict": RIGHT}, {"predict": SEED})
+    assert (evidence.method, evidence.metric, evidence.lm) == ("Tries", "accuracy", "simulated/model")
+    assert (evidence.proposer, evidence.seed, evidence.stopped) == ("simulated/writer", 0, "")
+    assert evidence.verdict.startswith("Replaced: accuracy 0.500 -> 1.000 on 20 rows no search step has seen")
+
+
+def test_the_compiled_program_runs_and_is_saved_with_its_evidence_and_probes(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    compiled = compiled_by(tries(tmp_path, lm, RIGHT))
+
+    with dspy.context(lm=lm):
+        assert compiled(text="row 99 yes").label == "yes"
+        assert load(compiled.evidence.program)(text="row 99 yes").label == "yes"
+    saved = read(tmp_path / "run" / "program")
+    assert saved.instructions == {"predict": RIGHT}
+    assert saved.evidence["verdict"] == compiled.evidence.verdict
+    assert saved.evidence["probes"] == [
+        {"inputs": {"text": "row 16 yes"}, "answer": "yes"},
+        {"inputs": {"text": "row 17 no"}, "answer": "no"},
+        {"inputs": {"text": "row 18 yes"}, "answer": "yes"},
+    ]
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result == compiled.evidence.as_dict()
+
+
+def test_a_useless_search_keeps_the_users_instruction(tmp_path: Path) -> None:
+    evidence = compiled_by(tries(tmp_path, simulated(answer), USELESS, "Think harder.")).evidence
+
+    assert not evidence.replaced
+    assert evidence.instructions == {"predict": SEED}
+    assert (evidence.gain, evidence.compiled) == (0.0, 0.5)
+    assert evidence.verdict == "Kept: the search found nothing better than your instructions (accuracy 0.500)."
+
+
+def test_a_winner_that_isnt_confirmed_is_not_adopted(tmp_path: Path) -> None:
+    def lucky(request: Request) -> str:
+        number, word = prompt(request).split()[-2:]
+        return word if USELESS in system(request) and int(number) < TRAIN else "no"
+
+    compiled = compiled_by(tries(tmp_path, simulated(lucky), USELESS))
+
+    assert compiled.predict.signature.instructions == SEED
+    assert compiled.evidence.has_candidate
+    assert (compiled.evidence.search_score, compiled.evidence.gain) == (1.0, 0.0)
+    assert compiled.evidence.verdict.startswith("Kept: no significant improvement on 20 untouched rows. The best")
+
+
+def test_a_method_that_returns_nothing_keeps_the_users_instruction(tmp_path: Path) -> None:
+    compiled = compiled_by(Idle(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run"))
+
+    assert compiled.predict.signature.instructions == SEED
+    assert (compiled.evidence.search_score, compiled.evidence.has_candidate) == (None, False)
+
+
+def test_the_seed_is_scored_first(tmp_path: Path) -> None:
+    compiled_by(tries(tmp_path, simulated(answer), USELESS, RIGHT))
+
+    lines = (tmp_path / "run" / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["instructions"]["predict"] for line in lines] == [SEED, USELESS, RIGHT]
+
+
+def test_no_search_step_sees_a_confirmation_row(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    compiled_by(tries(tmp_path, lm, USELESS, RIGHT))
+
+    seen = Counter((int(prompt(request).split()[-2]) >= TRAIN, RIGHT in system(request)) for request in asked(lm))
+    useless = sum(int(prompt(request).split()[-2]) >= TRAIN and USELESS in system(request) for request in asked(lm))
+    assert seen[True, True] == CONFIRM  # the winner, once
+    assert seen[True, False] == CONFIRM  # the seed, once
+    assert useless == 0
+
+
+def test_student_and_rows_are_left_alone(tmp_path: Path) -> None:
+    program, train, valset = student(), rows(TRAIN), rows(CONFIRM, start=TRAIN)
+    state, before = program.dump_state(), copy.deepcopy([*train, *valset])
+
+    compiled = compiled_by(tries(tmp_path, simulated(answer), RIGHT), program, trainset=train, valset=valset)
+
+    assert compiled is not program
+    assert program.dump_state() == state
+    assert [*train, *valset] == before
+    assert not hasattr(program, "evidence")
+
+
+def test_without_a_valset_half_of_the_rows_is_set_aside(tmp_path: Path) -> None:
+    evidence = compiled_by(tries(tmp_path, simulated(answer), RIGHT), trainset=rows(40), valset=None).evidence
+
+    assert (evidence.train_rows, evidence.comparison.rows) == (20, 20)
+    assert evidence.baseline == 0.5  # stratified: half the rows set aside are "no"
+    assert evidence.replaced
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> None:
+    lm = simulated(answer)
+    told: list[str] = []
+    method = tries(tmp_path, lm, USELESS, RIGHT, threads=threads, report=lambda what, done, total: told.append(what))
+    evidence = compiled_by(method).evidence
+
+    expected = 2 + 3 * TRAIN + 2 * CONFIRM
+    assert told[0] == f"about {expected} calls"
+    assert evidence.spent.calls == evidence.billed.calls == expected
+    assert len(asked(lm)) == expected - 2
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_budget_is_never_passed_and_the_best_so_far_is_confirmed(tmp_path: Path, threads: int) -> None:
+    lm = simulated(answer)
+    budget = 2 * CONFIRM + 2 + 2 * TRAIN + 5  # one score of both, then the next one ends it
+    method = tries(tmp_path, lm, RIGHT, USELESS, threads=threads, budget=Budget(calls=budget))
+
+    evidence = compiled_by(method).evidence
+
+    assert len(asked(lm)) + 2 <= budget
+    assert evidence.spent.calls <= budget
+    assert evidence.stopped.startswith("The next call could take calls to ")
+    assert not evidence.replaced  # three candidates were begun, none was through
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("calls", [57, 80, 91, 120])
+def test_no_engine_is_asked_more_often_than_budgeted(tmp_path: Path, threads: int, calls: int) -> None:
+    lm = simulated(answer)
+    method = tries(tmp_path, lm, RIGHT, USELESS, threads=threads, budget=Budget(calls=calls))
+
+    evidence = compiled_by(method).evidence
+
+    proposals = asked(method.proposer) if method.proposer else []
+    assert len(asked(lm)) + len(proposals) == evidence.spent.calls <= calls
+
+
+def test_a_finished_race_is_used_when_a_later_one_ends_the_budget(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Endless(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            better = task.seed.with_instruction("predict", RIGHT)
+            while True:
+                task.score([task.seed, better], task.order[:8])
+
+    budget = Budget(calls=100)
+    method = Endless(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run", budget=budget)
+    evidence = compiled_by(method).evidence
+
+    assert evidence.replaced
+    assert evidence.stopped.startswith("The next call could take calls to 101, past the budget of 100;")
+    assert evidence.spent.calls == 100
+
+
+def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    method = tries(tmp_path, lm, RIGHT, budget=Budget(calls=2 * CONFIRM + TRAIN - 1))
+
+    expected = (
+        r"^Tries needs at least 56 calls here: 40 to confirm on 20 rows and 16 to search\. The budget has 55\. "
+        r"No call was made\. Raise the budget or give fewer rows\.$"
+    )
+    with pytest.raises(Unaffordable, match=expected):
+        compiled_by(method)
+
+    assert asked(lm) == []
+
+
+def test_a_budget_of_tokens_needs_a_bound_per_call_of_every_model(tmp_path: Path) -> None:
+    unbounded = dspy.LM("simulated/own", engine=simulated(answer).engine, cache=False)
+    program = student()
+    program.set_lm(unbounded)
+    lm = simulated(answer)
+
+    with pytest.raises(ConfigError, match=r"needs a bound per call: dspy\.LM\('simulated/own', max_tokens=512\)"):
+        compiled_by(tries(tmp_path, lm, RIGHT, budget=Budget(tokens=10_000)), program)
+
+    assert asked(lm) == asked(unbounded) == []
+
+
+def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> None:
+    own, lm = simulated(answer, name="own"), simulated(answer)
+    program = student()
+    program.set_lm(own)
+
+    evidence = compiled_by(tries(tmp_path, lm, RIGHT), program).evidence
+
+    assert evidence.replaced
+    assert asked(lm) == []
+    assert evidence.spent.calls == 1 + len(asked(own)) == 1 + 2 * TRAIN + 2 * CONFIRM
+    assert program.get_lm() is own
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"trainset": []}, DataError, r"^trainset is empty\.$"),
+        ({"valset": []}, DataError, r"^valset is empty\.$"),
+        ({"trainset": rows(1)}, ConfigError, r"^Too few rows: 1 to search on, 20 to confirm on; 2 each at least\.$"),
+        ({"trainset": rows(3), "valset": None}, ConfigError, r"^Too few rows: 2 to search on, 1 to confirm on;"),
+        ({"valset": rows(1)}, ConfigError, r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$"),
+        (
+            {"trainset": [dspy.Example(body="hi", label="yes").with_inputs("body")]},
+            DataError,
+            r"^trainset, row 1: the input 'text' is missing; it has \['body'\]\.$",
+        ),
+        ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
+        ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
+    ],
+)
+def test_what_cant_work_is_refused_before_the_first_call(
+    tmp_path: Path, settings: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    lm = simulated(answer)
+    with pytest.raises(kind, match=message):
+        compiled_by(tries(tmp_path, lm, RIGHT), **settings)
+
+    assert asked(lm) == []
+    assert not (tmp_path / "run").exists()
+
+
+def none(example: Any, prediction: Any) -> Any:
+    return None
+
+
+def raising(example: Any, prediction: Any) -> float:
+    return float(prediction.lable == example.label)
+
+
+def too_high(example: Any, prediction: Any) -> float:
+    return 100.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (none, "The metric none returned None on"),
+        (raising, "The metric raising raised AttributeError: "),
+        (too_high, r"The metric too_high returned 100\.0 on"),
+    ],
+)
+def test_a_metric_is_tried_before_the_first_call(tmp_path: Path, metric: Any, message: str) -> None:
+    lm = simulated(answer)
+    expected = rf"^Tried on the first row of trainset, with its own label as the answer: {message}"
+    with pytest.raises(MetricError, match=expected):
+        compiled_by(tries(tmp_path, lm, RIGHT, metric=metric))
+
+    assert asked(lm) == []
+
+
+def test_a_metric_that_breaks_on_the_valset_is_found_before_the_first_call(tmp_path: Path) -> None:
+    def weighted(example: Any, prediction: Any) -> float:
+        return float(example.weight)
+
+    lm, train = simulated(answer), [row.copy(weight=1.0) for row in rows(4)]
+    with pytest.raises(MetricError, match=r"^Tried on the first row of valset"):
+        compiled_by(tries(tmp_path, lm, RIGHT, metric=weighted), trainset=train)
+
+    assert asked(lm) == []
+
+
+def test_a_metric_that_asks_a_model_is_let_through(tmp_path: Path) -> None:
+    judge = dspy.Predict(declare("question -> verdict", "Judge."))
+
+    def judged(example: Any, prediction: Any) -> bool:
+        verdict = judge(question=f"Is {prediction.label} the same as {example.label}?").verdict
+        return bool(verdict == "same")
+
+    def judging(request: Request) -> str:
+        if "[[ ## question ## ]]" not in prompt(request):
+            return answer(request)
+        words = prompt(request).split("Is ")[1].split("?")[0].split(" the same as ")
+        return f"[[ ## verdict ## ]]\n{'same' if words[0] == words[1] else 'other'}\n\n[[ ## completed ## ]]"
+
+    evidence = compiled_by(tries(tmp_path, simulated(judging), RIGHT, metric=judged)).evidence
+
+    assert evidence.replaced
+    assert (evidence.baseline, evidence.compiled, evidence.metric) == (0.5, 1.0, "judged")
+
+
+def test_a_missing_model_is_named_before_anything_else(tmp_path: Path) -> None:
+    method = Tries(metric="accuracy", run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^No language model: pass lm=, or call dspy\.configure\(lm=\.\.\.\)\.$"):
+        compiled_by(method)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configured_model_is_used_where_none_is_passed(tmp_path: Path) -> None:
+    lm = simulated(lambda request: RIGHT if not system(request) else answer(request))
+    with dspy.context(lm=lm):
+        evidence = compiled_by(Tries(metric="accuracy", asks=1, run_dir=tmp_path / "run")).evidence
+
+    assert (evidence.lm, evidence.proposer, evidence.replaced) == ("simulated/model", "simulated/model", True)
+
+
+def test_a_program_without_predictors_is_refused(tmp_path: Path) -> None:
+    class Constant(dspy.Module):
+        def forward(self, text: str) -> dspy.Prediction:
+            return dspy.Prediction(label="yes")
+
+    with pytest.raises(ConfigError, match=r"^Constant has no predictor to improve\.$"):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT), Constant())
+
+
+def test_threads_below_one_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^Tries needs threads >= 1, got 0\.$"):
+        Tries(metric="accuracy", threads=0)
+
+
+def test_a_method_without_search_or_estimate_says_so(tmp_path: Path) -> None:
+    bare = Teleprompter(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run")
+    with pytest.raises(NotImplementedError, match=r"^Teleprompter defines no estimate\.$"):
+        compiled_by(bare)
+    with pytest.raises(NotImplementedError, match=r"^Teleprompter defines no search\.$"):
+        bare.search(None)  # type: ignore[arg-type]  # not reached
+
+
+def test_a_run_folder_of_other_inputs_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    compiled_by(tries(tmp_path, lm, RIGHT))
+    before, calls = artifact(tmp_path / "run"), len(asked(lm))
+
+    changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("trainset", {}, {"trainset": rows(TRAIN - 2)}),
+        ("valset", {}, {"valset": rows(CONFIRM + 2, start=TRAIN)}),
+        ("metric", {"metric": "exact_match"}, {}),
+        ("method", {"seed": 1}, {}),
+    ]
+    for part, knobs, data in changes:
+        with pytest.raises(RunError, match=rf"belongs to another {part}; nothing was overwritten\."):
+            compiled_by(tries(tmp_path, lm, RIGHT, **knobs), **data)
+    with pytest.raises(RunError, match=r"belongs to another student; nothing was overwritten\."):
+        compiled_by(tries(tmp_path, lm, RIGHT), Classify("text -> label: Literal['yes', 'no']", "Other."))
+
+    assert artifact(tmp_path / "run") == before
+    assert len(asked(lm)) == calls
+
+
+def test_the_same_compile_again_asks_nothing_and_ends_in_the_same_program(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    first = compiled_by(tries(tmp_path, lm, USELESS, RIGHT))
+    before, calls = artifact(tmp_path / "run"), len(asked(lm))
+
+    again = compiled_by(tries(tmp_path, lm, USELESS, RIGHT, threads=3))
+
+    assert len(asked(lm)) == calls
+    assert artifact(tmp_path / "run") == before
+    assert again.evidence.stable() == first.evidence.stable()
+    assert (again.evidence.spent, again.evidence.billed.calls) == (first.evidence.spent, 0)
+
+
+def test_without_a_run_folder_the_inputs_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path))
+    lm = simulated(answer)
+
+    first = compiled_by(tries(tmp_path, lm, RIGHT, run_dir=None)).evidence
+    again = compiled_by(tries(tmp_path, lm, RIGHT, run_dir=None)).evidence
+    other = compiled_by(tries(tmp_path, lm, RIGHT, run_dir=None, seed=1)).evidence
+
+    assert first.run == again.run != other.run
+    assert Path(first.run).parent == tmp_path / "runs"
+    assert again.billed.calls == 0
+
+
+class Interrupted:
+    """Answers like `answer`, but presses Ctrl-C once, at a given call."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+        self._lock = threading.Lock()
+        self.answered: list[str] = []
+
+    def __call__(self, request: Request) -> str:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self.answered.append(f"{system(request)}\n{prompt(request)}")
+        return answer(request)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The program of a compile that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    compiled_by(tries(folder, simulated(answer), USELESS, RIGHT))
+    return artifact(folder / "run")
+
+
+@pytest.mark.parametrize(("at", "threads"), [(1, 1), (30, 1), (85, 1), (1, 8), (47, 8), (60, 8), (20, 64), (70, 64)])
+def test_an_interrupted_compile_ends_in_the_same_program_and_asks_nothing_twice(
+    tmp_path: Path, whole: dict[str, bytes], at: int, threads: int
+) -> None:
+    model = Interrupted(at)
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled_by(tries(tmp_path, simulated(model), USELESS, RIGHT, threads=threads))
+    before = len(model.answered)
+    resumed = compiled_by(tries(tmp_path, simulated(model), USELESS, RIGHT, threads=threads))
+
+    assert artifact(tmp_path / "run") == whole
+    assert max(Counter(model.answered).values()) == 1
+    assert len(model.answered) == 3 * TRAIN + 2 * CONFIRM
+    assert resumed.evidence.billed.calls >= len(model.answered) - before
+
+
+def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_path: Path) -> None:
+    is_up = threading.Event()
+
+    def moody(request: Request) -> str:
+        if not is_up.is_set() and "row 3 " in prompt(request):
+            raise ConnectionError("no route")
+        return answer(request)
+
+    with pytest.raises(LMFailed, match=r"3 of 48 rows failed, the first with: .*no route\. .*preceptor resume .*run$"):
+        compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT))
+    is_up.set()
+    assert compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT)).evidence.replaced
+
+
+def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
+    def judged(example: Any, prediction: Any) -> bool:
+        for judge in "abc":  # calls that nobody reckoned with
+            dspy.settings.lm(f"{judge}: {example.text}: {prediction.label}?")
+        return bool(example.label == prediction.label)
+
+    lm = simulated(lambda request: answer(request) if system(request) else "ok")
+    method = tries(tmp_path, lm, RIGHT, metric=judged, budget=Budget(calls=2 * CONFIRM + TRAIN))
+
+    with pytest.raises(BudgetExhausted, match=r"past the budget of 56; nothing was sent\. Resume with a larger"):
+        compiled_by(method)
+
+    assert not (tmp_path / "run" / "program").exists()
+    assert len(asked(lm)) + 1 <= 56
+
+
+def test_better_together_can_call_it(tmp_path: Path) -> None:
+    program, lm = student(), simulated(answer)
+    program.set_lm(lm)
+
+    compiled: Any = tries(tmp_path, lm, RIGHT).compile(
+        program, trainset=rows(TRAIN), teacher=None, valset=rows(CONFIRM, start=TRAIN)
+    )
+    assert compiled.evidence.replaced
+
+    together = dspy.BetterTogether(
+        metric=lambda example, prediction, trace=None: example.label == prediction.label,
+        p=tries(tmp_path / "together", lm, RIGHT),
+    )
+    best: Any = together.compile(
+        program, trainset=rows(TRAIN), valset=rows(CONFIRM, start=TRAIN), strategy="p", num_threads=2
+    )
+    assert best.flag_compilation_error_occurred is False
+    assert [(one["strategy"], one["score"]) for one in best.candidate_programs] == [("p", 100.0), ("", 50.0)]
+    assert best.predict.signature.instructions == RIGHT
+
+
+SHORTEN, DECIDE = "Keep the last word.", "Trust the gist."
+
+
+class Pipeline(dspy.Module):
+    """A user's own program of DSPy's parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shorten = dspy.Predict(declare("text -> gist", "Shorten."))
+        self.decide = dspy.ChainOfThought(declare("gist -> label", "Decide."))
+
+    def forward(self, text: str) -> Any:
+        return self.decide(gist=self.shorten(text=text).gist)
+
+
+def fields(**values: str) -> str:
+    return "\n\n".join([*(f"[[ ## {name} ## ]]\n{value}" for name, value in values.items()), "[[ ## completed ## ]]"])
+
+
+def piped(request: Request) -> str:
+    """Odd rows need the better first instruction, even rows the better second one."""
+    shown = prompt(request).split("## ]]\n")[1].split("\n")[0]
+    number, word = shown.split()[-2:]
+    if "[[ ## text ## ]]" in prompt(request):
+        is_kept = int(number) % 2 == 0 or SHORTEN in system(request)
+        return fields(gist=f"row {number} {word if is_kept else 'lost'}")
+    is_trusted = int(number) % 2 == 1 or DECIDE in system(request)
+    return fields(reasoning="So it is.", label=word if is_trusted else "unsure")
+
+
+def test_both_instructions_of_a_pipeline_of_dspys_own_parts_are_improved(tmp_path: Path) -> None:
+    texts = {"shorten": SHORTEN, "decide.predict": DECIDE}
+    proposer = simulated(lambda request: texts[prompt(request).split(",")[0].split()[-1]], name="writer")
+    lm = simulated(piped)
+    method = Tries(metric="accuracy", lm=lm, proposer=proposer, asks=1, run_dir=tmp_path / "run")
+
+    compiled = compiled_by(method, Pipeline())
+
+    assert dict(candidate_of(compiled).instructions) == texts
+    assert (compiled.evidence.baseline, compiled.evidence.compiled) == (0.0, 1.0)
+    assert compiled.evidence.spent.calls == 2 * (1 + 2 * 2 * TRAIN) + 2 * 2 * CONFIRM
+    rebuilt = load(tmp_path / "run" / "program", student=Pipeline())
+    with dspy.context(lm=lm):
+        assert rebuilt(text="row 7 yes").label == "yes"
+
+
+def test_a_scripted_proposer_that_runs_dry_is_an_error_of_its_own(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    method = Tries(metric="accuracy", lm=lm, proposer=scripted([]), asks=1, run_dir=tmp_path / "run")
+    with pytest.raises(
+        LMFailed, match=r"^The proposer simulated/script answered none of 1 requests: .*0 answers scrip"
+    ):
+        compiled_by(method)
+
+
+def test_equal_seeds_split_equally_and_other_seeds_dont(tmp_path: Path) -> None:
+    def first_rows(seed: int, place: str) -> Any:
+        method = tries(tmp_path / place, simulated(answer), RIGHT, seed=seed)
+        compiled_by(method, trainset=rows(40), valset=None)
+        return read(tmp_path / place / "run" / "program").evidence["probes"]
+
+    assert first_rows(1, "a") == first_rows(1, "b")
+    assert first_rows(1, "c") != first_rows(2, "d")
