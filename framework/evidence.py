@@ -35,6 +35,7 @@ class Evidence:
         stopped: Why the search stopped early, "" if it didn't.
         run: The run folder.
         program: The artifact.
+        demos: Demonstrations the method put below the instructions; they are part of the gain.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Evidence:
     stopped: str
     run: str
     program: str
+    demos: int = 0
 
     @property
     def baseline(self) -> float:
@@ -119,6 +121,7 @@ class Evidence:
             "proposer": self.proposer,
             "instructions": self.instructions,
             "seed_instructions": self.seed_instructions,
+            "demos": self.demos,
             "verdict": self.verdict,
         }
 

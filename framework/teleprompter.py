@@ -274,6 +274,7 @@ class _Compile:
             stopped=stopped,
             run=str(task.run.folder),
             program=str(task.run.program),
+            demos=sum(map(len, candidate.demos.values())) if candidate and replaced else 0,
         )
         return evidence, after if replaced else before
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
-from preceptor.lm.seam import text_of_parts
+from preceptor.lm.seam import InThread, text_of_parts
 
 
 class Simulated:
@@ -59,7 +60,9 @@ def simulated(answer: Callable[[Request], str], *, name: str = "model") -> dspy.
         ['HELLO']
     """
     full = f"simulated/{name}"
-    return dspy.LM(full, engine=Simulated(answer, full), cache=False, num_retries=0, temperature=0.0, max_tokens=64)
+    engine = Simulated(answer, full)
+    settings: dict[str, Any] = {"cache": False, "num_retries": 0, "temperature": 0.0, "max_tokens": 64}
+    return dspy.LM(full, engine=engine, async_engine=InThread(engine), **settings)
 
 
 def scripted(answers: Sequence[str], *, name: str = "script") -> dspy.LM:

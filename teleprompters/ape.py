@@ -210,6 +210,8 @@ class APE(Teleprompter):
         columns: list[list[str]] = []
         for label in labels:
             members = [row for row in rows if str(task.train[row].get(task.output)) == label]
+            if not members:
+                continue
             drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
             inputs = [" ".join(str(task.train[row][field]) for field in signature.input_fields) for row in drawn]
             prompt = LABELS.substitute(demos="\n".join(f"- {text}" for text in inputs))

@@ -85,7 +85,7 @@ def download() -> Any:
 def print_verdict(result: Mapping[str, Any]) -> None:
     """Print a compile's result: the sentence, the numbers, the diff and where things are."""
     console = out()
-    console.print(Text(result["verdict"], style="bold"))
+    console.print(Text(result["verdict"], style="bold"), soft_wrap=True)
     if result.get("stopped"):
         console.print(Text(f"Stopped early: {result['stopped']}"))
     console.print()
@@ -94,8 +94,10 @@ def print_verdict(result: Mapping[str, Any]) -> None:
     if changed:
         console.print("\nInstructions, before and after:")
         print_diff(changed)
+    if result.get("demos"):
+        console.print(Text(f"and {result['demos']} demonstrations from the train rows below them, part of the gain"))
     if result.get("program"):
-        console.print(Text(f"\nProgram  {result['program']}\nRun      {result['run']}"))
+        console.print(Text(f"\nProgram  {result['program']}\nRun      {result['run']}"), soft_wrap=True)
 
 
 def _numbers(result: Mapping[str, Any]) -> Table:

@@ -24,7 +24,7 @@ from preceptor.errors import InputTooLong, ModelError
 from preceptor.lm import decoding, packing
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
-from preceptor.lm.seam import text_of_parts
+from preceptor.lm.seam import InThread, text_of_parts
 
 MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
@@ -291,7 +291,7 @@ def LocalLM(model: str, *, progress: Progress | None = None, **settings: Any) ->
             _LOADED[model] = _load(model, progress)
     engine = _LOADED[model]
     defaults: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "cache": False, **settings}
-    return dspy.LM(engine.name, engine=engine, num_retries=0, **defaults)
+    return dspy.LM(engine.name, engine=engine, async_engine=InThread(engine), num_retries=0, **defaults)
 
 
 def _load(model: str, progress: Progress | None) -> LocalEngine:

@@ -6,7 +6,6 @@ tracker is empty once evaluation uses threads, and exceptions in its callbacks a
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -23,6 +22,7 @@ from preceptor.lm import prices
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
 from preceptor.lm.ledger import Answer, Call, Ledger
+from preceptor.lm.seam import InThread
 
 Result: TypeAlias = Response | Exception
 
@@ -72,7 +72,7 @@ class Meter:
             lm.model,
             model_type=cast("Any", lm.model_type),
             engine=engine,
-            async_engine=_Async(engine),
+            async_engine=InThread(engine),
             cache=False,
             num_retries=0,
             **settings,
@@ -256,20 +256,6 @@ class MeteredEngine:
             return self.meter.ask_one(self.lm, call)
         cohort, row = seat
         return cast("Response", cohort.ask(row, (self, call)))
-
-
-class _Async:
-    """The asynchronous door to a metered engine."""
-
-    def __init__(self, engine: MeteredEngine) -> None:
-        self._engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Async:
-        return self
-
-    async def complete(self, request: Request) -> Response:
-        """Answer one request without blocking the event loop."""
-        return await asyncio.to_thread(self._engine.complete, request)
 
 
 def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:

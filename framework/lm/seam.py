@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from typing import Any, Protocol, cast
 
 import dspy
+from dspy.lm15 import Request, Response
 
 
 def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
@@ -17,3 +19,25 @@ def text_of_parts(parts: Any) -> str:
     if not parts:
         return ""
     return parts if isinstance(parts, str) else "".join(str(part.text) for part in parts)
+
+
+class Engine(Protocol):
+    """What DSPy asks of an engine."""
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request."""
+        ...
+
+
+class InThread:
+    """The asynchronous door to an engine: each request waits in a thread, not in the event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InThread:
+        return self
+
+    async def complete(self, request: Request) -> Response:
+        """Answer one request."""
+        return await asyncio.to_thread(self._engine.complete, request)

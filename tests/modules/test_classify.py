@@ -98,3 +98,14 @@ def test_a_signature_without_labels_is_refused(signature: str) -> None:
     ) as error:
         Classify(signature)
     assert f"got {outputs}" in str(error.value)
+
+
+def test_a_model_in_this_process_answers_asynchronously_too(smollm: dspy.LM) -> None:
+    program = Classify("text -> label: Literal['spam', 'mail']", instructions="Is it spam?")
+
+    async def ask() -> tuple[str, str]:
+        with dspy.context(lm=smollm):
+            return (await program.acall(text="Win a prize")).label, program(text="Win a prize").label
+
+    later, now = asyncio.run(ask())
+    assert later == now

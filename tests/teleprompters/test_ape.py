@@ -128,6 +128,14 @@ def test_in_labels_mode_every_label_is_described_by_itself_below_the_seed(tmp_pa
     assert compiled.evidence.spent.calls - 2 * CONFIRM == method.estimate(ONE, TRAIN, None).expected
 
 
+def test_in_labels_mode_a_label_without_rows_gets_no_line(tmp_path: Path) -> None:
+    proposer = scripted(["Rows that agree."])
+    agreed = [row for row in rows(2 * TRAIN) if row.label == "yes"]
+    compiled_by(ape(tmp_path, proposer, candidates=1, mode="labels"), trainset=agreed)
+
+    assert trials(tmp_path)[1]["instructions"] == {"predict": f"{SEED}\nyes: Rows that agree."}
+
+
 def test_a_users_own_template_is_filled_and_its_other_dollars_are_left(tmp_path: Path) -> None:
     proposer = scripted([RIGHT])
     compiled_by(ape(tmp_path, proposer, candidates=1, demos=1, mode="For $5: $demos -- what is the rule?"))
