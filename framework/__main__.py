@@ -8,8 +8,8 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    # Idle OpenMP threads otherwise spin: on a shared processor decoding was measured 20 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle OpenMP threads otherwise spin for long, which starves everything else on a shared processor.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Else the first call of a hosted model asks the network for a price table.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     from preceptor.cli import run

@@ -38,7 +38,7 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"Budget needs {field.name} > 0, got {value}.")
 
     @classmethod

@@ -98,7 +98,8 @@ class Meter:
         """Answer calls, from the ledger where it has them; failed calls come back as errors.
 
         Raises:
-            BudgetExhausted: If the budget can't pay for all of them; what it could pay for is recorded.
+            BudgetExhausted: If the budget can't pay for all of them. Batching models are then asked none of
+                the missing ones; with others, what was answered is recorded.
         """
         lm = _unwrapped(lm)
         engine = batching_engine(lm)

@@ -191,3 +191,8 @@ def test_whatever_is_reserved_and_settled_the_bounds_hold(
         assert account.spent.calls <= calls
         assert account.spent.tokens <= tokens
     assert account.billed == account.spent
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^Budget needs dollars > 0, got nan\.$"):
+        Budget(dollars=float("nan"))

@@ -226,6 +226,7 @@ def test_few_shot_demonstrations_go_to_the_program_and_their_rows_are_not_scored
     assert len(scored) == TRAIN - 2 + CONFIRM  # the seed is confirmed as the user wrote it, without demonstrations
     assert not scored & {f"text: {demo['text']}" for demo in demos}
     assert {len(trial["rows"]) for trial in trials(tmp_path)} == {TRAIN - 2}
+    assert compiled.evidence.as_dict()["demos"] == 2
 
 
 @pytest.mark.parametrize("few_shot", [TRAIN, TRAIN + 1])
