@@ -20,7 +20,7 @@ from preceptor.task import Report
 
 def out() -> Console:
     """Return the console for results; wide where stdout is no terminal, so that lines aren't broken."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def say(message: str) -> None:
@@ -108,10 +108,8 @@ def _numbers(result: Mapping[str, Any]) -> Table:
         "gain claimed", f"{100 * result['gain']:+.1f} points, on {result['rows']} rows no search step has seen"
     )
     if result["search_score"] is not None:
-        note = "(chosen for being high: no estimate)"
-        table.add_row(
-            "winner's search score", f"{result['search_score']:.3f} on {result['train_rows']} train rows {note}"
-        )
+        note = "on train rows (chosen for being high: no estimate)"
+        table.add_row("winner's search score", f"{result['search_score']:.3f} {note}")
     billed = f", {result['billed_calls']} billed now" if "billed_calls" in result else ""
     table.add_row("calls", f"{result['calls']}{billed}; {result['tokens']:,} tokens; ${result['dollars']:.4f}")
     if "seconds" in result:
