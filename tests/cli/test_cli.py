@@ -180,3 +180,32 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile"]) == 2
     assert run(["bench", "nothing"]) == 2
     assert "No benchmark 'nothing'" in capsys.readouterr().err
+
+
+def test_a_budget_that_ends_before_the_confirmation_exits_with_3(
+    rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = compile_arguments(rows, "--run", str(tmp_path / "run"), "--budget", "seconds=0.001")
+    assert run(arguments) == 3
+    assert "past the budget of 0.001; nothing was sent" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run" / "program").exists()
+
+
+def test_a_program_that_always_fails_exits_with_4_and_says_how_to_go_on(
+    rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        "import dspy\n"
+        "class Broken(dspy.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.predict = dspy.Predict('text -> label')\n"
+        "    def forward(self, text):\n"
+        "        raise RuntimeError('the line is dead')\n"
+    )
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    knobs = ["--set", "candidates=1", "--set", "max_tokens=12", "--run", str(tmp_path / "run")]
+    assert run(["compile", f"{tmp_path}/mine.py:Broken", "--data", str(rows), *LM, *knobs]) == 4
+    message = capsys.readouterr().err.replace("\n", " ")
+    assert "rows failed, the first with: RuntimeError: the line is dead" in message
+    assert f"preceptor resume {tmp_path}/run" in message

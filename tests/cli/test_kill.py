@@ -73,3 +73,15 @@ def test_a_killed_compile_resumes_to_the_same_program_and_bills_no_call_twice(
         assert (killed / "program" / name).read_bytes() == (tmp_path / "whole" / "program" / name).read_bytes()
     assert resumed["calls"] == whole["calls"]
     assert resumed["billed_calls"] + kept == answers(killed) == answers(tmp_path / "whole")
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(rows: Path, tmp_path: Path, smollm: dspy.LM) -> None:
+    child = subprocess.Popen(
+        arguments(rows, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while answers(tmp_path / "run") < 4 and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, message = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "Interrupted. What was answered is kept" in message
