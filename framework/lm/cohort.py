@@ -86,6 +86,8 @@ class Cohort(Generic[Q, A]):
         answers: Sequence[A | BaseException]
         try:
             answers = self._ask_all([ticket.question for ticket in tickets])
+            if len(answers) != len(tickets):
+                raise RuntimeError(f"{len(tickets)} questions got {len(answers)} answers")
         except BaseException as error:  # noqa: BLE001  raised again in every waiting thread
             answers = [error] * len(tickets)
         finally:

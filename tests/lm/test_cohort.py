@@ -175,3 +175,9 @@ def test_any_timing_gives_the_same_batches(data: st.DataObject) -> None:
 
     assert batches == expected(plans)
     assert answers == [[question.upper() for question in plan] for plan in plans]
+
+
+def test_a_wrong_number_of_answers_is_an_error_not_a_hang() -> None:
+    cohort: Cohort[str, str] = Cohort(1, lambda _: [])
+    with cohort.seat(0), pytest.raises(RuntimeError, match=r"^1 questions got 0 answers$"):
+        cohort.ask(0, "Sure?")
