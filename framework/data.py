@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, cast, get_args, get_origin
 import dspy
 
 from preceptor.errors import DataError
+from preceptor.lm.adapter import bare, takes_none
 
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -136,7 +137,7 @@ def examples(
     fields = {**inputs, **outputs}
     if not rows:
         raise DataError(f"{source} has no rows.")
-    absent = [name for name in fields if name not in rows[0]]
+    absent = [name for name, kind in fields.items() if name not in rows[0] and not takes_none(kind)]
     if absent:
         raise DataError(f"{source} has no column {absent[0]!r}; it has {', '.join(rows[0])}.")
     _refuse_duplicates(rows, source)
@@ -159,6 +160,8 @@ def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
+    if takes_none(kind):
+        return None if value is None or value == "" else _typed(value, bare(kind), where)
     if value is None or value == "":
         raise DataError(f"{where}: the value is missing.")
     if get_origin(kind) is Literal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from preceptor.lm.budget import Cost
@@ -24,6 +24,7 @@ class Evidence:
         train_rows: Rows the search could see.
         smallest_gain: Smallest true gain the confirmation rows confirm four times in five.
         search_score: The winner's score in the search: it was selected for being high, so it is no estimate.
+        seed_search_score: The user's instructions' score in the search, None if they had no part in it.
         instructions: Of the returned program.
         seed_instructions: Of the user's.
         spent: Calls, tokens and dollars, replayed answers included.
@@ -36,6 +37,8 @@ class Evidence:
         run: The run folder.
         program: The artifact.
         demos: Demonstrations the method put below the instructions; they are part of the gain.
+        copied: What the search's best candidate copies from a training input, "" if nothing; it was left out.
+        lost: Failed attempts (`calls`), and the most they may have cost.
     """
 
     method: str
@@ -60,6 +63,9 @@ class Evidence:
     run: str
     program: str
     demos: int = 0
+    copied: str = ""
+    lost: Cost = field(default_factory=Cost)
+    seed_search_score: float | None = None
 
     @property
     def baseline(self) -> float:
@@ -78,7 +84,12 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
-        """The result in a sentence."""
+        """The result in a sentence, and another one if a candidate was left out."""
+        left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
+        return self._result + (left_out if self.copied else "")
+
+    @property
+    def _result(self) -> str:
         c = self.comparison
         difference = f"{100 * c.gain:+.1f} points, 95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
         if self.replaced:
@@ -105,14 +116,16 @@ class Evidence:
             "compiled_ci": list(self.compiled_ci),
             "gain": self.gain,
             "tested_gain": c.gain,
-            "ci": [c.low, c.high],
+            "ci": [c.low, c.high] if self.has_candidate else [0.0, 0.0],
             "p_value": c.p_value,
             "test": c.test,
             "replaced": self.replaced,
+            "has_candidate": self.has_candidate,
             "rows": c.rows,
             "train_rows": self.train_rows,
             "smallest_gain": self.smallest_gain,
             "search_score": self.search_score,
+            "seed_search_score": self.seed_search_score,
             "calls": self.spent.calls,
             "tokens": self.spent.tokens,
             "dollars": self.spent.dollars,
@@ -122,6 +135,7 @@ class Evidence:
             "instructions": self.instructions,
             "seed_instructions": self.seed_instructions,
             "demos": self.demos,
+            "copied": self.copied,
             "verdict": self.verdict,
         }
 
@@ -132,6 +146,9 @@ class Evidence:
             "billed_calls": self.billed.calls,
             "billed_tokens": self.billed.tokens,
             "billed_dollars": self.billed.dollars,
+            "failed_attempts": self.lost.calls,
+            "lost_tokens": self.lost.tokens,
+            "lost_dollars": self.lost.dollars,
             "seconds": round(self.seconds, 1),
             "stopped": self.stopped,
             "run": self.run,

@@ -4,33 +4,40 @@
     evidence.json   what the compile measured, and probe answers
     manifest.json   SHA-256 of both
 
-It is written beside its place and renamed, so that it is there whole or not at all. Loading runs no
-code of the folder's: modules of ours are rebuilt by name, a class of the user's is passed in.
+It is written beside its place and renamed, so that it is there whole or not at all. Anybody may have
+written what is loaded: links aren't followed, sizes are bounded, types come from a closed list, and
+nothing is imported or run. Modules of ours are rebuilt by name, a class of the user's is passed in.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import json
 import os
+import re
 import shutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, Final, cast
 
 import dspy
 
+from preceptor import form, untrusted
 from preceptor.errors import ArtifactError
-from preceptor.lm.fetch import sha256
 from preceptor.lm.seam import predictors
 from preceptor.scoring.trial import Candidate
+from preceptor.untrusted import Malformed, shown
 
 SCHEMA: Final = 1
 _FILES: Final = ("program.json", "evidence.json")
 _DSPY: Final[Mapping[str, Any]] = {"dspy.Predict": dspy.Predict, "dspy.ChainOfThought": dspy.ChainOfThought}
+_MATCHED_LINES: Final = 5_000
+"""Lines of a text up to which a diff looks for those in common; the time it takes grows with their square."""
 
 
 def candidate_of(program: dspy.Module) -> Candidate:
@@ -40,26 +47,35 @@ def candidate_of(program: dspy.Module) -> Candidate:
 
 def apply(program: dspy.Module, candidate: Candidate) -> dspy.Module:
     """Return a copy of `program` with the candidate's instructions and demonstrations; the original stays as it is."""
-    copied = program.deepcopy()
+    copied = copy_of(program)
     for name, predictor in predictors(copied):
         predictor.signature = predictor.signature.with_instructions(candidate.instructions[name])
         if name in candidate.demos:
-            predictor.demos = [dspy.Example(**demo) for demo in candidate.demos[name]]
+            predictor.demos = [dspy.Example(dict(demo)) for demo in candidate.demos[name]]
+    return copied
+
+
+def copy_of(program: dspy.Module) -> dspy.Module:
+    """Return a copy; DSPy copies one predictor under two names twice where something beside it can't be copied."""
+    copied = program.deepcopy()
+    first: dict[int, str] = {}
+    for name, value in vars(program).items():
+        setattr(copied, name, getattr(copied, first.setdefault(id(value), name)))
     return copied
 
 
 def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: str, replace: bool = False) -> None:
-    """Write the artifact folder `path`.
+    """Write the artifact folder `path`, and read it back before it is put in its place.
 
     Args:
         program: What to save; its language models are left out but for the name.
         path: A folder that doesn't exist yet, unless `replace`.
-        evidence: Shown by `show` and `report`.
-        lm: The model's identifier, without connection or key.
+        evidence: Shown by `show` and `report`. Probes that can't be asked safely again are left out.
+        lm: The model's identifier; an address in it is left out.
         replace: Put the new artifact in the place of an older one.
 
     Raises:
-        ArtifactError: If the folder exists, or can't be written; what was there stays.
+        ArtifactError: If the folder exists, can't be written, or couldn't be read again; what was there stays.
     """
     if path.exists() and not (replace and (path / "manifest.json").is_file()):
         raise ArtifactError(f"{path} exists already; nothing was overwritten. Choose another folder.")
@@ -68,24 +84,43 @@ def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: s
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        _write_json(fresh / "program.json", _described(program, lm))
-        _write_json(fresh / "evidence.json", dict(evidence))
-        _write_json(fresh / "manifest.json", {name: sha256(fresh / name) for name in _FILES})
+        _write(fresh, {"program.json": _described(program, lm), "evidence.json": _replayable(evidence)})
+        _read(fresh)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         fresh.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise ArtifactError(f"Can't write the program to {path}: {error.strerror or error}.") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"Can't write the program to {path}: {_reason(error)}.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)  # the order of the fields is theirs
-        file.write("\n")
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _replayable(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    if "probes" not in evidence:
+        return dict(evidence)
+    safe = [probe for probe in evidence["probes"] if form.PRIVILEGED.isdisjoint(probe["inputs"])]
+    return {**evidence, "probes": safe}
+
+
+def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    hashes = {name: _write_json(folder / name, value) for name, value in files.items()}
+    _write_json(folder / "manifest.json", hashes)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> str:
+    """Write JSON, the fields in the order they have; return its SHA-256."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+    with path.open("wb") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    return hashlib.sha256(text).hexdigest()
 
 
 def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
@@ -94,7 +129,7 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
             "instructions": str(predictor.signature.instructions),
             "inputs": {field: _field(info) for field, info in predictor.signature.input_fields.items()},
             "outputs": {field: _field(info) for field, info in predictor.signature.output_fields.items()},
-            "demos": [dspy.Example(**demo).toDict() for demo in predictor.demos],
+            "demos": [dspy.Example(dict(demo)).toDict() for demo in predictor.demos],
         }
         for name, predictor in predictors(program)
     }
@@ -102,7 +137,7 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "module": _module_name(program),
         "predictors": described,
-        "lm": lm,
+        "lm": re.sub(r"\w+://.*", "", lm),
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }
@@ -136,11 +171,16 @@ def type_text(annotation: Any) -> str:
 
 def _module_name(program: dspy.Module) -> str:
     kind = type(program)
-    for entry in entry_points(group="preceptor.modules"):
+    for entry in _installed().values():
         if kind.__module__.startswith(entry.module) and kind.__name__ == entry.attr:
             return entry.name
     known = [name for name, cls in _DSPY.items() if cls is kind]
     return known[0] if known else f"{kind.__module__}:{kind.__qualname__}"
+
+
+@functools.cache
+def _installed() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="preceptor.modules")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,95 +198,139 @@ class Artifact:
 
 
 def read(path: Path) -> Artifact:
-    """Read an artifact and check its hashes; nothing is run.
+    """Read an artifact, check its hashes and its form; nothing is run.
 
     Raises:
-        ArtifactError: If it is incomplete, altered, or of another schema version.
+        ArtifactError: If it is incomplete, altered, malformed, or of another schema version.
     """
-    if not (path / "manifest.json").is_file():
-        raise ArtifactError(f"{path} is no saved program: it has no manifest.json.")
-    manifest = _read_json(path / "manifest.json")
-    for name in _FILES:
-        if not (path / name).is_file():
-            raise ArtifactError(f"{path} is incomplete: {name} is missing.")
-        if sha256(path / name) != manifest.get(name):
-            raise ArtifactError(f"{path / name} was altered since it was saved (its SHA-256 differs).")
-    program = _read_json(path / "program.json")
-    if program.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{path} has schema {program.get('schema')}, this preceptor reads {SCHEMA}; "
-            f"it was saved by preceptor {program.get('preceptor')}."
-        )
-    return Artifact(path, program, _read_json(path / "evidence.json"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON: {error}.") from error
+        return _read(path)
+    except Malformed as error:
+        raise ArtifactError(f"{error}.") from error
+
+
+def _read(path: Path) -> Artifact:
+    manifest = _parsed(path / "manifest.json", _content(path, "manifest.json"))
+    contents = {name: _content(path, name) for name in _FILES}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != manifest.get(name):
+            raise Malformed(f"{path / name} was altered since it was saved (its SHA-256 differs)")
+    program, evidence = (_parsed(path / name, content) for name, content in contents.items())
+    schema, writer = program.get("schema"), program.get("preceptor")
+    if type(schema) is not int or schema != SCHEMA:
+        raise Malformed(
+            f"{path} has schema {shown(schema)}, this preceptor reads {SCHEMA}; "
+            f"it was saved by preceptor {shown(writer)[1:-1]}"
+        )
+    for name, check, value in zip(_FILES, (form.check_program, form.check_evidence), (program, evidence), strict=True):
+        try:
+            check(value)
+        except Malformed as error:
+            raise Malformed(f"{path / name} is malformed: {error}") from error
+    return Artifact(path, program, evidence)
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        return untrusted.content(path / name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if name == "manifest.json":
+            raise Malformed(f"{path} is no saved program: it has no manifest.json") from error
+        raise Malformed(f"{path} is incomplete: {name} is missing") from error
+    except Malformed as error:
+        raise Malformed(f"{path / name} {error}") from error
+    except (OSError, ValueError) as error:
+        raise Malformed(f"Can't read {path / name}: {_reason(error)}") from error
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return untrusted.json_object(content)
+    except Malformed as error:
+        raise Malformed(f"{path} {error}") from error
 
 
 def load(path: str | Path, *, student: dspy.Module | None = None) -> dspy.Module:
     """Return the saved program, ready to call.
 
     Args:
-        path: The artifact folder.
+        path: The artifact folder; whoever wrote it, nothing of it is run.
         student: An instance of the user's own class, where the program is none of ours or DSPy's.
 
     Raises:
         ArtifactError: If the folder is bad, or the student has other predictors or fields.
     """
     artifact = read(Path(path))
-    program = student.deepcopy() if student is not None else _rebuilt(artifact)
+    program = copy_of(student) if student is not None else _rebuilt(artifact)
     found = dict(predictors(program))
     saved: dict[str, Any] = artifact.program["predictors"]
     if set(found) != set(saved):
-        raise ArtifactError(f"{path} has the predictors {sorted(saved)}, the student has {sorted(found)}.")
+        raise ArtifactError(f"{path} has the predictors {_listed(saved)}, the student has {_listed(found)}.")
     for name, predictor in found.items():
         _refuse_other_fields(str(path), name, predictor.signature, saved[name])
+        _refuse_lists_for_texts(str(path), name, predictor.signature, saved[name]["demos"])
     for name, predictor in found.items():
         predictor.signature = predictor.signature.with_instructions(saved[name]["instructions"])
-        predictor.demos = [dspy.Example(**demo) for demo in saved[name]["demos"]]
+        predictor.demos = [dspy.Example(demo) for demo in saved[name]["demos"]]
     program._compiled = True
     return program
 
 
 def _rebuilt(artifact: Artifact) -> dspy.Module:
-    name = str(artifact.program["module"])
-    ours = {entry.name: entry for entry in entry_points(group="preceptor.modules")}
-    if name in ours:
-        kind = ours[name].load()
-    elif name in _DSPY:
-        kind = _DSPY[name]
-    else:
+    name, ours = str(artifact.program["module"]), _installed()
+    if name not in ours and name not in _DSPY:
         raise ArtifactError(
-            f"{artifact.path} holds a {name}; pass an instance: load(path, student={name.split(':')[-1]}())."
+            f"{artifact.path} holds a {name:.200}; pass an instance: load(path, student={name.split(':')[-1]:.100}())."
         )
-    [saved] = artifact.program["predictors"].values()
+    saved = list(artifact.program["predictors"].values())
+    if len(saved) != 1:
+        raise ArtifactError(f"{artifact.path} holds a {name} of {len(saved)} predictors; it has one.")
     try:
-        return kind(_signature(saved, drops_reasoning=name == "dspy.ChainOfThought"))
-    except ValueError as error:
+        signature = _signature(saved[0], drops_reasoning=name == "dspy.ChainOfThought")
+    except Malformed as error:
         raise ArtifactError(
             f"{artifact.path} has a field of a type of its own ({error}); pass an instance: load(path, student=...)."
         ) from error
+    try:
+        kind = ours[name].load() if name in ours else _DSPY[name]
+        return cast("dspy.Module", kind(signature))
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path} holds a {name} that can't be one: {str(error)[:200]}") from error
 
 
 def _signature(saved: Mapping[str, Any], *, drops_reasoning: bool) -> Any:
-    outputs = {name: field for name, field in saved["outputs"].items() if not (drops_reasoning and name == "reasoning")}
-    sides = [
-        ", ".join(f"{name}: {field['type']}" for name, field in side.items()) for side in (saved["inputs"], outputs)
-    ]
-    signature: Any = cast("Any", dspy.Signature)(" -> ".join(sides), saved["instructions"])
-    for name, field in {**saved["inputs"], **outputs}.items():
-        signature = signature.with_updated_fields(name, desc=field["description"])
-    return signature
+    fields: dict[str, Any] = {}
+    for side, make in (("inputs", dspy.InputField), ("outputs", dspy.OutputField)):
+        for name, field in saved[side].items():
+            if not name.isidentifier() or name.startswith("_") or name in form.PRIVILEGED:
+                raise Malformed(f"it has the name {shown(name)}")
+            fields[name] = (untrusted.annotation(field["type"]), make(desc=field["description"]))
+    if drops_reasoning:
+        fields.pop("reasoning", None)
+    try:
+        return cast("Any", dspy.Signature)(fields, saved["instructions"])
+    except (TypeError, ValueError) as error:  # names that Pydantic or DSPy keep for themselves
+        raise Malformed(f"DSPy refuses it: {str(error)[:200]}") from error
 
 
 def _refuse_other_fields(path: str, name: str, signature: Any, saved: Mapping[str, Any]) -> None:
     for side, fields in (("inputs", signature.input_fields), ("outputs", signature.output_fields)):
         if list(fields) != list(saved[side]):
-            raise ArtifactError(f"{path}: {name} was saved with the {side} {list(saved[side])}, not {list(fields)}.")
+            raise ArtifactError(
+                f"{path}: {name} was saved with the {side} {_listed(saved[side])}, not {_listed(fields)}."
+            )
+
+
+def _refuse_lists_for_texts(path: str, name: str, signature: Any, demos: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse what DSPy can't write into a prompt: a list in a text's place, unless it is one of texts."""
+    texts = [field for field, info in signature.fields.items() if info.annotation is str]
+    for given, field in ((demo[field], field) for demo in demos for field in texts if field in demo):
+        if isinstance(given, list) and not all(isinstance(each, str) for each in given):
+            raise ArtifactError(f"{path}: a demonstration of {name} has a list for {field}, which must be a text.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return shown(list(names))
 
 
 def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
@@ -261,10 +345,13 @@ def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
         +Sort by queue.
     """
     names = sorted({*before, *after})
-    parts = [
-        difflib.unified_diff(
-            before.get(name, "").splitlines(), after.get(name, "").splitlines(), name, name, lineterm=""
-        )
-        for name in names
-    ]
+    parts = [_compared(name, before.get(name, ""), after.get(name, "")) for name in names]
     return "\n".join(line for part in parts for line in part)
+
+
+def _compared(name: str, before: str, after: str) -> Iterable[str]:
+    old, new = before.splitlines(), after.splitlines()
+    if before == after or max(len(old), len(new)) <= _MATCHED_LINES:
+        return difflib.unified_diff(old, new, name, name, lineterm="") if before != after else ()
+    head = (f"--- {name}", f"+++ {name}", f"@@ -1,{len(old)} +1,{len(new)} @@")
+    return (*head, *(f"-{line}" for line in old), *(f"+{line}" for line in new))

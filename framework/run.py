@@ -16,19 +16,26 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 from preceptor.errors import RunError
 from preceptor.lm.ledger import Ledger
+from preceptor.lm.redaction import without_credentials
 from preceptor.scoring.trial import Trial
+
+_HALVES: Final = "backslashreplace"
+"""Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
+
+
+_OBJECTS: Final = ("fingerprints", "command")
 
 
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that differ where the JSON of `value` differs."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors=_HALVES)).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,8 @@ class Run:
 
     def write_trials(self, trials: Sequence[Trial]) -> None:
         """Append trials, one JSON object a line."""
-        with _writable(self.folder), (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "trials.jsonl"
+        with _writable(self.folder), path.open("a", encoding="utf-8", errors=_HALVES) as file:
             for trial in trials:
                 line = {
                     "instructions": dict(trial.candidate.instructions),
@@ -71,17 +79,31 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
         parts: What the run depends on, by name; their fingerprints are kept.
 
     Raises:
-        RunError: If the folder can't be written, is in use, or belongs to other inputs; nothing is overwritten.
+        RunError: If the folder can't be written, is in use, belongs to other inputs, or lost its ledger; nothing
+            is overwritten.
     """
     prints = {name: fingerprint(part) for name, part in parts.items()}
     with ExitStack() as opened:
+        opened.enter_context(_locked(folder))
         with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            opened.enter_context(FileLock(folder / ".lock", timeout=0))
-            _claim(folder, prints)
+            known = _known(folder, prints)
         ledger = Ledger(folder / "ledger.sqlite")
         opened.callback(ledger.close)
+        with _writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
+            _refuse_lost_answers(folder, ledger)
+            (folder / "trials.jsonl").unlink(missing_ok=True)
+            _write_whole(folder / "run.json", {**known, "fingerprints": prints})
         yield Run(folder, ledger)
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Make the folder if absent and keep other processes and threads out; they are let in when this process dies."""
+    with ExitStack() as held:
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        yield
 
 
 @contextmanager
@@ -89,27 +111,52 @@ def _writable(folder: Path) -> Generator[None]:
     try:
         yield
     except Timeout as error:
-        raise RunError(f"Another process is using the run folder {folder}.") from error
-    except OSError as error:
         raise RunError(
-            f"Can't write the run folder {folder}: {error.strerror or error}. Choose another one."
+            f"Another process is using the run folder {folder}. Wait for it, or choose another folder."
         ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunError(f"Can't write the run folder {folder}: {reason}. Choose another one.") from error
 
 
-def _claim(folder: Path, prints: Mapping[str, str]) -> None:
-    path = folder / "run.json"
-    known = read_run(folder) if path.is_file() else {}
-    before = cast("dict[str, str]", known.get("fingerprints", {}))
+def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `run.json` says, {} in a new folder.
+
+    Raises:
+        RunError: If the folder isn't this run's, or has lost its answers.
+    """
+    ledger = folder / "ledger.sqlite"
+    if not (folder / "run.json").is_file():
+        if any(folder.glob("*.json*")) and not ledger.is_file():
+            raise RunError(f"{folder} holds other files and is no run folder; choose an empty or a new one.")
+        return {}
+    known = read_run(folder)
+    before: Mapping[str, Any] = known.get("fingerprints", {})
     changed = [name for name, value in prints.items() if name in before and before[name] != value]
     if changed:
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "
             "Choose another folder, or go back to the inputs it was made with."
         )
-    if not before and any(folder.glob("*.json*")) and not path.is_file():
-        raise RunError(f"{folder} holds other files and is no run folder; choose an empty or a new one.")
-    (folder / "trials.jsonl").unlink(missing_ok=True)
-    _write_whole(path, {**known, "fingerprints": dict(prints)})
+    if before and not (ledger.is_file() and ledger.stat().st_size):
+        raise RunError(
+            f"{ledger}, which held every answer of this run, is {'empty' if ledger.is_file() else 'missing'}. "
+            f"Put it back, or delete {folder} to start anew."
+        )
+    return known
+
+
+def _refuse_lost_answers(folder: Path, ledger: Ledger) -> None:
+    """Raise if trials were scored but no answer is there: the ledger's own log, a second file, was left behind."""
+    trials = folder / "trials.jsonl"
+    has_trials = (trials.is_file() and trials.stat().st_size > 0) or (folder / "result.json").is_file()
+    if has_trials and not len(ledger):
+        raise RunError(
+            f"{ledger.path} has no answers, but {folder} has trials that were scored by some. Put back the ledger "
+            f"and, if there was one, {ledger.path.name}-wal next to it; or delete {folder} to start anew."
+        )
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -119,26 +166,32 @@ def read_run(folder: Path) -> dict[str, Any]:
         RunError: If the folder is no run folder.
     """
     try:
-        return cast("dict[str, Any]", json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        known: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} is no run folder: run.json is missing or unreadable.") from error
+    if not isinstance(known, dict) or not all(isinstance(known.get(name, {}), dict) for name in _OBJECTS):
+        raise RunError(
+            f"{folder / 'run.json'} is damaged. Delete it and compile into the folder again: its ledger is used."
+        )
+    return known
 
 
 def remember_command(folder: Path, command: Mapping[str, Any]) -> None:
-    """Keep what `preceptor resume` needs to start the run again; call it before the compile.
+    """Keep what `preceptor resume` needs to start the run again, but no password; call it before the compile.
 
     Raises:
-        RunError: If the folder can't be written, or holds a run of another command.
+        RunError: If the folder can't be written, or is in use.
     """
-    with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if command.get("api_base"):
+        command = {**command, "api_base": without_credentials(str(command["api_base"]))}
+    with _locked(folder), _writable(folder):
         known = read_run(folder) if (folder / "run.json").is_file() else {}
         _write_whole(folder / "run.json", {**known, "command": {**command, **known.get("command", {})}})
 
 
 def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
     fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("w", encoding="utf-8") as file:
+    with fresh.open("w", encoding="utf-8", errors=_HALVES) as file:
         json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False, default=str)
         file.flush()
         os.fsync(file.fileno())

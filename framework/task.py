@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from dspy.lm15 import Request, Response, request_from_openai_chat
 
 from preceptor.errors import ConfigError, LMFailed
 from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
+from preceptor.lm.dispatch import reason
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
-from preceptor.lm.meter import Meter, batching_engine
+from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
 from preceptor.lm.seam import predictors
 from preceptor.program import apply
 from preceptor.run import Run
-from preceptor.scoring.evaluate import Counter, Evaluator, Job, refuse_failures
+from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import Metric, mean, references
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
 
@@ -73,7 +75,9 @@ class Task:
     rng: random.Random
     threads: int
     report: Report
+    confirm_rows: int = 0
     scored: list[Trial] = field(default_factory=list[Trial])
+    rates: list[float] = field(default_factory=list[float])
 
     @property
     def signatures(self) -> Mapping[str, type[dspy.Signature]]:
@@ -84,7 +88,12 @@ class Task:
     def scores_left(self) -> int | None:
         """How many rows can still be scored; None if the budget sets no bound on calls."""
         left = self.meter.account.calls_left
-        return None if left is None else left // max(1, len(self.signatures))
+        return None if left is None else int(left // self.calls_a_row)
+
+    @property
+    def calls_a_row(self) -> float:
+        """Most calls a row took in one evaluation so far, on average; one a predictor at least."""
+        return max([1.0, len(self.signatures), *self.rates])
 
     def score(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
         """Score candidates on the same train rows; costs one call per candidate, row and predictor.
@@ -96,7 +105,14 @@ class Task:
         programs = [apply(self.student, candidate) for candidate in candidates]
         jobs = [Job(program, self.train[row]) for program in programs for row in rows]
         what = f"scoring {len(candidates)} candidates on {len(rows)} rows"
-        return self._trials(candidates, rows, self._evaluator(len(jobs), what).run(jobs))
+        return self._trials(candidates, rows, self._counted(self._evaluator(len(jobs), what), jobs))
+
+    def record(self, candidate: Candidate, rows: Sequence[int], outcomes: Sequence[Outcome]) -> Trial:
+        """Write down a trial whose rows something else has scored, such as an optimizer of DSPy's; no call."""
+        trial = Trial(candidate, tuple(rows), tuple(outcomes), self.metric.aggregate(outcomes))
+        self.scored.append(trial)
+        self.run.write_trials([trial])
+        return trial
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
         """Score candidates by log P(label | instruction, input) per token of the label; at most 0.
@@ -132,30 +148,32 @@ class Task:
         """Run the seed on train rows and return what each predictor was given and answered."""
         program = apply(self.student, self.seed)
         evaluator = self._evaluator(len(rows), f"watching the seed on {len(rows)} rows", has_steps=True)
-        outcomes = evaluator.run([Job(program, self.train[row]) for row in rows])
-        refuse_failures(outcomes, resume=f"preceptor resume {self.run.folder}")
+        outcomes = self._counted(evaluator, [Job(program, self.train[row]) for row in rows])
         return [(outcome, outcome.steps) for outcome in outcomes]
 
     def propose(self, prompts: Sequence[str], sampling: Sampling, *, samples: int = 1) -> list[str]:
         """Ask the proposer each prompt `samples` times; return the texts, prompt by prompt.
 
         Raises:
-            LMFailed: If no prompt was answered.
+            LMFailed: If more than one request in twenty failed.
         """
         calls = [Call(self._proposal(prompt, sampling, n), n) for prompt in prompts for n in range(samples)]
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))
         results = self.meter.ask(self.proposer, calls)
-        texts = [result.message.text or "" for result in results if isinstance(result, Response)]
-        if calls and not texts:
-            raise LMFailed(f"The proposer {self.proposer.model} answered none of {len(calls)} requests: {results[0]}")
-        return texts
+        failed = [result for result in results if isinstance(result, Exception)]
+        if len(failed) > TOLERATED * len(calls):
+            raise LMFailed(
+                f"The proposer {self.proposer.model} failed {len(failed)} of {len(calls)} requests; "
+                f"the first with: {reason(failed[0])}."
+            )
+        return [result.message.text or "" for result in results if isinstance(result, Response)]
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int) -> Request:
         settings = {name: value for name, value in self.proposer.kwargs.items() if name not in _NOT_SENT and value}
         own = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
         if "max_completion_tokens" in settings:  # reasoning models take neither of the others
             own = {}
-        if batching_engine(self.proposer) is not None:
+        if "seed" in getattr(_engine(self.proposer), "supported_params", ()):
             digest = hashlib.sha256(f"{self.rng_seed}\n{prompt}\n{sample}".encode()).digest()
             own["seed"] = int.from_bytes(digest[:4], "big")
         messages = [{"role": "user", "content": prompt}]
@@ -165,6 +183,15 @@ class Task:
     def rng_seed(self) -> str:
         """Ties each proposal's draw to the order of the rows, which the compile's seed decides."""
         return ",".join(map(str, self.order[:8]))
+
+    def _counted(self, evaluator: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run jobs, and keep back for the confirmation what rows have been seen to take."""
+        account = self.meter.account
+        before = account.spent.calls
+        outcomes = evaluator.run(jobs)
+        self.rates.append((account.spent.calls - before) / max(1, len(jobs)))
+        account.hold(math.ceil(2 * self.confirm_rows * self.calls_a_row))
+        return outcomes
 
     def _evaluator(self, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
         return evaluator(self, rows, what, has_steps=has_steps)
@@ -176,7 +203,7 @@ class Task:
         return DirectAdapter().request(self.lm, {}, signature, demos, example.inputs().toDict(), [label])
 
     def _trials(self, candidates: Sequence[Candidate], rows: Sequence[int], outcomes: list[Outcome]) -> list[Trial]:
-        refuse_failures(outcomes, resume=f"preceptor resume {self.run.folder}")
+        refuse_failures(outcomes)
         trials: list[Trial] = []
         for at, candidate in enumerate(candidates):
             own = tuple(outcomes[at * len(rows) : (at + 1) * len(rows)])
@@ -199,6 +226,11 @@ def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False) -> E
         has_steps=has_steps,
         on_row=Counter(lambda done: task.report(what, done, rows)),
     )
+
+
+def _engine(lm: dspy.LM) -> object:
+    """Return the engine object behind a metered LM, or the name of the engine DSPy chose."""
+    return _engine(lm.engine.lm) if isinstance(lm.engine, MeteredEngine) else lm.engine
 
 
 def _likelihood(result: Response | Exception) -> Outcome:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import random
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +19,18 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 
 from preceptor import program as artifact
+from preceptor.checks import check_metric, label_field, needed_inputs
 from preceptor.data import check_examples, split, stratified
-from preceptor.errors import BudgetExhausted, ConfigError, MetricError, Unaffordable
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, Unaffordable
 from preceptor.evidence import Evidence
-from preceptor.lm.budget import Account, Budget
+from preceptor.leaks import Guard
+from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.meter import Meter
 from preceptor.lm.seam import predictors
 from preceptor.run import fingerprint, open_run
-from preceptor.scoring.evaluate import Job, refuse_failures
+from preceptor.scoring.evaluate import Job
 from preceptor.scoring.metrics import Metric, Scorer, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval, smallest_gain
@@ -67,6 +69,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         run_dir: Where the run is kept; by default a folder of the cache named after the inputs, so
             that the same compile started again resumes.
         threads: Calls in flight, where the model answers one request a call.
+        patience: Deadline and retries of each call to a provider.
         seed: Equal seeds give equal programs.
         report: Told of progress.
     """
@@ -81,6 +84,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     budget: Budget = field(default_factory=Budget)
     run_dir: Path | str | None = None
     threads: int = 8
+    patience: Patience = field(default_factory=Patience)
     seed: int = 0
     report: Report = _quiet
 
@@ -130,7 +134,10 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
             raise ConfigError(f"{type(self).__name__}.compile doesn't know {sorted(kwargs)[0]!r}.")
         compiling = _Compile.prepare(self, student, trainset, valset)
         with compiling.open() as task:
-            return compiling.run(task)
+            try:
+                return compiling.run(task)
+            except LMFailed as error:
+                raise LMFailed(f"{error} {_so_far(task)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +172,9 @@ class _Compile:
         lm = method.lm or dspy.settings.lm
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
-        inputs = list(parts[0][1].signature.input_fields) if len(parts) == 1 else []
+        inputs = needed_inputs(student)
         train = check_examples(trainset, inputs, name="trainset")
-        output = _label_field(student, train[0])
+        output = label_field(student, train[0])
         if valset is None:
             train, confirm = split(train, output, seed=method.seed)
         else:
@@ -178,17 +185,17 @@ class _Compile:
             )
         metric = wrap(method.metric, output)
         for name, rows in (("trainset", train), ("valset", confirm)):
-            _try_metric(metric, rows[0], name)
+            check_metric(metric, rows[0], name)
         return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
 
     @contextmanager
     def open(self) -> Generator[Task]:
         """Open the run folder and check that the budget can pay."""
         method, parts = self.method, self._parts()
-        account = Account(method.budget)
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
         with open_run(folder, parts) as run:
-            meter = Meter(run.ledger, account, threads=method.threads)
+            account = Account(method.budget, lost=Cost(*run.ledger.failures))
+            meter = Meter(run.ledger, account, threads=method.threads, patience=method.patience)
             own = [
                 predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)
             ]
@@ -209,6 +216,7 @@ class _Compile:
                 rng=rng,
                 threads=method.threads,
                 report=method.report,
+                confirm_rows=len(self.confirm),
             )
             self._refuse_unaffordable(task)
             yield task
@@ -222,16 +230,17 @@ class _Compile:
         except BudgetExhausted as error:
             stopped = str(error)
             trials = best_so_far(task.scored, self.metric.aggregate)
-        winner = trials[0] if trials else None
+        winner, copied = _first_original(task, trials)
         account.hold(0)
-        evidence, answers = self._confirmed(task, winner, stopped)
+        evidence, answers = self._confirmed(task, winner, stopped, copied)
         adopted = winner.candidate if winner is not None and evidence.replaced else task.seed
         compiled = artifact.apply(self.student, adopted)
         compiled._compiled = True
         setattr(compiled, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
         probes = [
-            {"inputs": row.inputs().toDict(), "answer": outcome.answer}
+            {"inputs": row.inputs().toDict(), "output": self.output, "answer": outcome.answer}
             for row, outcome in zip(self.confirm[:3], answers, strict=False)
+            if outcome.kind == "scored" and self.output
         ]
         artifact.save(
             compiled, task.run.program, evidence={**evidence.stable(), "probes": probes}, lm=self.lm.model, replace=True
@@ -240,7 +249,7 @@ class _Compile:
         logger.info("%s", evidence.verdict)
         return compiled
 
-    def _confirmed(self, task: Task, winner: Trial | None, stopped: str) -> tuple[Evidence, list[Outcome]]:
+    def _confirmed(self, task: Task, winner: Trial | None, stopped: str, copied: str) -> tuple[Evidence, list[Outcome]]:
         """Open the confirmation rows, once: the seed and the winner, paired."""
         account, rows = task.meter.account, len(self.confirm)
         candidate = winner.candidate if winner is not None and winner.candidate.key != task.seed.key else None
@@ -248,7 +257,6 @@ class _Compile:
         programs = [artifact.apply(task.student, one) for one in asked]
         jobs = [Job(program, row) for program in programs for row in self.confirm]
         outcomes = evaluator(task, len(jobs), f"confirming on {rows} untouched rows").run(jobs)
-        refuse_failures(outcomes, resume=f"preceptor resume {task.run.folder}")
         before, after = outcomes[:rows], outcomes[-rows:]
         verdict = compare(before, after, self.metric, seed=self.method.seed)
         replaced = candidate is not None and verdict.is_confirmed
@@ -256,27 +264,37 @@ class _Compile:
             method=type(self.method).__name__,
             metric=self.metric.name,
             comparison=verdict,
-            baseline_ci=interval(before, self.metric, seed=self.method.seed),
-            compiled_ci=interval(after if replaced else before, self.metric, seed=self.method.seed),
+            baseline_ci=interval(before, self.metric),
+            compiled_ci=interval(after if replaced else before, self.metric),
             replaced=replaced,
             has_candidate=candidate is not None,
             train_rows=len(self.train),
-            smallest_gain=smallest_gain(rows),
+            smallest_gain=verdict.smallest_gain,
             search_score=winner.score if winner is not None else None,
+            seed_search_score=self._seed_search_score(task),
             instructions=dict((candidate if candidate and replaced else task.seed).instructions),
             seed_instructions=dict(task.seed.instructions),
             spent=account.spent,
             billed=account.billed,
+            lost=account.lost,
             seconds=account.seconds,
             seed=self.method.seed,
             lm=self.lm.model,
             proposer=self.proposer.model,
             stopped=stopped,
+            copied=copied,
             run=str(task.run.folder),
             program=str(task.run.program),
             demos=sum(map(len, candidate.demos.values())) if candidate and replaced else 0,
         )
         return evidence, after if replaced else before
+
+    def _seed_search_score(self, task: Task) -> float | None:
+        """Return the seed's score over all train rows the search scored it on, None if there are none."""
+        trials = best_so_far(
+            [trial for trial in task.scored if trial.candidate.key == task.seed.key], self.metric.aggregate
+        )
+        return trials[0].score if trials else None
 
     def _confirmation(self, task: Task) -> int:
         """Return the calls set aside for confirming: two programs, every row, every predictor."""
@@ -293,7 +311,8 @@ class _Compile:
                 "No call was made. Raise the budget or give fewer rows."
             )
         logger.info(
-            "%s: about %d calls (%d to search, %d to confirm); %d rows can confirm a gain of %.0f points or more",
+            "%s: about %d calls (%d to search, %d to confirm); %d rows can confirm a gain of %.0f points or more in a "
+            "score of 0 or 1",
             type(self.method).__name__,
             confirm + estimate.expected,
             estimate.expected,
@@ -319,6 +338,27 @@ class _Compile:
         }
 
 
+def _first_original(task: Task, trials: Sequence[Trial]) -> tuple[Trial | None, str]:
+    """Return the best trial whose instructions copy no training text, and what a better one copies, if one does."""
+    guard, copied = Guard.of(task.train, task.signatures), ""
+    for trial in trials:
+        passage = max(map(guard.copied, trial.candidate.instructions.values()), key=len)
+        if not passage:
+            return trial, copied
+        copied = copied or passage
+    return None, copied
+
+
+def _so_far(task: Task) -> str:
+    """Return what a compile that can't go on has spent, and how to resume it."""
+    account = task.meter.account
+    failed = f", {account.lost.calls} failed attempts" if account.lost.calls else ""
+    return (
+        f"Spent so far: {account.spent.calls} calls, {account.spent.tokens} tokens, ${account.spent.dollars:.2f}"
+        f"{failed}. Every answer is kept; go on with: preceptor resume {task.run.folder}"
+    )
+
+
 def _student_state(student: dspy.Module) -> Any:
     return [
         [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos]]
@@ -332,52 +372,8 @@ def _lm_state(lm: dspy.LM) -> Any:
 
 def _with_models(student: dspy.Module, meter: Meter) -> dspy.Module:
     """Return a copy whose predictors' own models, if they have any, are metered too."""
-    copied = student.deepcopy()
+    copied = artifact.copy_of(student)
     for _, predictor in predictors(copied):
         if predictor.lm is not None:
             predictor.lm = meter.wrap(predictor.lm)
     return copied
-
-
-def _label_field(student: dspy.Module, row: dspy.Example) -> str:
-    """Return the label the last predictor's outputs and the rows share, "" if none."""
-    outputs = predictors(student)[-1][1].signature.output_fields
-    labels: Mapping[str, Any] = row.labels().toDict()
-    shared = [name for name in outputs if name in labels] or list(labels)
-    return str(shared[-1]) if shared else ""
-
-
-def _try_metric(metric: Metric, row: dspy.Example, name: str) -> None:
-    """Score a row's own label as if it had been the answer, before anything is spent.
-
-    Raises:
-        MetricError: If the metric raises or returns no score. One that asks a model is let through.
-    """
-    try:
-        with dspy.context(lm=dspy.LM("none/none", engine=_Refusing(), num_retries=0, cache=False)):
-            score = metric(row, dspy.Prediction(**row.labels().toDict()))
-    except MetricError as error:
-        if _Refusing.was_asked(error):
-            return
-        raise MetricError(f"Tried on the first row of {name}, with its own label as the answer: {error}") from error
-    if math.isnan(score):
-        raise MetricError(f"The metric {metric.name} returned nan on the first row of {name}.")
-
-
-class _AsksModel(Exception):
-    """A metric under trial asked a language model."""
-
-
-class _Refusing:
-    """The engine of a model nobody may ask."""
-
-    def complete(self, request: Any) -> Any:
-        raise _AsksModel
-
-    @staticmethod
-    def was_asked(error: BaseException | None) -> bool:
-        while error is not None:
-            if isinstance(error, _AsksModel):
-                return True
-            error = error.__cause__
-        return False

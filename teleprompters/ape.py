@@ -4,10 +4,11 @@ Paper:   Zhou et al., "Large Language Models Are Human-Level Prompt Engineers", 
 Notes:   seeds/ape.md
 Departs: candidates are compared on the same rows; the threshold of adaptive filtering is the median
          (successive halving); the seed instruction stays in the race; the winner is confirmed on rows
-         no search step has seen; proposals are cleaned and de-duplicated; demonstrations are drawn so
-         that every label is shown; tasks run at the model's own temperature, not at 0.7. Chat models
-         don't infill: the reverse prompt shows the blank and asks for what belongs there. The mode
-         `labels` is ours: it shows one label's inputs at a time and asks what they have in common.
+         no search step has seen; proposals are cleaned and de-duplicated, and those that copy
+         training text are left out; demonstrations are drawn so that every label is shown; tasks run at
+         the model's own temperature, not at 0.7. Chat models don't infill: the reverse prompt shows the
+         blank and asks for what belongs there. The mode `labels` is ours: it shows one label's inputs
+         at a time and asks what they have in common.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from string import Template
 from typing import Any, ClassVar, Final, Literal
 
 from preceptor.errors import ConfigError, LMFailed
+from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.scoring import racing
 from preceptor.scoring.metrics import mean
@@ -160,7 +162,7 @@ class APE(Teleprompter):
         count = self._count(len(rows), task.signatures, calls)
         others = 0 if calls is None else (task.meter.account.calls_left or 0) - calls  # the other predictors' share
         texts = self._proposals(task, name, seed, rows, pairs, count)
-        trials = self._race(task, [seed, *_distinct(seed, name, texts)], rows)
+        trials = self._race(task, [seed, *_distinct(task, seed, name, texts)], rows)
         for _ in range(self.resample_rounds):
             kept = [trial.candidate for trial in trials[: racing.FINALISTS]]
             pool = {one.key: one for one in [seed, *kept]}
@@ -171,7 +173,7 @@ class APE(Teleprompter):
                 break
             prompts = [RESAMPLE.substitute(instruction=one.instructions[name]) for one in kept[:room]]
             fresh = [clean(text) for text in task.propose(prompts, self._sampling)]
-            pool |= {one.key: one for one in _distinct(seed, name, fresh)}
+            pool |= {one.key: one for one in _distinct(task, seed, name, fresh)}
             trials = self._race(task, list(pool.values()), rows)
         return trials
 
@@ -206,18 +208,26 @@ class APE(Teleprompter):
     def _descriptions(self, task: Task, rows: list[int], share: int) -> list[str]:
         """Ask what each label's inputs have in common, `share` times a label; return as many lists of labels."""
         [signature] = task.signatures.values()
-        labels = choices(signature)
+        labels, guard = choices(signature), Guard.of(task.train, task.signatures)
         columns: list[list[str]] = []
         for label in labels:
             members = [row for row in rows if str(task.train[row].get(task.output)) == label]
             if not members:
                 continue
             drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
-            inputs = [" ".join(str(task.train[row][field]) for field in signature.input_fields) for row in drawn]
+            inputs = [
+                " ".join(
+                    str(task.train[row][field])
+                    for field in signature.input_fields
+                    if task.train[row].get(field) is not None
+                )
+                for row in drawn
+            ]
             prompt = LABELS.substitute(demos="\n".join(f"- {text}" for text in inputs))
             texts = task.propose([prompt], self._sampling, samples=share)
-            columns.append([f"{label}: {(clean(text).splitlines() or [''])[0]}" for text in texts])
-        return ["\n".join(lines) for lines in zip(*columns, strict=False)]  # a failed call costs one list
+            described = guard.originals((clean(text).splitlines() or [""])[0] for text in texts)
+            columns.append([f"{label}: {text}" for text in described])
+        return ["\n".join(lines) for lines in zip(*columns, strict=False)]  # a failed call or a copy costs one list
 
     def _seed(self, task: Task) -> tuple[Candidate, list[int]]:
         """Return the candidate to start from, and the rows left to score on once its demonstrations are taken."""
@@ -230,7 +240,11 @@ class APE(Teleprompter):
             raise ConfigError(f"APE needs more train rows than few_shot={self.few_shot}, got {len(rows)}.")
         [(name, signature)] = task.signatures.items()
         shown = tuple(
-            {field: task.train[row][field] for field in (*signature.input_fields, *signature.output_fields)}
+            {
+                field: task.train[row][field]
+                for field in (*signature.input_fields, *signature.output_fields)
+                if field in task.train[row]
+            }
             for row in rows[: self.few_shot]
         )
         return Candidate(task.seed.instructions, {name: shown}), rows[self.few_shot :]
@@ -269,12 +283,12 @@ def _refuse_without_labels(task: Task) -> None:
 def _pairs(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
     """Return each predictor's demonstrations as text, in the order of `rows`.
 
-    A single predictor's are the rows themselves. In a pipeline they are what the seed's predictors were
-    given and answered on the rows it got right, or on all rows if it got none right.
+    A single predictor's are the rows themselves, where they have its fields. Else they are what the seed's
+    predictors were given and answered on the rows it got right, or on all rows if it got none right.
     """
     signatures = task.signatures
-    if len(signatures) == 1:
-        [(name, signature)] = signatures.items()
+    [(name, signature), *others] = signatures.items()
+    if not others and all(_has_fields(task.train[row], signature) for row in rows):
         return {name: [_pair(task.train[row], task.train[row], signature) for row in rows]}
     watched = task.steps(rows)
     best = max((outcome.score or 0.0 for outcome, _ in watched), default=0.0)
@@ -289,9 +303,14 @@ def _pairs(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
     return found
 
 
+def _has_fields(row: Any, signature: Any) -> bool:
+    """Return True if a row holds an input and an output of the predictor itself."""
+    return any(name in row for name in signature.input_fields) and any(name in row for name in signature.output_fields)
+
+
 def _pair(inputs: Any, outputs: Any, signature: Any) -> str:
-    given = "\n".join(f"{field}: {inputs.get(field, '')}" for field in signature.input_fields)
-    answer = ", ".join(str(outputs.get(field, "")) for field in signature.output_fields)
+    given = "\n".join(f"{field}: {inputs[field]}" for field in signature.input_fields if inputs.get(field) is not None)
+    answer = ", ".join(str(outputs[field]) for field in signature.output_fields if outputs.get(field) is not None)
     return f"Input: {given}\nOutput: {answer}"
 
 
@@ -308,7 +327,7 @@ def clean(text: str) -> str:
     return quoted[2].strip() if quoted and quoted[1][0] not in quoted[2] else body
 
 
-def _distinct(seed: Candidate, name: str, texts: Sequence[str]) -> list[Candidate]:
-    """Return one candidate per new text, in the order they came."""
+def _distinct(task: Task, seed: Candidate, name: str, texts: Sequence[str]) -> list[Candidate]:
+    """Return one candidate per new text, in the order they came; copies of training text are left out."""
     fresh = [text for text in dict.fromkeys(texts) if text and text != seed.instructions[name]]
-    return [seed.with_instruction(name, text) for text in fresh]
+    return [seed.with_instruction(name, text) for text in Guard.of(task.train, task.signatures).originals(fresh)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import dspy
 import pytest
 import torch
 
 import preceptor
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else DSPy asks the network for prices, 5 s a try
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,12 @@ def test_a_search_that_found_nothing_says_so() -> None:
     assert none.verdict == "Kept: the search found nothing better than your instructions (accuracy 0.500)."
 
 
+def test_without_a_candidate_the_gain_is_none_for_sure() -> None:
+    none = dataclasses.replace(EVIDENCE, comparison=Comparison(0.5, 0.5, 0.0, -0.09, 0.09, 1.0, 40, "exact McNemar"))
+    assert none.stable()["ci"] == [-0.09, 0.09]
+    assert dataclasses.replace(none, has_candidate=False).stable()["ci"] == [0.0, 0.0]
+
+
 def test_the_printed_object_has_the_promised_fields() -> None:
     printed: dict[str, Any] = json.loads(json.dumps(EVIDENCE.as_dict()))
 

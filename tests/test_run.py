@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import RunError
+from preceptor.lm.ledger import Answer, Call
 from preceptor.run import fingerprint, open_run, read_run, remember_command
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 
 PARTS: dict[str, Any] = {"method": ["APE", {"candidates": 3}], "trainset": [{"text": "hi"}], "metric": "accuracy"}
 TRIAL = Trial(
     Candidate({"predict": "Größer?"}), (4, 2), (Outcome("scored", 1.0), Outcome("failed", None, error="timeout")), 1.0
+)
+
+ANSWERED = (
+    Call(Request(model="m", messages=(Message.user("Größer?"),))),
+    Answer(
+        Response(None, "m", Message.assistant([TextPart("ja")]), finish_reason="stop", usage=Usage(1, 1)), 2, 0.0, 0.5
+    ),
 )
 
 
@@ -43,6 +52,7 @@ def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(t
     }
     for _ in range(2):
         with open_run(tmp_path, PARTS) as run:
+            run.ledger.write([ANSWERED])
             run.write_trials([TRIAL])
             run.write_trials([TRIAL])
         lines = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()

@@ -124,9 +124,9 @@ def test_the_compiled_program_runs_and_is_saved_with_its_evidence_and_probes(tmp
     assert saved.instructions == {"predict": RIGHT}
     assert saved.evidence["verdict"] == compiled.evidence.verdict
     assert saved.evidence["probes"] == [
-        {"inputs": {"text": "row 16 yes"}, "answer": "yes"},
-        {"inputs": {"text": "row 17 no"}, "answer": "no"},
-        {"inputs": {"text": "row 18 yes"}, "answer": "yes"},
+        {"inputs": {"text": "row 16 yes"}, "output": "label", "answer": "yes"},
+        {"inputs": {"text": "row 17 no"}, "output": "label", "answer": "no"},
+        {"inputs": {"text": "row 18 yes"}, "output": "label", "answer": "yes"},
     ]
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result == compiled.evidence.as_dict()
@@ -515,7 +515,9 @@ def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_pat
             raise ConnectionError("no route")
         return answer(request)
 
-    with pytest.raises(LMFailed, match=r"3 of 48 rows failed, the first with: .*no route\. .*preceptor resume .*run$"):
+    with pytest.raises(
+        LMFailed, match=r"3 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*preceptor resume .*run$"
+    ):
         compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT))
     is_up.set()
     assert compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT)).evidence.replaced
@@ -608,7 +610,7 @@ def test_a_scripted_proposer_that_runs_dry_is_an_error_of_its_own(tmp_path: Path
     lm = simulated(answer)
     method = Tries(metric="accuracy", lm=lm, proposer=scripted([]), asks=1, run_dir=tmp_path / "run")
     with pytest.raises(
-        LMFailed, match=r"^The proposer simulated/script answered none of 1 requests: .*0 answers scrip"
+        LMFailed, match=r"^The proposer simulated/script failed 1 of 1 requests; the first with: .*0 answers scrip"
     ):
         compiled_by(method)
 

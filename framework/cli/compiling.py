@@ -16,9 +16,12 @@ from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
 from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.dispatch import Patience
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}
+
+DEFAULT: Final = Patience()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
@@ -49,6 +52,9 @@ class Command:
     budget: str | None = None
     seed: int = 0
     threads: int = 8
+    timeout: float = DEFAULT.timeout
+    retries: int = DEFAULT.retries
+    prices: list[str] = dataclasses.field(default_factory=list[str])
     knobs: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
 
@@ -90,6 +96,13 @@ def compile_(
     run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
     seed: Seed = 0,
     threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = DEFAULT.timeout,
+    retries: Annotated[
+        int, typer.Option(help="Further attempts where a call fails in a way that may pass.")
+    ] = DEFAULT.retries,
+    price: Annotated[
+        list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
+    ] = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: candidates=20.")] = None,
     json: Json = False,
 ) -> None:
@@ -107,7 +120,10 @@ def compile_(
         budget=budget,
         seed=seed,
         threads=threads,
-        knobs=dict(_pair(text) for text in knob or ()),
+        timeout=timeout,
+        retries=retries,
+        prices=price or [],
+        knobs=dict(_pair("--set", text) for text in knob or ()),
     )
     folder = run or cache_folder() / "runs" / runs.fingerprint({**dataclasses.asdict(command), "budget": None})
     _show(_run(command, folder), json)
@@ -126,10 +142,10 @@ def resume(
     _show(_run(dataclasses.replace(command, budget=budget or command.budget), run), json)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=") if option == "--price" else text.partition("=")
     if not equals:
-        raise ConfigError(f"--set {text!r} is not name=value.")
+        raise ConfigError(f"{option} {text!r} is not name=value.")
     return name, value
 
 
@@ -141,6 +157,7 @@ def _run(command: Command, folder: Path) -> Evidence:
     kind = _method(command.method)
     knobs = _knobs(kind, command.knobs)
     budget = Budget.parse(command.budget) if command.budget else Budget()
+    budget = dataclasses.replace(budget, prices=dict(_price(text) for text in command.prices))
     metric = metric_of(command.metric, program)
     lm = lm_of(command.lm, command.api_base)
     proposer = lm_of(command.proposer, command.api_base) if command.proposer else None
@@ -154,11 +171,24 @@ def _run(command: Command, folder: Path) -> Evidence:
             run_dir=folder,
             seed=command.seed,
             threads=command.threads,
+            patience=Patience(timeout=command.timeout, retries=command.retries),
             report=report,
             **knobs,
         )
         evidence: Evidence = teleprompter.compile(program, trainset=train, valset=confirm).evidence
         return evidence
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    """Read `openai/x=0.5/1.5`."""
+    model, rates = _pair("--price", text)
+    try:
+        input_rate, output_rate = map(float, rates.split("/"))
+    except ValueError as error:
+        raise ConfigError(
+            f"--price {text!r} is not MODEL=INPUT/OUTPUT in dollars per million tokens, as in openai/x=0.5/1.5."
+        ) from error
+    return model, (input_rate, output_rate)
 
 
 def _method(name: str) -> Any:
@@ -182,7 +212,7 @@ def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:
         raise ConfigError(f"A setting of {kind.__name__} has the wrong form: {error}.") from error
 
 
-_CONTRACT: Final = {"metric", "lm", "proposer", "budget", "run_dir", "threads", "seed", "report"}
+_CONTRACT: Final = {"metric", "lm", "proposer", "budget", "run_dir", "threads", "patience", "seed", "report"}
 
 
 def _show(evidence: Evidence, as_json: bool) -> None:

@@ -11,12 +11,14 @@ from typing import Any, Final, get_origin
 
 import dspy
 
+from preceptor.checks import forward_inputs
 from preceptor.cli.view import download
 from preceptor.data import examples, load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.lm.catalogue import DEFAULT
 from preceptor.lm.local import LocalLM
+from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
@@ -93,6 +95,11 @@ def lm_of(name: str, api_base: str | None = None) -> dspy.LM:
     """
     if name.startswith("local/"):
         return LocalLM(name.removeprefix("local/").partition("@")[0], progress=download())
+    if api_base is not None and api_base != without_credentials(api_base):
+        raise ConfigError(
+            f"--api-base {without_credentials(api_base)} came with a user, a password or a query, which aren't sent. "
+            "Keys come from the environment only, e.g. OPENAI_API_KEY."
+        )
     settings: dict[str, Any] = {} if api_base is None else {"api_base": api_base}
     return dspy.LM(name, temperature=0.0, max_tokens=MAX_TOKENS, cache=False, **settings)
 
@@ -108,8 +115,9 @@ def metric_of(name: str | None, program: dspy.Module) -> Any:
 def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a program's input and label fields with their types.
 
-    Inputs are what some predictor reads and none writes. Labels are the last predictor's outputs that
-    the data have a column for, all of them if it has none.
+    Inputs are what `forward` takes by name; where it takes anything, what some predictor reads and none
+    writes. Labels are the last predictor's outputs that the data have a column for. If they have none, they
+    are the columns left over where `forward` names its inputs, else all of the outputs.
     """
     signatures = [predictor.signature for _, predictor in predictors(program)]
     written = {name for signature in signatures for name in signature.output_fields}
@@ -119,8 +127,13 @@ def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[st
         for name, field in signature.input_fields.items()
         if name not in written
     }
+    taken = forward_inputs(program)
+    if taken is not None:
+        inputs = {name: inputs.get(name, Any) for name, needed in taken.items() if needed or name in columns}
     outputs = {name: field.annotation for name, field in signatures[-1].output_fields.items()}
     known = {name: kind for name, kind in outputs.items() if name in columns}
+    if not known and taken is not None:
+        known = {name: Any for name in columns if name not in inputs and name != "id"}
     return inputs, {name: _checked(kind) for name, kind in (known or outputs).items()}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,15 +18,28 @@ from rich.text import Text
 from preceptor.program import diff
 from preceptor.task import Report
 
+_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that steer a terminal, and those that turn the direction of writing."""
+
 
 def out() -> Console:
     """Return the console for results; wide where stdout is no terminal, so that lines aren't broken."""
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Return a text that may be anybody's, with the characters that steer a terminal spelt out."""
+    return Text(_STEERING.sub(lambda found: repr(found[0])[1:-1], text), style=style)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def say(message: str) -> None:
     """Write one message to stderr."""
-    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(Text(message))
+    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(plain(message))
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -85,31 +99,65 @@ def download() -> Any:
 def print_verdict(result: Mapping[str, Any]) -> None:
     """Print a compile's result: the sentence, the numbers, the diff and where things are."""
     console = out()
-    console.print(Text(result["verdict"], style="bold"), soft_wrap=True)
+    console.print(plain(result["verdict"], "bold"), soft_wrap=True)
     if result.get("stopped"):
-        console.print(Text(f"Stopped early: {result['stopped']}"))
+        console.print(plain(f"Stopped early: {result['stopped']}"), soft_wrap=True)
     console.print()
-    console.print(_numbers(result))
+    console.print(_scores(result))
+    selection = _selection(result)
+    if selection:
+        console.print(Text(f"\n{selection}"), soft_wrap=True)
+    console.print()
+    console.print(_totals(result))
     changed = diff(result["seed_instructions"], result["instructions"])
     if changed:
         console.print("\nInstructions, before and after:")
         print_diff(changed)
     if result.get("demos"):
-        console.print(Text(f"and {result['demos']} demonstrations from the train rows below them, part of the gain"))
+        console.print(
+            Text(f"and {counted(result['demos'], 'demonstration')} from the train rows below them, part of the gain")
+        )
     if result.get("program"):
-        console.print(Text(f"\nProgram  {result['program']}\nRun      {result['run']}"), soft_wrap=True)
+        console.print(plain(f"\nProgram  {result['program']}\nRun      {result['run']}"), soft_wrap=True)
 
 
-def _numbers(result: Mapping[str, Any]) -> Table:
+def _scores(result: Mapping[str, Any]) -> Table:
+    """Return the seed and the winner, as the search saw them and as they were confirmed."""
+    seed, winner = _searched(result)
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("")
+    for name in ("train rows", "untouched rows", "95 % interval"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_row("your instructions", _score(seed), _score(result["baseline"]), _interval(result["baseline_ci"], 1))
+    if not _has_candidate(result):
+        return table
+    confirmed = result["baseline"] + _tested(result)
+    name, ci = ("compiled program", result["compiled_ci"]) if result["replaced"] else ("best candidate", None)
+    table.add_row(name, _score(winner), _score(confirmed), _interval(ci, 1))
+    seen = winner - seed if seed is not None and winner is not None and winner >= 0 else None
+    table.add_row("difference", _points(seen), _points(_tested(result)), _interval(result.get("ci"), 100))
+    return table
+
+
+def _selection(result: Mapping[str, Any]) -> str:
+    """Return what to think of the search's scores, "" where there is nothing to say."""
+    seed, winner = _searched(result)
+    if winner is None or not _has_candidate(result):
+        return ""
+    if winner < 0:
+        return "On the train rows the search went by log-likelihoods, which are no estimate of the score."
+    chosen = f"The search chose its winner for the {winner:.3f} on the train rows, so that score is partly luck"
+    if seed is not None and winner - seed > _tested(result):
+        return f"{chosen}: of {_points(winner - seed)} there, {_points(_tested(result))} were left on untouched rows."
+    if f"{winner:.3f}" == f"{result['baseline'] + _tested(result):.3f}":
+        return ""
+    return f"{chosen}; only the untouched rows, which no search step has seen, give an estimate."
+
+
+def _totals(result: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("your instructions", _score(result["baseline"], result["baseline_ci"]))
-    table.add_row("compiled program", _score(result["compiled"], result["compiled_ci"]))
-    table.add_row(
-        "gain claimed", f"{100 * result['gain']:+.1f} points, on {result['rows']} rows no search step has seen"
-    )
-    if result["search_score"] is not None:
-        note = "on train rows (chosen for being high: no estimate)"
-        table.add_row("winner's search score", f"{result['search_score']:.3f} {note}")
+    claimed = f"{100 * result['gain']:+.1f} points, on {result['rows']} rows no search step has seen"
+    table.add_row("gain claimed", claimed if result["replaced"] else "none; your instructions stay")
     billed = f", {result['billed_calls']} billed now" if "billed_calls" in result else ""
     table.add_row("calls", f"{result['calls']}{billed}; {result['tokens']:,} tokens; ${result['dollars']:.4f}")
     if "seconds" in result:
@@ -117,8 +165,33 @@ def _numbers(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _score(score: float, ci: Sequence[float]) -> str:
-    return f"{score:.3f}  [{ci[0]:.3f}, {ci[1]:.3f}]"
+def _searched(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the seed's and the winner's score in the search, None for what isn't known."""
+    scores = [result.get(name) for name in ("seed_search_score", "search_score")]
+    seed, winner = (float(score) if isinstance(score, (int, float)) else None for score in scores)
+    return seed, winner
+
+
+def _has_candidate(result: Mapping[str, Any]) -> bool:
+    return result.get("has_candidate") is not False
+
+
+def _tested(result: Mapping[str, Any]) -> float:
+    return float(result.get("tested_gain", result["gain"]))
+
+
+def _score(score: float | None) -> str:
+    return "" if score is None else f"{score:.3f}"
+
+
+def _points(gain: float | None) -> str:
+    return "" if gain is None else f"{100 * gain:+.1f} points"
+
+
+def _interval(ci: Sequence[float] | None, scale: int) -> str:
+    if ci is None:
+        return ""
+    return f"{ci[0]:.3f} to {ci[1]:.3f}" if scale == 1 else f"{scale * ci[0]:+.1f} to {scale * ci[1]:+.1f}"
 
 
 def print_diff(text: str) -> None:
@@ -126,7 +199,7 @@ def print_diff(text: str) -> None:
     styles = {"+": "green", "-": "red", "@": "cyan"}
     console = out()
     for line in text.splitlines():
-        console.print(Text(line, style=styles.get(line[:1], "")), soft_wrap=True)
+        console.print(plain(line, styles.get(line[:1], "")), soft_wrap=True)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -136,7 +209,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for at, name in enumerate(header):
         numeric = all(isinstance(row[at], (int, float)) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(plain(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(plain(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
     out().print(table)

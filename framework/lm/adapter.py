@@ -8,12 +8,13 @@ any case. Several or nested outputs go through DSPy's JSON adapter.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import types
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Union, cast, get_args, get_origin
 
 import dspy
-from dspy.adapters.utils import parse_value
+from dspy.adapters.utils import format_field_value, parse_value
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response, request_from_openai_chat
 from dspy.utils.exceptions import AdapterParseError
@@ -51,7 +52,7 @@ class DirectAdapter(dspy.Adapter):
         answers: list[dict[str, Any]]
         if is_direct(signature) and takes_choices(lm, signature):
             response = lm(self.request(lm, lm_kwargs, signature, demos, inputs))
-            return [self._chosen(signature, cast("Response", response))]
+            return [self._scored(signature, cast("Response", response))]
         asking = super().__call__ if is_direct(signature) else dspy.JSONAdapter().__call__
         answers = asking(lm, lm_kwargs, signature, demos, inputs)
         return answers
@@ -68,7 +69,7 @@ class DirectAdapter(dspy.Adapter):
         answers: list[dict[str, Any]]
         if is_direct(signature) and takes_choices(lm, signature):
             response = await lm.acall(self.request(lm, lm_kwargs, signature, demos, inputs))
-            return [self._chosen(signature, cast("Response", response))]
+            return [self._scored(signature, cast("Response", response))]
         asking = super().acall if is_direct(signature) else dspy.JSONAdapter().acall
         answers = await asking(lm, lm_kwargs, signature, demos, inputs)
         return answers
@@ -93,7 +94,7 @@ class DirectAdapter(dspy.Adapter):
         extensions = {"choices": answers if answers is not None else list(choices(signature))}
         return dataclasses.replace(request, config=dataclasses.replace(request.config, extensions=extensions))
 
-    def _chosen(self, signature: Signature, response: Response) -> dict[str, Any]:
+    def _scored(self, signature: Signature, response: Response) -> dict[str, Any]:
         value = self.parse(signature, response.message.text or "")
         top = response.logprobs[0].top if response.logprobs else ()
         return {**value, "logprobs": {choice.token: choice.logprob for choice in top}}
@@ -113,15 +114,16 @@ class DirectAdapter(dspy.Adapter):
         main_request: bool = False,
     ) -> str:
         """Return one `name: value` line per input field."""
-        given = [name for name in signature.input_fields if inputs.get(name) is not None]
-        lines = [f"{name}: {_shown(inputs[name])}" for name in given]
+        given = [(name, field) for name, field in signature.input_fields.items() if inputs.get(name) is not None]
+        lines = [f"{name}: {format_field_value(field, inputs[name])}" for name, field in given]
         return "\n".join(part for part in (prefix, *lines, suffix) if part)
 
     def format_assistant_message_content(
         self, signature: Signature, outputs: dict[str, Any], missing_field_message: str | None = None
     ) -> str:
         """Return the bare answer of a demonstration."""
-        return _shown(outputs.get(output_name(signature), missing_field_message or ""))
+        name = output_name(signature)
+        return str(format_field_value(signature.output_fields[name], outputs.get(name, missing_field_message or "")))
 
     def parse(self, signature: Signature, completion: str) -> dict[str, Any]:
         """Read the reply as the output field's type.
@@ -130,11 +132,10 @@ class DirectAdapter(dspy.Adapter):
             AdapterParseError: If it can't be read so.
         """
         name = output_name(signature)
-        field = signature.output_fields[name]
-        text = completion.strip()
+        annotation, text = signature.output_fields[name].annotation, completion.strip()
         try:
-            options = choices(signature)
-            value = parse_value(_option(options, text), field.annotation) if options else _value(text, field.annotation)
+            options = _options(annotation)
+            value = _chosen(options, annotation, text) if options else _value(text, annotation)
         except (ValueError, TypeError) as error:
             raise AdapterParseError(
                 adapter_name=type(self).__name__,
@@ -161,16 +162,13 @@ def is_direct(signature: Signature) -> bool:
     """Return True if the bare reply can be the answer: one output that is text, a number or a choice."""
     if len(signature.output_fields) != 1:
         return False
-    annotation = _bare(signature.output_fields[output_name(signature)].annotation)
-    return annotation in _PLAIN or get_origin(annotation) is Literal
+    annotation = signature.output_fields[output_name(signature)].annotation
+    return bare(annotation) in _PLAIN or bool(_options(annotation))
 
 
 def choices(signature: Signature) -> tuple[str, ...]:
-    """Return the texts the only output may take, empty if it is free."""
-    annotation = _bare(signature.output_fields[output_name(signature)].annotation)
-    if annotation is bool:
-        return ("True", "False")
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+    """Return the texts the only output may take, empty if it is free; `None` is one where the type allows it."""
+    return tuple(_options(signature.output_fields[output_name(signature)].annotation))
 
 
 def takes_choices(lm: dspy.BaseLM, signature: Signature) -> bool:
@@ -178,12 +176,37 @@ def takes_choices(lm: dspy.BaseLM, signature: Signature) -> bool:
     return bool(getattr(getattr(lm, "engine", None), "supports_choices", False)) and bool(choices(signature))
 
 
-def _bare(annotation: Any) -> Any:
+def takes_none(annotation: Any) -> bool:
+    """Return True for `X | None`."""
+    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
+def bare(annotation: Any) -> Any:
     """Return X for `X | None`."""
-    if get_origin(annotation) in (Union, types.UnionType):
+    if takes_none(annotation):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
         return inner[0] if len(inner) == 1 else annotation
     return annotation
+
+
+def _options(annotation: Any) -> dict[str, Any]:
+    """Return the values a type is made of by their texts, empty if it is free."""
+    inner = bare(annotation)
+    values: dict[str, Any] = {}
+    if inner is bool:
+        values = {"True": True, "False": False}
+    elif isinstance(inner, enum.EnumMeta):
+        values = {str(member.value): member for member in cast("Any", inner)}
+    elif get_origin(inner) is Literal:
+        values = {str(value): value for value in get_args(inner)}
+    return {**values, "None": None} if values and takes_none(annotation) else values
+
+
+def _chosen(options: Mapping[str, Any], annotation: Any, text: str) -> Any:
+    inner = bare(annotation)
+    if isinstance(inner, enum.EnumMeta) and text in inner.__members__ and text not in options:
+        return inner.__members__[text]
+    return options[_option(tuple(options), text)]
 
 
 def _option(options: tuple[str, ...], text: str) -> str:
@@ -206,8 +229,6 @@ def _folded(text: str) -> str:
 def _value(text: str, annotation: Any) -> Any:
     if not text:
         raise ValueError("The reply is empty.")
-    return text if _bare(annotation) is str else parse_value(text.replace(",", "").rstrip("."), annotation)
-
-
-def _shown(value: Any) -> str:
-    return str(value)
+    if takes_none(annotation) and _folded(text) in ("none", "null"):
+        return None
+    return text if bare(annotation) is str else parse_value(text.replace(",", "").rstrip("."), annotation)

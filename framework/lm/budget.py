@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from preceptor.errors import BudgetExhausted, ConfigError
+from preceptor.lm.prices import Prices
 
+BOUNDS: Final = ("calls", "tokens", "dollars", "seconds")
+"""What a budget can bound."""
+
+_SPARE: Final = 1.1
 _UNITS: Final = {"": 1, "k": 1_000, "m": 1_000_000}
 _FORM: Final = re.compile(r"(\w+)=(\d+(?:\.\d+)?|\.\d+)([kKmM]?)")
 
@@ -24,22 +30,31 @@ class Budget:
         tokens: Input and output tokens together, replayed ones included.
         dollars: By the price of each model.
         seconds: Wall-clock time of this process; a resumed run starts its clock anew.
+        prices: Model name -> dollars per million input and output tokens, for models that litellm's table
+            doesn't know or that cost you something else. No bound by itself.
 
     Example:
         >>> Budget.parse("calls=2k,minutes=30")
-        Budget(calls=2000, tokens=None, dollars=None, seconds=1800.0)
+        Budget(calls=2000, tokens=None, dollars=None, seconds=1800.0, prices={})
     """
 
     calls: int | None = None
     tokens: int | None = None
     dollars: float | None = None
     seconds: float | None = None
+    prices: Prices = field(default_factory=dict[str, tuple[float, float]])
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in BOUNDS:
+            value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"Budget needs {field.name} > 0, got {value}.")
+                raise ConfigError(f"Budget needs {name} > 0, got {value}.")
+        for model, rates in self.prices.items():
+            if len(rates) != 2 or not all(0 <= rate < math.inf for rate in rates):
+                raise ConfigError(
+                    f"Budget's price of {model} is (dollars per million input tokens, per million output tokens), "
+                    f"both at least 0, not {rates!r}."
+                )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -56,7 +71,7 @@ class Budget:
             given[match[1]] = float(match[2]) * _UNITS[match[3].lower()]
         if "minutes" in given:
             given["seconds"] = 60 * given.pop("minutes")
-        unknown = set(given) - {field.name for field in fields(cls)}
+        unknown = set(given) - set(BOUNDS)
         if unknown:
             raise ConfigError(f"--budget: no {sorted(unknown)[0]!r}; use calls, tokens, dollars, minutes or seconds.")
         whole = {name: int(given[name]) for name in ("calls", "tokens") if name in given}
@@ -83,17 +98,20 @@ class Account:
     """What has been spent of a budget, safe to share between threads.
 
     A call reserves the most it can cost, then settles for what it did cost. Replayed answers count
-    like fresh ones, so that a resumed run takes the same path; `billed` is what was paid now.
+    like fresh ones, so that a resumed run takes the same path; `billed` is what was paid now. `lost` is
+    what failed attempts may have cost: it counts against tokens and dollars, but is no answer and so no call.
 
     Args:
         budget: The bounds.
+        lost: By earlier processes of the same run.
         clock: Seconds, for tests.
     """
 
-    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget: Budget, lost: Cost | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
         self.spent = Cost()
         self.billed = Cost()
+        self.lost = lost or Cost()
         self._reserved = Cost()
         self._held = 0
         self._clock = clock
@@ -106,6 +124,11 @@ class Account:
         return self._clock() - self._start
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the budget ends, at least 0; None if unbounded."""
+        return None if self.budget.seconds is None else max(0.0, self.budget.seconds - self.seconds)
+
+    @property
     def calls_left(self) -> int | None:
         """Calls that may still be dispatched, those held back excluded; None if unbounded."""
         if self.budget.calls is None:
@@ -113,7 +136,10 @@ class Account:
         return max(0, self.budget.calls - self.spent.calls - self._reserved.calls - self._held)
 
     def hold(self, calls: int) -> None:
-        """Keep `calls` back for later, so that a search can't spend what the confirmation needs."""
+        """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
+
+        Of tokens and dollars, as much is kept back as so many calls have taken so far, and a tenth more.
+        """
         with self._lock:
             self._held = calls
 
@@ -124,10 +150,10 @@ class Account:
             BudgetExhausted: If that might pass the budget; nothing is set aside then.
         """
         with self._lock:
-            after = self.spent + self._reserved + most
-            self._check("calls", after.calls + self._held, self.budget.calls)
-            self._check("tokens", after.tokens, self.budget.tokens)
-            self._check("dollars", after.dollars, self.budget.dollars)
+            after = self.spent + self.lost + self._reserved + most
+            self._check("calls", after.calls - self.lost.calls + self._held, self.budget.calls)
+            self._check("tokens", after.tokens + self._held_back(self.spent.tokens), self.budget.tokens)
+            self._check("dollars", after.dollars + self._held_back(self.spent.dollars), self.budget.dollars)
             self._check("seconds", self.seconds, self.budget.seconds)
             self._reserved += most
 
@@ -138,6 +164,16 @@ class Account:
             self.spent += actual
             if billed:
                 self.billed += actual
+
+    def lose(self, most: Cost, cost: Cost) -> None:
+        """Give a reservation back after a failed attempt that may have cost something."""
+        with self._lock:
+            self._reserved -= most
+            self.lost += cost
+
+    def _held_back(self, spent: float) -> float:
+        """Return what the calls held back will take, if they take a tenth more than those so far."""
+        return _SPARE * self._held * spent / self.spent.calls if self.spent.calls else 0.0
 
     def _check(self, what: str, after: float, bound: float | None) -> None:
         if bound is not None and after > bound:

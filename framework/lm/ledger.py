@@ -11,8 +11,11 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +30,21 @@ CREATE TABLE IF NOT EXISTS answers (
     response TEXT NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL,
     written TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 ) STRICT;
+CREATE TABLE IF NOT EXISTS failures (
+    key TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL,
+    written TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+) STRICT;
 """
+_INSERT: Final = (
+    "INSERT OR IGNORE INTO answers (key, model, request, sample, response, tokens, dollars, seconds)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_FAILURE: Final = "INSERT INTO failures (key, model, error, tokens, dollars) VALUES (?, ?, ?, ?, ?)"
+_CHECKPOINT_PAGES: Final = 10_000
+"""Pages of 4 kB written between checkpoints: one that waits for the disk keeps every caller waiting."""
+
+_BUSY_SECONDS: Final = 30
+"""How long to wait for another process that writes to the same file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,7 @@ class Answer:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """One question to one model: the unit the ledger counts.
 
@@ -59,19 +76,31 @@ class Call:
     request: Request
     sample: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 over the request and the number of the draw."""
         return hashlib.sha256(f"{self.text}\n{self.sample}".encode()).hexdigest()
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The request as canonical JSON."""
-        return json.dumps(request_to_dict(self.request), sort_keys=True, ensure_ascii=False)
+        return _json(request_to_dict(self.request))
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Rows on their way into the file; all of them or none."""
+
+    rows: list[tuple[Any, ...]]
+    is_written: bool = False
+    error: BaseException | None = None
 
 
 class Ledger:
-    """An open ledger file; safe to share between threads.
+    """An open ledger file; safe to share between threads, and with other processes.
+
+    Answers of threads that write at the same moment go into one transaction. A transaction survives the
+    death of the process at once, and of the machine as soon as the system has written it to disk.
 
     Args:
         path: The file, made if absent.
@@ -83,42 +112,107 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._waiting: deque[_Batch] = deque()
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(_SCHEMA)
+            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None)
+            self._set_up()
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         except sqlite3.Error as error:
             raise RunError(f"Can't open the ledger {path}: {error}.") from error
 
+    def _set_up(self) -> None:
+        """Make the tables; SQLite doesn't wait by itself where two processes switch a new file's mode at once."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.executescript(_SCHEMA)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
     def find(self, key: str) -> Answer | None:
-        """Return the answer recorded under `key`, if any."""
-        with self._lock:
-            row = self._db.execute(
-                "SELECT response, tokens, dollars, seconds FROM answers WHERE key = ?", (key,)
-            ).fetchone()
-        return Answer(response_from_dict(json.loads(row[0])), *row[1:]) if row else None
+        """Return the answer recorded under `key`, if any.
+
+        Raises:
+            RunError: If the file can't be read.
+        """
+        try:
+            with self._lock:
+                row = self._db.execute(
+                    "SELECT response, tokens, dollars, seconds FROM answers WHERE key = ?", (key,)
+                ).fetchone()
+        except sqlite3.Error as error:
+            raise RunError(f"Can't read the ledger {self.path}: {error}.") from error
+        try:
+            return Answer(response_from_dict(json.loads(row[0])), *row[1:]) if row else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"Can't read the ledger {self.path}: an answer in it is damaged ({error}).") from error
 
     def write(self, answers: Sequence[tuple[Call, Answer]]) -> None:
-        """Record answers, all or none.
+        """Record answers, all or none; they are in the file when this returns.
 
         Raises:
             RunError: If the disk is full or the file can't be written.
         """
-        rows = [_row(call, answer) for call, answer in answers]
+        batch = _Batch([_row(call, answer) for call, answer in answers])
+        self._waiting.append(batch)
         with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO answers (key, model, request, sample, response, tokens, dollars, seconds)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
+            if not batch.is_written:  # else another thread has taken it along
+                self._write_waiting()
+        if batch.error is not None:
+            raise RunError(
+                f"Can't write {len(batch.rows)} answers to {self.path}: {batch.error}. "
+                "Free some space, then resume the run."
+            ) from batch.error
+
+    def _write_waiting(self) -> None:
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            self._insert([row for batch in waiting for row in batch.rows])
+        except BaseException as error:
+            for batch in waiting:
+                batch.error = error
+            if not isinstance(error, sqlite3.Error):
+                raise
+        finally:
+            for batch in waiting:
+                batch.is_written = True
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(_INSERT, rows)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.rollback()
+            raise
+
+    def write_failure(self, call: Call, error: str, tokens: int, dollars: float) -> None:
+        """Record an attempt that failed, with the most it may have cost.
+
+        Raises:
+            RunError: If the disk is full or the file can't be written.
+        """
+        row = (call.key, call.request.model, _storable(error), tokens, dollars)
+        try:
+            with self._lock:
+                self._db.execute(
+                    "INSERT INTO failures (key, model, error, tokens, dollars) VALUES (?, ?, ?, ?, ?)", row
                 )
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                self._db.rollback()  # under the lock: another thread's transaction is not ours to undo
-                raise RunError(
-                    f"Can't write {len(rows)} answers to {self.path}: {error}. Free some space, then resume the run."
-                ) from error
+        except sqlite3.Error as problem:
+            raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
+
+    @property
+    def failures(self) -> tuple[int, int, float]:
+        """Failed attempts, and the tokens and dollars they may have cost."""
+        with self._lock:
+            row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM failures").fetchone()
+        return int(row[0]), int(row[1]), float(row[2])
 
     def __len__(self) -> int:
         with self._lock:
@@ -131,6 +225,15 @@ class Ledger:
 
 
 def _row(call: Call, answer: Answer) -> tuple[Any, ...]:
-    response = json.dumps(response_to_dict(answer.response), ensure_ascii=False)
-    request = call.request
+    response, request = _json(response_to_dict(answer.response)), call.request
     return (call.key, request.model, call.text, call.sample, response, answer.tokens, answer.dollars, answer.seconds)
+
+
+def _json(value: Any) -> str:
+    """Return canonical JSON."""
+    return _storable(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def _storable(text: str) -> str:
+    """Return a text that SQLite takes: half a character, as a cut-off answer may end in, is JSON's escape for it."""
+    return text.encode("utf-8", "backslashreplace").decode()

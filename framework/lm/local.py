@@ -21,7 +21,7 @@ import torch
 from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 from preceptor.errors import InputTooLong, ModelError
-from preceptor.lm import decoding, packing
+from preceptor.lm import attention, decoding, packing
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
 from preceptor.lm.seam import InThread, text_of_parts
@@ -77,6 +77,7 @@ class LocalEngine:
     def __init__(self, model: Any, tokenizer: Any, name: str, *, memory: int = 2 << 30) -> None:
         self.name = name
         self._model = model.eval()
+        attention.use(model)
         self._tokenizer = tokenizer
         self._memory = memory
         self._lock = threading.Lock()

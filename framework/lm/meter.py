@@ -6,6 +6,7 @@ tracker is empty once evaluation uses threads, and exceptions in its callbacks a
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -17,10 +18,21 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import ConfigError, InputTooLong, PreceptorError
+from preceptor.errors import ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
+from preceptor.lm.dispatch import (
+    BROKEN_RETRIES,
+    FATAL,
+    BrokenAnswer,
+    Door,
+    Limiter,
+    Patience,
+    hide_secrets,
+    may_be_billed,
+    reason,
+)
 from preceptor.lm.ledger import Answer, Call, Ledger
 from preceptor.lm.seam import InThread
 
@@ -51,13 +63,17 @@ class Meter:
         ledger: Where answers are recorded and replayed from.
         account: What may be spent.
         threads: Calls in flight at a time, for models that answer one request a call.
+        patience: Deadline and retries of those calls.
     """
 
-    def __init__(self, ledger: Ledger, account: Account, *, threads: int = 8) -> None:
+    def __init__(self, ledger: Ledger, account: Account, *, threads: int = 8, patience: Patience | None = None) -> None:
         self.ledger = ledger
         self.account = account
         self.threads = threads
+        self.patience = patience or Patience()
         self._asked: dict[str, threading.Lock] = {}
+        self._doors: dict[int, Door] = {}
+        self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
 
     def wrap(self, lm: dspy.LM) -> dspy.LM:
@@ -92,7 +108,13 @@ class Meter:
                 f"A budget of tokens or dollars needs a bound per call: dspy.LM({lm.model!r}, max_tokens=512)."
             )
         if budget.dollars is not None:
-            prices.check(lm)
+            prices.check(lm, budget.prices)
+
+    def give_up(self) -> None:
+        """Send no more to providers: calls that wait for a place or a retry fail at once."""
+        with self._lock:
+            for limiter in self._limiters.values():
+                limiter.close()
 
     def ask(self, lm: dspy.LM, calls: Sequence[Call]) -> list[Result]:
         """Answer calls, from the ledger where it has them; failed calls come back as errors.
@@ -109,23 +131,80 @@ class Meter:
             return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
 
     def ask_one(self, lm: dspy.LM, call: Call) -> Response:
-        """Answer one call; equal calls in other threads wait and share its answer."""
+        """Answer one call; equal calls in other threads wait and share its answer.
+
+        Attempts that fail in a way that may pass are made again, as `patience` says.
+
+        Raises:
+            BudgetExhausted: If the budget can't pay for it.
+            LMFailed: If no call to this model can succeed, because of its key, name or price plan.
+            dspy.LMError: If this call failed for good.
+        """
         with self._once(call.key):
             answer = self.ledger.find(call.key)
             if answer is not None:
                 self._replay(answer)
                 return answer.response
-            most = self._bound(lm, call.request)
-            self.account.reserve(most)
-            start, spent = time.perf_counter(), Cost()
+            return self._send(lm, call)
+
+    def _send(self, lm: dspy.LM, call: Call) -> Response:
+        door = self._door(lm)
+        for attempt in itertools.count():
             try:
-                response = cast("Response", lm(call.request, cache=False))  # DSPy's cache answers all draws alike
-                answer = self._answer(lm, response, time.perf_counter() - start)
-                spent = Cost(1, answer.tokens, answer.dollars)
-                self.ledger.write([(call, answer)])
-            finally:
-                self.account.settle(most, spent, billed=True)
-            return response
+                return self._attempt(lm, door, call)
+            except FATAL as error:
+                raise LMFailed(f"{lm.model} can't be asked: {reason(hide_secrets(error, lm))}.") from None
+            except BrokenAnswer as error:
+                if attempt == BROKEN_RETRIES:
+                    return self._accepted(lm, call, error)
+            except dspy.LMError as error:
+                if isinstance(error.__cause__, PreceptorError):  # an engine of ours says what is wrong with the input
+                    raise error.__cause__ from None
+                if not door.patience.allows(attempt, error):
+                    raise hide_secrets(error, lm) from None
+                door.pause(attempt, error)
+        raise AssertionError("unreachable: the loop above ends by returning or raising")
+
+    def _attempt(self, lm: dspy.LM, door: Door, call: Call) -> Response:
+        """Send a call once and record its answer, or what its failure may have cost."""
+        most = self._bound(lm, call.request)
+        self.account.reserve(most)
+        start = time.perf_counter()
+        try:
+            response = door.attempt(call.request, self.account.seconds_left)
+            answer = self._answer(lm, response, time.perf_counter() - start)
+            self.ledger.write([(call, answer)])
+        except BaseException as error:
+            self._lose(lm, call, most, error)
+            raise
+        self.account.settle(most, Cost(1, answer.tokens, answer.dollars), billed=True)
+        return response
+
+    def _lose(self, lm: dspy.LM, call: Call, most: Cost, error: BaseException) -> None:
+        cost = Cost(1)
+        if isinstance(error, BrokenAnswer):
+            answer = self._answer(lm, error.response, 0.0)
+            cost = Cost(1, answer.tokens, answer.dollars)
+        elif may_be_billed(error):
+            cost = most
+        self.account.lose(most, cost)
+        if isinstance(error, dspy.LMError):
+            self.ledger.write_failure(call, reason(hide_secrets(error, lm)), cost.tokens, cost.dollars)
+
+    def _accepted(self, lm: dspy.LM, call: Call, error: BrokenAnswer) -> Response:
+        """Take an answer that came broken every time for what the model has to say; it is paid for already."""
+        answer = self._answer(lm, error.response, 0.0)
+        self.ledger.write([(call, answer)])
+        self._replay(answer)
+        return error.response
+
+    def _door(self, lm: dspy.LM) -> Door:
+        with self._lock:
+            if id(lm) not in self._doors:
+                place = (lm.model, str(lm.kwargs.get("api_base") or lm.kwargs.get("base_url")))
+                limiter = self._limiters.setdefault(place, Limiter(self.threads))
+                self._doors[id(lm)] = Door.to(lm, limiter, self.patience)
+            return self._doors[id(lm)]
 
     def _ask_safely(self, lm: dspy.LM, call: Call) -> Result:
         try:
@@ -196,12 +275,11 @@ class Meter:
         except InputTooLong:  # the engine refuses it, at no cost
             return Cost(1)
         answer = request.config.max_tokens or 0
-        return Cost(1, prompt + answer, prices.most(lm, prompt, answer))
+        return Cost(1, prompt + answer, prices.price(lm, prompt, answer, budget.prices))
 
     def _answer(self, lm: dspy.LM, response: Response, seconds: float) -> Answer:
-        usage = response.usage
-        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
-        return Answer(response, tokens, prices.price(lm, response), seconds)
+        given, made = response.usage.input_tokens or 0, response.usage.output_tokens or 0
+        return Answer(response, given + made, prices.price(lm, given, made, self.account.budget.prices), seconds)
 
     def _replay(self, answer: Answer) -> None:
         cost = Cost(1, answer.tokens, answer.dollars)
@@ -269,6 +347,12 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
+
+
+def give_up(lm: dspy.LM) -> None:
+    """Stop the calls of a metered LM that wait for a place or a retry."""
+    if isinstance(lm.engine, MeteredEngine):
+        lm.engine.meter.give_up()
 
 
 def _unwrapped(lm: dspy.LM) -> dspy.LM:

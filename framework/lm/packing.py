@@ -4,6 +4,9 @@ Rows that share a prefix attend to its keys and values, computed once. Their own
 to end in one sequence, and so are the choices, as a tree of tokens below each row's last token. A
 token sees the prefix, its ancestors and itself, which the attention mask says; its position is its
 depth. No token is padding, and a choice of one token costs nothing extra.
+
+Off the GPU, attention runs row by row (`attention.py`): every other operation gives a token the same
+bits whoever shares the pass, so a row's answer does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+
+from preceptor.lm import attention
 
 Tokens = tuple[int, ...]
 
@@ -39,21 +44,24 @@ class Pack:
         tokens: All tokens, in order.
         parents: Index of the token before each, -1 where that is the prefix.
         depths: Distance of each token from the end of the prefix, from 0.
+        spans: For each row, the index of its first token and the one after its last.
         steps: For each row and choice, the pairs (index of a token, token that should follow it).
     """
 
     tokens: list[int] = field(default_factory=list[int])
     parents: list[int] = field(default_factory=list[int])
     depths: list[int] = field(default_factory=list[int])
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     steps: list[list[list[tuple[int, int]]]] = field(default_factory=list[list[list[tuple[int, int]]]])
 
     def add(self, row: Row) -> None:
         """Append a row and the tree of its choices; a choice's last token is scored, never fed."""
-        last = -1
+        start, last = len(self.tokens), -1
         for token in row.suffix:
             last = self._append(token, last)
         nodes: dict[Tokens, int] = {(): last}
         self.steps.append([self._walk(choice, nodes) for choice in row.choices])
+        self.spans.append((start, len(self.tokens)))
 
     def _walk(self, choice: Tokens, nodes: dict[Tokens, int]) -> list[tuple[int, int]]:
         pairs: list[tuple[int, int]] = []
@@ -134,6 +142,7 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
         attention_mask=pack.mask(prefix, model.dtype).to(device),
         past_key_values=cache,
         use_cache=True,
+        **({"spans": pack.spans} if device.type == "cpu" and attention.is_used(model) else {}),
     )
     cache.crop(-len(pack.tokens))
     asked = sorted({index for row in pack.steps for choice in row for index, _ in choice})

@@ -1,15 +1,20 @@
-"""What a call costs in dollars, by litellm's table; a model in this process costs nothing."""
+"""What a call costs in dollars: by hand, else by litellm's table; a model in this process costs nothing."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import dspy
-from dspy.lm15 import Response
 
 from preceptor.errors import ConfigError
+
+MILLION: Final = 1_000_000
+
+Prices: TypeAlias = Mapping[str, tuple[float, float]]
+"""Model name -> dollars per million input tokens and per million output tokens."""
 
 
 def is_free(lm: dspy.LM) -> bool:
@@ -17,26 +22,27 @@ def is_free(lm: dspy.LM) -> bool:
     return not isinstance(lm.engine, str)
 
 
-def check(lm: dspy.LM) -> None:
+def check(lm: dspy.LM, by_hand: Prices) -> None:
     """Raise unless the model's price is known.
 
     Raises:
         ConfigError: If dollars can't be counted for this model.
     """
-    if not is_free(lm) and _per_token(lm.model) is None:
-        raise ConfigError(f"No price is known for {lm.model}; budget calls, tokens or minutes instead of dollars.")
+    if lm.model not in by_hand and not is_free(lm) and _per_token(lm.model) is None:
+        raise ConfigError(
+            f"No price is known for {lm.model}. Give it by hand, in dollars per million input and output tokens: "
+            f"Budget(dollars=..., prices={{{lm.model!r}: (0.5, 1.5)}}), or --price {lm.model}=0.5/1.5. "
+            "Or budget calls, tokens or minutes."
+        )
 
 
-def price(lm: dspy.LM, response: Response) -> float:
-    """Return an answer's price in dollars; 0 where no price is known."""
-    usage = response.usage
-    return most(lm, usage.input_tokens or 0, usage.output_tokens or 0)
-
-
-def most(lm: dspy.LM, input_tokens: int, output_tokens: int) -> float:
+def price(lm: dspy.LM, input_tokens: int, output_tokens: int, by_hand: Prices) -> float:
     """Return the price in dollars of so many tokens; 0 where no price is known."""
-    rates = None if is_free(lm) else _per_token(lm.model)
-    return 0.0 if rates is None else input_tokens * rates[0] + output_tokens * rates[1]
+    if lm.model in by_hand:
+        rates = by_hand[lm.model]
+        return (input_tokens * rates[0] + output_tokens * rates[1]) / MILLION
+    known = None if is_free(lm) else _per_token(lm.model)
+    return 0.0 if known is None else input_tokens * known[0] + output_tokens * known[1]
 
 
 @cache

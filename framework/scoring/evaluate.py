@@ -15,9 +15,9 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, LMFailed, MetricError, PreceptorError
 from preceptor.lm.cohort import Cohort
-from preceptor.lm.meter import ask_cohort
+from preceptor.lm.meter import ask_cohort, give_up
 from preceptor.lm.seam import predictors
 from preceptor.scoring.metrics import Metric, text_of
 from preceptor.scoring.trial import Outcome, Step
@@ -64,21 +64,37 @@ class Evaluator:
 
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
+            LMFailed: As soon as more than one job in twenty has failed.
             MetricError: If the metric raises or returns no score.
         """
-        if not self.together:
-            return self._in_threads(jobs)
-        waves = _batched(jobs, COHORT)
-        return [outcome for wave in waves for outcome in self._in_cohort(wave)]
+        outcomes: list[Outcome] = []
+        for wave in _batched(jobs, COHORT if self.together else len(jobs)):
+            outcomes += self._in_cohort(wave) if self.together else self._in_threads(wave)
+            refuse_failures(outcomes, len(jobs))
+        return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
+        done: list[Outcome] = []
         if self.threads == 1:
-            return [self._outcome(job) for job in jobs]
+            for job in jobs:
+                self._count(done, self._outcome(job), len(jobs))
+            return done
         with ThreadPoolExecutor(self.threads) as pool:
             futures = [_submit(pool, self._outcome, job) for job in jobs]
-            if any(future.exception() for future in _until_first_error(futures)):
-                pool.shutdown(cancel_futures=True)
-            return _results(futures)
+            try:
+                for future in as_completed(futures):
+                    self._count(done, future.result(), len(jobs))
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
+                    give_up(self.lm)
+                raise
+            return [future.result() for future in futures]
+
+    def _count(self, done: list[Outcome], outcome: Outcome, rows: int) -> None:
+        done.append(outcome)
+        if outcome.kind == "failed":
+            refuse_failures(done, rows)
 
     def _in_cohort(self, jobs: Sequence[Job]) -> list[Outcome]:
         cohort: Cohort[Any, Any] = Cohort(len(jobs), ask_cohort)
@@ -126,17 +142,21 @@ class Evaluator:
         )
 
 
-def refuse_failures(outcomes: Sequence[Outcome], *, resume: str) -> None:
+def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> None:
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
+    Args:
+        outcomes: Those so far.
+        rows: How many there will be; by default no more.
+
     Raises:
-        LMFailed: With how many failed, the first error, and how to go on.
+        LMFailed: With how many failed, and the first error.
     """
     failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
-    if len(failed) > TOLERATED * len(outcomes):
+    rows = len(outcomes) if rows is None else rows
+    if len(failed) > TOLERATED * rows:
         raise LMFailed(
-            f"{len(failed)} of {len(outcomes)} rows failed, the first with: {failed[0].error}. "
-            f"What was answered is kept. Go on with: {resume}"
+            f"{len(failed)} of {len(outcomes)} rows failed ({rows} to be scored); the first with: {failed[0].error}."
         )
 
 
@@ -145,18 +165,10 @@ def _submit(pool: ThreadPoolExecutor, function: Callable[..., Outcome], *args: A
     return pool.submit(contextvars.copy_context().run, function, *args)
 
 
-def _until_first_error(futures: list[Future[Outcome]]) -> Iterator[Future[Outcome]]:
-    for future in as_completed(futures):
-        yield future
-        if future.exception() is not None:
-            return
-
-
 def _results(futures: list[Future[Outcome]]) -> list[Outcome]:
     """Wait for all, then return the results in order, or raise the first error."""
-    begun = [future for future in futures if not future.cancelled()]  # `wait` would wait for the others forever
-    wait(begun)
-    errors = [error for future in begun if (error := future.exception())]
+    wait(futures)
+    errors = [error for future in futures if (error := future.exception())]
     if errors:
         raise errors[0]
     return [future.result() for future in futures]
@@ -172,7 +184,7 @@ def _ours(error: BaseException | None) -> PreceptorError | None:
 
 
 def _batched(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
-    return (jobs[start : start + size] for start in range(0, len(jobs), size))
+    return (jobs[start : start + size] for start in range(0, len(jobs), max(1, size)))
 
 
 class Counter:

@@ -1,12 +1,13 @@
 """Metrics: any DSPy metric, and the usual ones by name.
 
-A metric scores one row in [0, 1]. Some (F1 over a data set) are not a mean of rows: they also say how
-outcomes add up. Text is compared without regard to case and surrounding white space.
+A metric scores one row in [0, 1]. Some (F1 over a data set) are not a mean of rows: they count over the rows
+and score the counts. Text is compared without regard to case and surrounding white space.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import string
 from collections import Counter
@@ -14,9 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, cast
 
 import dspy
+import numpy as np
+import numpy.typing as npt
+from dspy.adapters.utils import serialize_for_json
 
 from preceptor.errors import ConfigError, MetricError
 from preceptor.scoring.trial import Outcome
@@ -25,6 +29,38 @@ Scorer = Callable[..., Any]
 """A DSPy metric of 2, 3 or 5 arguments that returns a bool, a number or a `Prediction` with a score."""
 
 Aggregate = Callable[[Sequence[Outcome]], float]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A score of a whole set that depends on sums over its rows; statistics resample the rows of `terms`.
+
+    Attributes:
+        terms: Outcomes, none of them failed -> what each row adds, of shape (rows, sums).
+        score: Sums, of shape (..., sums) -> scores in [0, 1], of shape (...).
+    """
+
+    terms: Callable[[Sequence[Outcome]], Array]
+    score: Callable[[Array], Array]
+
+
+def _scores(outcomes: Sequence[Outcome]) -> Array:
+    return np.array([[cast("float", outcome.score), 1.0] for outcome in outcomes]).reshape(-1, 2)
+
+
+def _quotient(sums: Array) -> Array:
+    return _share(sums[..., 0], sums[..., 1])
+
+
+def _share(part: Array, whole: Array) -> Array:
+    """Return part / whole, 0 where the whole is 0."""
+    return cast("Array", np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
+
+
+MEAN: Final = Sums(_scores, _quotient)
+"""The mean of the rows' scores."""
 
 
 def mean(outcomes: Sequence[Outcome]) -> float:
@@ -41,15 +77,25 @@ class Metric:
         name: As users see it.
         scorer: Scores one row.
         arguments: How many arguments the scorer takes: 2, 3 or 5.
-        aggregate: Outcomes -> score in [0, 1].
-        is_mean: False for metrics over the whole set, such as F1.
+        sums: How outcomes add up; by default to the mean of their scores.
     """
 
     name: str
     scorer: Scorer
     arguments: int
-    aggregate: Aggregate = mean
-    is_mean: bool = True
+    sums: Sums = MEAN
+
+    @property
+    def is_mean(self) -> bool:
+        """False for metrics over the whole set, such as F1."""
+        return self.sums is MEAN
+
+    def aggregate(self, outcomes: Sequence[Outcome]) -> float:
+        """Return the score of the outcomes that did not fail, in [0, 1]; 0 if all did."""
+        answered = [outcome for outcome in outcomes if outcome.kind != "failed"]
+        if self.is_mean or not answered:
+            return mean(answered)
+        return float(self.sums.score(self.sums.terms(answered).sum(axis=0)))
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
         """Return one row's score.
@@ -114,8 +160,20 @@ def _brief(example: dspy.Example) -> str:
 
 def text_of(row: Any, field: str) -> str:
     """Return a field of an example or a prediction as text, "" if it is absent."""
-    value = row.get(field) if hasattr(row, "get") else getattr(row, field, None)
-    return "" if value is None else str(value)
+    return as_text(row.get(field) if hasattr(row, "get") else getattr(row, field, None))
+
+
+def as_text(value: Any) -> str:
+    """Return a value as text that is equal for equal values: records and lists as JSON, an enumeration by its value.
+
+    Example:
+        >>> as_text({"b": 1, "a": ["x"]}), as_text(True), as_text(None)
+        ('{"a": ["x"], "b": 1}', 'True', '')
+    """
+    plain = value if type(value) in (str, int, float, bool) else serialize_for_json(value)
+    if isinstance(plain, (list, dict)):
+        return json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
+    return "" if plain is None else str(plain)
 
 
 def normalize(text: str) -> str:
@@ -136,7 +194,7 @@ def references(gold: Any) -> list[str]:
         >>> references(["Paris", "City of Paris"]), references("Paris")
         (['Paris', 'City of Paris'], ['Paris'])
     """
-    return [str(member) for member in gold] if isinstance(gold, (list, tuple, set)) else [str(gold)]
+    return [as_text(member) for member in gold] if isinstance(gold, (list, tuple, set)) else [as_text(gold)]
 
 
 def token_f1(answer: str, gold: str) -> float:
@@ -161,27 +219,30 @@ def members(text: Any) -> set[str]:
         ['cat', 'dog']
     """
     parts: Iterable[Any] = text if isinstance(text, (list, tuple, set)) else str(text).split(",")
-    return {normalize(str(part)) for part in parts} - {""}
+    return {normalize(as_text(part)) for part in parts} - {""}
 
 
-def _same(answer: str, gold: str) -> bool:
-    return answer.strip().casefold() == gold.strip().casefold()
+def _folded(text: str) -> str:
+    return text.strip().casefold()
 
 
 def _accuracy(field: str) -> Metric:
-    return _row_metric("accuracy", lambda gold, answer: _same(str(answer), str(gold)), field)
+    return _row_metric("accuracy", lambda gold, answer: _folded(as_text(answer)) == _folded(as_text(gold)), field)
 
 
 def _exact(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
-        return any(normalize(str(answer)) == normalize(reference) for reference in references(gold))
+        accepted = [normalize(reference) for reference in references(gold)]
+        if isinstance(answer, (list, tuple)):
+            return [normalize(as_text(member)) for member in answer] == accepted
+        return normalize(as_text(answer)) in accepted
 
     return _row_metric("exact_match", score, field)
 
 
 def _token_f1(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> float:
-        return max(token_f1(str(answer), reference) for reference in references(gold))
+        return max(token_f1(as_text(answer), reference) for reference in references(gold))
 
     return _row_metric("token_f1", score, field)
 
@@ -192,7 +253,7 @@ def _set_match(field: str) -> Metric:
 
 def _contains(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
-        return any(normalize(reference) in normalize(str(answer)) for reference in references(gold))
+        return any(normalize(reference) in normalize(as_text(answer)) for reference in references(gold))
 
     return _row_metric("contains", score, field)
 
@@ -204,28 +265,41 @@ def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Me
     return Metric(name, scorer, 2)
 
 
-def f1_of_label(outcomes: Sequence[Outcome], label: str) -> float:
-    """Return the F1 of one label: 2 TP / (2 TP + FP + FN); 0 where the label never occurs."""
-    pairs = [(outcome.gold, outcome.answer) for outcome in outcomes if outcome.kind != "failed"]
-    hits = sum(_same(gold, label) and _same(answer, label) for gold, answer in pairs)
-    errors = sum(_same(gold, label) != _same(answer, label) for gold, answer in pairs)
-    return 2 * hits / (2 * hits + errors) if hits or errors else 0.0
+def _label_terms(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
+    """Return each row's hits, errors and gold labels, label by label: shape (rows, 3 * labels)."""
+    golds = np.array([_folded(outcome.gold) for outcome in outcomes])[:, None] == np.array(labels)
+    answers = np.array([_folded(outcome.answer) for outcome in outcomes])[:, None] == np.array(labels)
+    return np.hstack([golds & answers, golds != answers, golds]).astype(np.float64)
 
 
-def macro_f1(outcomes: Sequence[Outcome]) -> float:
+def _label_f1(sums: Array) -> tuple[Array, Array]:
+    """Return each label's F1, 2 TP / (2 TP + FP + FN) and 0 where it never occurs, and its gold rows."""
+    hits, errors, golds = np.split(sums, 3, axis=-1)
+    return _share(2 * hits, 2 * hits + errors), golds
+
+
+def _macro_terms(outcomes: Sequence[Outcome]) -> Array:
+    return _label_terms(outcomes, sorted({_folded(outcome.gold) for outcome in outcomes}))
+
+
+def _macro_score(sums: Array) -> Array:
     """Return the mean F1 over the labels that occur among the gold ones."""
-    labels = sorted({outcome.gold.strip().casefold() for outcome in outcomes if outcome.kind != "failed"})
-    return fmean(f1_of_label(outcomes, label) for label in labels) if labels else 0.0
+    f1, golds = _label_f1(sums)
+    occurs = golds > 0
+    return _share((f1 * occurs).sum(axis=-1), occurs.sum(axis=-1).astype(np.float64))
+
+
+MACRO_F1: Final = Sums(_macro_terms, _macro_score)
 
 
 def _macro(field: str) -> Metric:
-    return Metric("macro_f1", _accuracy(field).scorer, 2, macro_f1, is_mean=False)
+    return Metric("macro_f1", _accuracy(field).scorer, 2, MACRO_F1)
 
 
 def binary_f1(field: str, positive: str) -> Metric:
     """Return the F1 of the label `positive` in `field`; any other answer counts as negative."""
-    scorer = _accuracy(field).scorer
-    return Metric(f"f1:{positive}", scorer, 2, lambda outcomes: f1_of_label(outcomes, positive), is_mean=False)
+    sums = Sums(lambda outcomes: _label_terms(outcomes, [_folded(positive)]), lambda sums: _label_f1(sums)[0][..., 0])
+    return Metric(f"f1:{positive}", _accuracy(field).scorer, 2, sums)
 
 
 def _binary(field: str) -> Metric:

@@ -96,7 +96,7 @@ def test_bad_rows_are_refused_with_file_row_and_field(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--method", "magic"], "No method 'magic'; installed are ape."),
+        (["--method", "magic"], "No method 'magic'; installed are ape, copro, gepa, miprov2."),
         (["--set", "speed=9"], "APE has no setting 'speed'; it has candidates"),
         (["--budget", "calls=lots"], "'calls=lots' is not name=number"),
         (["--lm", "local/gpt-9"], "No model 'gpt-9'."),
@@ -148,7 +148,7 @@ def test_methods_models_and_doctor_answer_in_json(capsys: pytest.CaptureFixture[
         found[command] = json.loads(capsys.readouterr().out)
     assert found["methods"]["ape"]["paper"] == "arXiv:2211.01910"
     assert found["models"]["local/qwen2.5-coder-1.5b"]["licence"] == "Apache-2.0"
-    assert found["doctor"]["methods"] == "ape"
+    assert found["doctor"]["methods"] == "ape, copro, gepa, miprov2"
 
 
 def test_a_program_file_is_compiled_by_its_name(rows: Path, tmp_path: Path, smollm: dspy.LM) -> None:
@@ -207,5 +207,5 @@ def test_a_program_that_always_fails_exits_with_4_and_says_how_to_go_on(
     knobs = ["--set", "candidates=1", "--set", "max_tokens=12", "--run", str(tmp_path / "run")]
     assert run(["compile", f"{tmp_path}/mine.py:Broken", "--data", str(rows), *LM, *knobs]) == 4
     message = capsys.readouterr().err.replace("\n", " ")
-    assert "rows failed, the first with: RuntimeError: the line is dead" in message
+    assert "24 of 24 rows failed (24 to be scored); the first with: RuntimeError: the line is dead" in message
     assert f"preceptor resume {tmp_path}/run" in message

@@ -75,9 +75,18 @@ def test_a_killed_compile_resumes_to_the_same_program_and_bills_no_call_twice(
     assert resumed["billed_calls"] + kept == answers(killed) == answers(tmp_path / "whole")
 
 
+def hear_interrupts() -> None:
+    """Undo what a shell does to the commands it runs in the background: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(rows: Path, tmp_path: Path, smollm: dspy.LM) -> None:
     child = subprocess.Popen(
-        arguments(rows, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*arguments(rows, tmp_path / "run"), "--set", "candidates=30", "--budget", "calls=5000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     )
     while answers(tmp_path / "run") < 4 and child.poll() is None:
         time.sleep(0.02)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 import dspy
+import pydantic
 import pytest
 from dspy.utils.exceptions import AdapterParseError
 
@@ -17,6 +19,22 @@ from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter
 from preceptor.testing import asked, prompt, scripted, system
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Rank(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Place(pydantic.BaseModel):
+    city: str
+    code: int
+
 
 SENTIMENT = declare("text -> label: Literal['good', 'so so', 'bad']", "Judge the review.")
 ADAPTER = DirectAdapter()
@@ -40,6 +58,16 @@ def test_labels_are_listed_and_absent_fields_left_out() -> None:
         {"role": "system", "content": "Pick.\n\nAnswer with exactly one of: a, b."},
         {"role": "user", "content": "text: t"},
     ]
+
+
+def test_lists_and_records_are_shown_as_json_and_enumerations_by_value() -> None:
+    types = {"tags": list[str], "place": Place, "mood": Mood, "count": int}
+    fields: dict[str, Any] = {name: (kind, dspy.InputField()) for name, kind in types.items()}
+    signature = dspy.make_signature({**fields, "out": (Mood, dspy.OutputField())}, "Judge.")
+    inputs = {"tags": ["a", "b"], "place": Place(city="Rome", code=1), "mood": Mood.BAD, "count": 3}
+    shown = ADAPTER.format(signature, [{**inputs, "out": Mood.GOOD}], inputs)
+    text = 'tags: ["a", "b"]\nplace: {"city": "Rome", "code": 1}\nmood: bad\ncount: 3'
+    assert [message["content"] for message in shown[1:]] == [text, "good", text]
 
 
 def test_demonstrations_are_turns_of_the_conversation() -> None:
@@ -104,6 +132,16 @@ def test_an_empty_reply_is_no_label_of_stars() -> None:
         (bool | None, "True", True),
         (Literal[1, 2], "2", 2),
         (Literal["a", "b"] | None, "B", "b"),
+        (Literal["a", "b"] | None, "None.", None),
+        (Literal["none", "some"] | None, "none", "none"),
+        (int | None, "null", None),
+        (str | None, "None", None),
+        (str, "None", "None"),
+        (Mood, "Good.", Mood.GOOD),
+        (Mood, "BAD", Mood.BAD),
+        (Rank, "2", Rank.HIGH),
+        (Rank, "LOW", Rank.LOW),
+        (Rank | None, "none", None),
     ],
 )
 def test_a_reply_is_read_as_the_fields_type(annotation: Any, reply: str, value: object) -> None:
@@ -126,7 +164,11 @@ def test_a_reply_of_another_type_is_unparsable(annotation: Any, reply: str) -> N
         (bool, True, ("True", "False")),
         (Literal["a", "b"], True, ("a", "b")),
         (Literal[1, 2], True, ("1", "2")),
-        (Literal["a", "b"] | None, True, ("a", "b")),
+        (Literal["a", "b"] | None, True, ("a", "b", "None")),
+        (bool | None, True, ("True", "False", "None")),
+        (int | None, True, ()),
+        (Mood, True, ("good", "bad")),
+        (Rank | None, True, ("1", "2", "None")),
         (list[str], False, ()),
         (str | int, False, ()),
     ],

@@ -111,6 +111,21 @@ def test_calls_held_back_are_out_of_reach_until_released() -> None:
     assert account.calls_left == 0
 
 
+def test_tokens_and_dollars_of_the_calls_held_back_are_reckoned_from_those_so_far() -> None:
+    account = Account(Budget(tokens=1000, dollars=10))
+    account.hold(4)
+    account.reserve(Cost(2, 200, 2.0))
+    account.settle(Cost(2, 200, 2.0), Cost(2, 200, 2.0), billed=True)
+    account.reserve(Cost(1, 350))  # 200 + 350 + 1.1 * 4 * 100 = 990
+    with pytest.raises(BudgetExhausted, match="tokens to 1001, past the budget of 1000"):
+        account.reserve(Cost(1, 11))
+    with pytest.raises(BudgetExhausted, match=r"dollars to 10\.4, past the budget of 10"):
+        account.reserve(Cost(1, 0, 4.0))
+
+    account.hold(0)
+    account.reserve(Cost(1, 450, 8.0))
+
+
 def test_an_unbounded_account_counts_and_never_refuses() -> None:
     account = Account(Budget())
     account.reserve(Cost(10**9, 10**12, 1e9))

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 import pytest
@@ -21,10 +21,7 @@ from preceptor.lm.cohort import Cohort
 from preceptor.lm.ledger import Call, Ledger
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
-from preceptor.testing import asked, simulated
-
-if TYPE_CHECKING:
-    from tests.lm.conftest import Endpoint
+from preceptor.testing import ChatServer, Faults, asked, simulated
 
 KEY = b"sk-secret-0123456789"
 
@@ -54,34 +51,34 @@ def bytes_of(ledger: Ledger) -> bytes:
     return b"".join(path.read_bytes() for path in ledger.path.parent.iterdir())
 
 
-def test_calls_and_tokens_are_counted(ledger: Ledger, endpoint: Endpoint) -> None:
+def test_calls_and_tokens_are_counted(ledger: Ledger, server: ChatServer) -> None:
     metered = meter(ledger)
-    lm = metered.wrap(endpoint.lm())
+    lm = metered.wrap(server.lm())
     assert [lm("one"), lm("two")] == [["ONE"], ["TWO"]]
-    assert metered.account.spent == metered.account.billed == Cost(2, 20, 0.0)
-    assert [body["messages"][0]["content"] for body in endpoint.bodies] == ["one", "two"]
+    assert metered.account.spent == metered.account.billed == Cost(2, 4, 0.0)
+    assert [each.body["messages"][0]["content"] for each in server.requests] == ["one", "two"]
 
 
-def test_a_recorded_answer_is_replayed_without_a_second_request(ledger: Ledger, endpoint: Endpoint) -> None:
-    first = meter(ledger).wrap(endpoint.lm())("one")
+def test_a_recorded_answer_is_replayed_without_a_second_request(ledger: Ledger, server: ChatServer) -> None:
+    first = meter(ledger).wrap(server.lm())("one")
     again = meter(ledger)
 
-    assert again.wrap(endpoint.lm())("one") == first == ["ONE"]
+    assert again.wrap(server.lm())("one") == first == ["ONE"]
 
-    assert endpoint.count == 1
-    assert again.account.spent == Cost(1, 10, 0.0)
+    assert server.count == 1
+    assert again.account.spent == Cost(1, 2, 0.0)
     assert again.account.billed == Cost()
 
 
-def test_settings_of_the_model_reach_the_server(ledger: Ledger, endpoint: Endpoint) -> None:
-    meter(ledger).wrap(endpoint.lm(temperature=0.25, max_tokens=99))("one")
-    [body] = endpoint.bodies
-    assert (body["temperature"], body["max_completion_tokens"]) == (0.25, 99)
-    assert endpoint.headers[0]["Authorization"] == "Bearer sk-secret-0123456789"
+def test_settings_of_the_model_reach_the_server(ledger: Ledger, server: ChatServer) -> None:
+    meter(ledger).wrap(server.lm(temperature=0.25, max_tokens=99))("one")
+    [received] = server.requests
+    assert (received.body["temperature"], received.body["max_completion_tokens"]) == (0.25, 99)
+    assert received.headers["authorization"] == "Bearer sk-secret-0123456789"
 
 
-def test_keys_and_addresses_stay_out_of_the_ledger(ledger: Ledger, endpoint: Endpoint) -> None:
-    lm = meter(ledger).wrap(endpoint.lm())
+def test_keys_and_addresses_stay_out_of_the_ledger(ledger: Ledger, server: ChatServer) -> None:
+    lm = meter(ledger).wrap(server.lm())
     assert lm("one") == ["ONE"]
     written = bytes_of(ledger)
     assert b"ONE" in written
@@ -90,18 +87,18 @@ def test_keys_and_addresses_stay_out_of_the_ledger(ledger: Ledger, endpoint: End
     assert KEY.decode() not in repr(lm.kwargs)
 
 
-def test_dspys_own_cache_answers_no_metered_call(ledger: Ledger, endpoint: Endpoint) -> None:
-    endpoint.answer = lambda asked: str(endpoint.count)
-    lm = endpoint.lm(cache=True, temperature=1.0)
-    call = request(lm, f"a number, please, {endpoint.url}")
+def test_dspys_own_cache_answers_no_metered_call(ledger: Ledger, server: ChatServer) -> None:
+    server.answer = lambda body: str(server.count)
+    lm = server.lm(cache=True, temperature=1.0)
+    call = request(lm, f"a number, please, {server.url}")
     results = meter(ledger, threads=1).ask(lm, [Call(call, sample) for sample in range(3)])
     assert [text(result) for result in results] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("threads", [1, 8, 64])
-def test_a_budget_of_calls_is_never_passed(ledger: Ledger, endpoint: Endpoint, threads: int) -> None:
+def test_a_budget_of_calls_is_never_passed(ledger: Ledger, server: ChatServer, threads: int) -> None:
     metered = meter(ledger, Budget(calls=20))
-    lm = metered.wrap(endpoint.lm())
+    lm = metered.wrap(server.lm())
     start = threading.Barrier(threads)
 
     def work(worker: int) -> int:
@@ -116,28 +113,28 @@ def test_a_budget_of_calls_is_never_passed(ledger: Ledger, endpoint: Endpoint, t
     with ThreadPoolExecutor(threads) as pool:
         answered = sum(pool.map(work, range(threads)))
 
-    assert answered == endpoint.count == len(ledger) == 20
-    assert metered.account.spent == Cost(20, 200, 0.0)
+    assert answered == server.count == len(ledger) == 20
+    assert metered.account.spent == Cost(20, 80, 0.0)
 
 
-def test_an_exhausted_budget_names_itself_and_sends_nothing(ledger: Ledger, endpoint: Endpoint) -> None:
+def test_an_exhausted_budget_names_itself_and_sends_nothing(ledger: Ledger, server: ChatServer) -> None:
     metered = meter(ledger, Budget(calls=2))
-    lm = endpoint.lm()
+    lm = server.lm()
     with pytest.raises(BudgetExhausted, match="calls to 3, past the budget of 2; nothing was sent"):
         metered.ask(lm, [Call(request(lm, str(n))) for n in range(5)])
-    assert endpoint.count == len(ledger) == 2
+    assert server.count == len(ledger) == 2
 
 
-def test_tokens_are_bounded_before_the_call_is_sent(ledger: Ledger, endpoint: Endpoint) -> None:
-    lm = endpoint.lm(max_tokens=50)
+def test_tokens_are_bounded_before_the_call_is_sent(ledger: Ledger, server: ChatServer) -> None:
+    lm = server.lm(max_tokens=50)
     with pytest.raises(BudgetExhausted, match="tokens to 181, past the budget of 150"):
         meter(ledger, Budget(tokens=150)).ask(lm, [Call(request(lm, "one", max_tokens=50))])  # 3 + 64 + 64 + 50
-    assert endpoint.count == 0
+    assert server.count == 0
 
 
-def test_equal_calls_at_once_are_billed_once(ledger: Ledger, endpoint: Endpoint) -> None:
+def test_equal_calls_at_once_are_billed_once(ledger: Ledger, server: ChatServer) -> None:
     metered = meter(ledger)
-    lm = metered.wrap(endpoint.lm())
+    lm = metered.wrap(server.lm())
     start = threading.Barrier(16)
 
     def ask(_: int) -> list[str]:
@@ -148,32 +145,32 @@ def test_equal_calls_at_once_are_billed_once(ledger: Ledger, endpoint: Endpoint)
         answers = list(pool.map(ask, range(16)))
 
     assert answers == [["SAME"]] * 16
-    assert endpoint.count == 1
-    assert metered.account.spent == Cost(16, 160, 0.0)
-    assert metered.account.billed == Cost(1, 10, 0.0)
+    assert server.count == 1
+    assert metered.account.spent == Cost(16, 32, 0.0)
+    assert metered.account.billed == Cost(1, 2, 0.0)
 
 
-def test_an_error_is_not_recorded_and_the_call_can_be_made_again(ledger: Ledger, endpoint: Endpoint) -> None:
+def test_an_error_is_not_recorded_and_the_call_can_be_made_again(ledger: Ledger, server: ChatServer) -> None:
     metered = meter(ledger, Budget(calls=1))
-    lm = endpoint.lm()
-    endpoint.status = 500
+    lm = server.lm()
+    server.inject(Faults(kinds=("bad_request",)))
     [failed] = metered.ask(lm, [Call(request(lm, "one"))])
     assert isinstance(failed, dspy.LMError)
-    assert str(failed) == "[openai/x] overloaded"
+    assert str(failed) == "[openai/model] The request is malformed."
     assert len(ledger) == 0
     assert metered.account.spent == Cost()
     assert metered.account.calls_left == 1
 
-    endpoint.status = 200
+    server.inject(None)
 
     assert [text(result) for result in metered.ask(lm, [Call(request(lm, "one"))])] == ["ONE"]
 
 
-def test_the_asynchronous_door_is_metered_too(ledger: Ledger, endpoint: Endpoint) -> None:
+def test_the_asynchronous_door_is_metered_too(ledger: Ledger, server: ChatServer) -> None:
     metered = meter(ledger)
-    lm = metered.wrap(endpoint.lm())
+    lm = metered.wrap(server.lm())
     assert asyncio.run(lm.acall("one")) == ["ONE"]
-    assert metered.account.spent == Cost(1, 10, 0.0)
+    assert metered.account.spent == Cost(1, 2, 0.0)
 
 
 def test_a_wrapped_model_is_metered_once(ledger: Ledger) -> None:
@@ -281,6 +278,12 @@ def test_an_input_too_long_fails_alone(ledger: Ledger, smollm: dspy.LM, budget: 
     assert isinstance(too_long, InputTooLong)
     assert text(fine) in {"yes", "no"}
     assert metered.account.spent.calls == len(ledger) == 1
+
+
+def test_an_input_too_long_for_a_single_call_says_so(ledger: Ledger, smollm: dspy.LM) -> None:
+    with pytest.raises(InputTooLong, match=r"reads at most \d+ tokens"):
+        meter(ledger).ask_one(smollm, Call(request(smollm, "word " * 20_000)))
+    assert len(ledger) == 0
 
 
 def test_a_cohort_asks_engine_by_engine_and_answers_row_by_row(ledger: Ledger) -> None:

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import dspy
+import pydantic
 import pytest
 
 from preceptor.errors import ConfigError, MetricError
 from preceptor.scoring.metrics import Metric, Scorer, binary_f1, mean, token_f1, wrap
 from preceptor.scoring.trial import Outcome
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Place(pydantic.BaseModel):
+    city: str
+    code: int
 
 
 def scored(metric: Metric | Scorer | str, gold: Any, answer: Any) -> float:
@@ -31,6 +43,16 @@ def answered(*pairs: tuple[str, str]) -> list[Outcome]:
         ("exact_match", "The Eiffel Tower", "eiffel tower.", 1.0),
         ("exact_match", ["Paris", "City of Paris"], "the city of Paris", 1.0),
         ("exact_match", ["Paris", "City of Paris"], "Paris, France", 0.0),
+        ("exact_match", ["a b", "c"], ["A b!", "C"], 1.0),  # a list is compared as a list
+        ("exact_match", ["a b", "c"], ["a", "b c"], 0.0),
+        ("exact_match", ["Paris", "Lyon"], ["Paris"], 0.0),
+        ("accuracy", "good", Mood.GOOD, 1.0),
+        ("accuracy", Mood.BAD, Mood.GOOD, 0.0),
+        ("accuracy", None, None, 1.0),
+        ("accuracy", None, "good", 0.0),
+        ("accuracy", {"city": "Rome", "code": 1}, Place(code=1, city="Rome"), 1.0),
+        ("accuracy", [{"code": 1, "city": "Rome"}], [Place(code=1, city="Rome")], 1.0),
+        ("accuracy", Place(code=2, city="Rome"), Place(code=1, city="Rome"), 0.0),
         ("token_f1", "the red bus", "a red car", 0.5),  # one of two tokens each: 2 * 1 / (2 + 2)
         ("token_f1", ["blue", "the red bus"], "a red car", 0.5),
         ("token_f1", "big big dog", "big dog", 0.8),  # two shared: 2 * 2 / (2 + 3)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preceptor.scoring import statistics
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import Comparison, compare, interval, smallest_gain
 from preceptor.scoring.trial import Outcome
 
+Z = 1.959963984540054
 ACCURACY = wrap("accuracy", "label")
 BITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -28,15 +32,6 @@ def changed(*, better: int, worse: int, same: int) -> Comparison:
 def tail(at_least: int, trials: int, share: float) -> float:
     """P(X >= at_least) of a binomial, summed term by term."""
     return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(at_least, trials + 1))
-
-
-def bound(successes: int, trials: int) -> float:
-    """Clopper-Pearson's lower bound, by halving: the share under which so many successes have 2.5 %."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(successes, trials, middle) < 0.025 else (low, middle)
-    return low
 
 
 @pytest.mark.parametrize(
@@ -57,15 +52,33 @@ def test_mcnemars_p_is_the_two_sided_binomial_of_the_rows_that_changed(better: i
     assert (verdict.test, verdict.rows) == ("exact McNemar", better + worse + 10)
 
 
-@pytest.mark.parametrize(("better", "worse"), [(8, 0), (6, 1), (9, 3), (2, 7)])
-def test_the_interval_is_clopper_pearsons_scaled_to_all_rows(better: int, worse: int) -> None:
-    verdict = changed(better=better, worse=worse, same=20)
-    n, rows = better + worse, better + worse + 20
-    high = 1 - bound(worse, n) if worse else 1.0
+def test_the_interval_of_a_published_example_is_tangos() -> None:
+    """Fagerland et al. 2014, airway hyper-responsiveness before and after stem-cell transplantation: 1, 1, 7, 12."""
+    verdict = changed(better=7, worse=1, same=13)
 
-    assert verdict.low == pytest.approx(n / rows * (2 * bound(better, n) - 1), abs=1e-9)
-    assert verdict.high == pytest.approx(n / rows * (2 * high - 1), abs=1e-9)
-    assert verdict.gain == pytest.approx((better - worse) / rows)
+    assert verdict.gain == pytest.approx(6 / 21)
+    assert verdict.p_value == pytest.approx(0.0703, abs=1e-4)
+    assert not verdict.is_confirmed
+    assert verdict.high == pytest.approx(0.517, abs=5e-4)
+    assert verdict.low == 0.0  # 0.026, but the exact test doesn't confirm it
+    assert statistics._tango(7, 1, 21) == pytest.approx(0.026, abs=5e-4)
+
+
+@pytest.mark.parametrize(("rows", "least"), [(20, 0.935), (50, 0.94)])
+@pytest.mark.parametrize(("better", "worse"), [(0.05, 0.05), (0.25, 0.25), (0.2, 0.1), (0.2, 0.0), (0.5, 0.02)])
+def test_the_interval_of_a_gain_holds_the_truth_as_often_as_it_says(
+    better: float, worse: float, rows: int, least: float
+) -> None:
+    """Summed over every way the rows can change, weighed by its probability."""
+    covered = 0.0
+    for b in range(rows + 1):
+        for w in range(rows + 1 - b):
+            chance = math.comb(rows, b) * math.comb(rows - b, w) * better**b * worse**w
+            chance *= (1 - better - worse) ** (rows - b - w)
+            if chance > 1e-9:
+                verdict = changed(better=b, worse=w, same=rows - b - w)
+                covered += chance * (verdict.low <= better - worse <= verdict.high)
+    assert covered >= least
 
 
 def test_a_gain_is_confirmed_exactly_where_p_is_below_five_percent_and_more_rows_got_better() -> None:
@@ -81,8 +94,11 @@ def test_five_changed_rows_confirm_nothing_and_six_do() -> None:
     assert changed(better=6, worse=0, same=50).is_confirmed
 
 
-def test_nothing_changed_is_no_gain_for_sure() -> None:
-    assert changed(better=0, worse=0, same=7) == Comparison(1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 7, "exact McNemar")
+def test_where_no_row_changed_the_gain_may_still_be_what_so_few_rows_miss() -> None:
+    verdict = changed(better=0, worse=0, same=96)
+    end = Z**2 / (96 + Z**2)  # the share of changing rows that 96 rows without a change leave possible
+    assert (verdict.gain, verdict.p_value, verdict.is_confirmed) == (0.0, 1.0, False)
+    assert [verdict.low, verdict.high] == pytest.approx([-end, end])
 
 
 @given(BITS)
@@ -118,7 +134,6 @@ def test_graded_scores_are_tested_by_flipping_the_signs_of_their_differences() -
     assert verdict.test == "permutation"
     assert verdict.p_value == pytest.approx(2 / 2**8)  # only all plus and all minus are as extreme
     assert verdict.gain == pytest.approx(0.45)
-    assert 0.25 < verdict.low < 0.45 < verdict.high < 0.65
     assert verdict.is_confirmed
 
 
@@ -131,13 +146,31 @@ def test_graded_differences_that_cancel_out_confirm_nothing() -> None:
     assert not verdict.is_confirmed
 
 
-@pytest.mark.parametrize(("rows", "is_confirmed"), [(5, False), (6, True)])
-def test_equal_graded_differences_need_six_rows(rows: int, is_confirmed: bool) -> None:
+@pytest.mark.parametrize(("rows", "low", "is_confirmed"), [(5, 0.0, False), (6, 0.25, True)])
+def test_equal_graded_differences_need_six_rows(rows: int, low: float, is_confirmed: bool) -> None:
     verdict = compare(outcomes([0.25] * rows), outcomes([0.5] * rows), ACCURACY)
 
-    assert (verdict.low, verdict.high) == (0.25, 0.25)
+    assert (verdict.low, verdict.high) == (low, 0.25)
     assert verdict.p_value == 2.0 ** (1 - rows)
     assert verdict.is_confirmed == is_confirmed
+
+
+def test_a_graded_gain_has_students_interval() -> None:
+    gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]  # mean 0.45, variance 0.42 / 7
+    half = 2.3646 * math.sqrt(0.42 / 7 / 8)  # Student's t of 7 degrees of freedom
+
+    verdict = compare(outcomes([0.0] * 8), outcomes(gains), wrap("token_f1", "label"))
+
+    assert [verdict.low, verdict.high] == pytest.approx([0.45 - half, 0.45 + half], abs=1e-4)
+
+
+def test_many_rows_are_swapped_at_random_with_nearly_the_exact_p() -> None:
+    gains = [0.5] * 12 + [-0.5] * 4  # as large a sum: at least 12, or at most 4, of 16 coin tosses
+
+    verdict = compare(outcomes([0.5] * 16), outcomes([0.5 + gain for gain in gains]), ACCURACY, seed=1)
+
+    assert verdict.p_value == pytest.approx(2 * tail(12, 16, 0.5), abs=0.015)
+    assert verdict.p_value * 5_000 == pytest.approx(round(verdict.p_value * 5_000))  # 4,999 tosses and the one seen
 
 
 def test_equal_seeds_give_equal_verdicts() -> None:
@@ -150,11 +183,11 @@ def labelled(answers: str, gold: str) -> list[Outcome]:
     return [Outcome("scored", float(a == g), a, g) for a, g in zip(answers, gold, strict=True)]
 
 
-def test_set_metrics_are_bootstrapped_over_rows() -> None:
+def test_set_metrics_are_tested_by_swapping_rows() -> None:
     gold = "ab" * 12
     verdict = compare(labelled("a" * 24, gold), labelled(gold, gold), wrap("macro_f1", "label"))
 
-    assert verdict.test == "paired bootstrap"
+    assert verdict.test == "permutation"
     assert verdict.before == pytest.approx((2 / 3 + 0) / 2)  # a: 24 / (24 + 12), b: 0
     assert verdict.after == 1.0
     assert verdict.gain == pytest.approx(2 / 3)
@@ -166,8 +199,16 @@ def test_equal_set_scores_confirm_nothing() -> None:
     gold = "ab" * 6
     verdict = compare(labelled(gold, gold), labelled(gold, gold), wrap("f1:a", "label"))
 
-    assert (verdict.gain, verdict.low, verdict.high, verdict.p_value) == (0.0, 0.0, 0.0, 1.0)
-    assert not verdict.is_confirmed
+    end = Z**2 / (6 + Z**2)  # six of the twelve rows have to do with the label a
+    assert (verdict.gain, verdict.p_value, verdict.is_confirmed) == (0.0, 1.0, False)
+    assert [verdict.low, verdict.high] == pytest.approx([-end, end])
+
+
+def test_the_p_of_a_set_gain_is_counted_over_every_swap() -> None:
+    """Three rows change, all for the better: of the eight ways to swap them only all and none are as good."""
+    before, after = labelled("abba" + "ab" * 4, "baaa" + "ab" * 4), labelled("baaa" + "ab" * 4, "baaa" + "ab" * 4)
+
+    assert compare(before, after, wrap("macro_f1", "label")).p_value == 2 / 8
 
 
 @pytest.mark.parametrize("metric", ["f1:a", "macro_f1"])
@@ -193,41 +234,79 @@ def test_nothing_in_common_compares_to_nothing() -> None:
     assert compare(failed, outcomes([1]), ACCURACY) == Comparison(0.0, 0.0, 0.0, -1.0, 1.0, 1.0, 0, "none")
 
 
+def wilson(share: float, rows: float) -> Any:
+    middle = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    half = Z / (1 + Z**2 / rows) * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    return pytest.approx(middle - half, abs=1e-6), pytest.approx(middle + half, abs=1e-6)
+
+
 @pytest.mark.parametrize(("right", "rows"), [(8, 10), (0, 12), (30, 30)])
 def test_a_programs_own_interval_is_wilsons(right: int, rows: int) -> None:
-    z, share = 1.959963984540054, right / rows
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-
-    found = interval(outcomes([1] * right + [0] * (rows - right)), ACCURACY)
-
-    assert found == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert interval(outcomes([1] * right + [0] * (rows - right)), ACCURACY) == wilson(right / rows, rows)
 
 
-def test_graded_scores_have_a_bootstrap_interval_around_their_mean() -> None:
-    low, high = interval(outcomes([0.2, 0.4, 0.6, 0.8] * 5), ACCURACY)
+def test_graded_scores_have_wilsons_interval_at_the_rows_they_are_worth() -> None:
+    scores = [0.2, 0.4, 0.6, 0.8] * 5  # mean 0.5, variance 1 / 19
+    worth = (Z / 2.0930240544) ** 2 * 0.25 / (1 / 19 / 20)  # Student's t of 19 degrees of freedom
 
-    assert 0.35 < low < 0.5 < high < 0.65
-    assert interval(outcomes([0.4] * 5), ACCURACY) == (0.4, 0.4)
+    assert interval(outcomes(scores), ACCURACY) == wilson(0.5, worth)
 
 
-def test_set_scores_have_a_bootstrap_interval_too() -> None:
+def test_equal_graded_scores_are_worth_their_rows() -> None:
+    assert interval(outcomes([0.4] * 5), ACCURACY) == wilson(0.4, 5)
+    assert interval(outcomes([0.4]), ACCURACY) == (0.0, 1.0)
+
+
+def test_set_scores_have_an_interval_that_allows_for_what_was_not_seen() -> None:
     low, high = interval(labelled("a" * 12 + "b" * 12, "a" * 6 + "b" * 18), wrap("macro_f1", "label"))
-
     assert 0.4 < low < (2 / 3 + 0.8) / 2 < high < 1.0  # a: 12 / (12 + 6), b: 24 / (24 + 6)
+
+    only_two = labelled("a" * 2 + "b" * 30, "a" * 2 + "b" * 30)
+    assert interval(only_two, wrap("f1:a", "label")) == wilson(1.0, 2)
+    assert interval(only_two, wrap("f1:c", "label")) == (0.0, 1.0)
 
 
 def test_without_answers_a_score_could_be_anything() -> None:
     assert interval([Outcome("failed", None)], ACCURACY) == (0.0, 1.0)
 
 
-@given(st.integers(2, 5_000))
-def test_more_rows_confirm_smaller_gains(rows: int) -> None:
-    assert 0 < smallest_gain(rows + 1) <= smallest_gain(rows) <= 1
-    if rows >= 20:
-        assert smallest_gain(rows + 1) < smallest_gain(rows)
+def test_more_rows_confirm_smaller_gains() -> None:
+    gains = [smallest_gain(rows) for rows in (5, 20, 21, 50, 100, 200, 500, 1000, 5000)]
+    assert gains == sorted(gains, reverse=True)
+    assert len(set(gains)) == len(gains)
 
 
-def test_the_smallest_gain_solves_its_equation() -> None:
-    gain = smallest_gain(200)
-    assert gain == pytest.approx(2.8 * math.sqrt((0.2 + gain - gain**2) / 200))
+def test_too_few_rows_confirm_no_gain() -> None:
+    assert smallest_gain(5) == 1.0
+
+
+@pytest.mark.parametrize("rows", [20, 50])
+def test_the_smallest_gain_is_confirmed_four_times_in_five(rows: int) -> None:
+    """Summed over every way the rows can change: p is below 5 % where the worse ones' tail is below 2.5 %."""
+    worse, better = 0.1, 0.1 + smallest_gain(rows)
+    power = 0.0
+    for b in range(rows + 1):
+        for w in range(rows + 1 - b):
+            if b > w and 2 * tail(b, b + w, 0.5) < 0.05:
+                chance = math.comb(rows, b) * math.comb(rows - b, w) * better**b * worse**w
+                power += chance * (1 - better - worse) ** (rows - b - w)
+    assert power == pytest.approx(0.8, abs=0.002)
+
+
+def test_other_metrics_take_the_smallest_gain_from_the_spread_they_saw() -> None:
+    verdict = compare(outcomes([0.0] * 8), outcomes([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]), ACCURACY)
+    assert verdict.smallest_gain == pytest.approx((verdict.high - 0.45) * (Z + 0.8416) / Z, abs=1e-4)
+    assert changed(better=6, worse=0, same=44).smallest_gain == smallest_gain(50)
+
+
+@pytest.mark.parametrize("metric", ["token_f1", "macro_f1"])
+def test_chance_is_confirmed_less_than_once_in_twenty(metric: str) -> None:
+    rng = random.Random(0)
+    confirmed = 0
+    for seed in range(200):
+        gold = [rng.choice("abc") for _ in range(30)]
+        first, second = (
+            [Outcome("scored", rng.random(), rng.choice((label, "a")), label) for label in gold] for _ in range(2)
+        )
+        confirmed += compare(first, second, wrap(metric, "label"), seed=seed).is_confirmed
+    assert confirmed <= 10

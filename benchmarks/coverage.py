@@ -1,0 +1,93 @@
+"""`preceptor bench coverage`: how often the intervals hold the truth, and how often chance is confirmed.
+
+Two programs answer the same simulated rows; their true scores are those of a very large sample.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+
+from preceptor.cli.view import print_table, say
+from preceptor.scoring.metrics import wrap
+from preceptor.scoring.statistics import compare, interval, smallest_gain
+from preceptor.scoring.trial import Outcome
+
+Pair = tuple[list[Outcome], list[Outcome]]
+SIZES: Final = {"accuracy": (20, 50, 200, 1000), "f1:bug": (50, 200), "macro_f1": (50, 200), "token_f1": (20, 50, 200)}
+LABELS: Final = np.array(["bug", "praise", "question"])
+LARGE: Final = 400_000
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with command-line arguments."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    app(arguments, standalone_mode=False, prog_name="preceptor bench coverage")
+
+
+def run(
+    repeats: Annotated[int, typer.Option(help="Simulated data sets per number.")] = 2_000,
+    out: Annotated[Path | None, typer.Option(help="Write a JSON object here too.")] = None,
+) -> None:
+    """Simulate data sets with a gain of 15 points, with none, and with the smallest that should be confirmed."""
+    measured = [_line(name, rows, repeats) for name, sizes in SIZES.items() for rows in sizes]
+    if out is not None:
+        out.write_text(json.dumps({"repeats": repeats, "measured": measured}, indent=2) + "\n", encoding="utf-8")
+    header = list(measured[0])
+    print_table(f"Share of {repeats} data sets", header, [list(line.values()) for line in measured])
+
+
+def _line(name: str, rows: int, repeats: int) -> dict[str, Any]:
+    say(f"  {name}, {rows} rows")
+    score, gain, _ = _shares(name, rows, repeats, 0.15)
+    _, none, false = _shares(name, rows, repeats, 0.0)
+    power = _shares(name, rows, repeats, smallest_gain(rows))[2] if name == "accuracy" else "-"
+    shares = {"score covered": score, "gain covered": gain, "no gain covered": none, "no gain confirmed": false}
+    return {"metric": name, "rows": rows, **shares, "smallest gain confirmed": power}
+
+
+def _shares(name: str, rows: int, repeats: int, gain: float) -> tuple[float, float, float]:
+    """Return how often the score's interval and the gain's held the truth, and a gain was confirmed."""
+    rng, metric = np.random.default_rng(rows), wrap(name, "label")
+    old, new = (metric.aggregate(outcomes) for outcomes in _pair(name, rng, LARGE, gain))
+    truth = new - old if gain else 0.0
+    found = np.zeros(3)
+    for seed in range(repeats):
+        before, after = _pair(name, rng, rows, gain)
+        low, high = interval(after, metric)
+        verdict = compare(before, after, metric, seed=seed)
+        found += [low <= new <= high, verdict.low <= truth <= verdict.high, verdict.is_confirmed]
+    score, covered, confirmed = (found / repeats).tolist()
+    return score, covered, confirmed
+
+
+def _pair(name: str, rng: Any, rows: int, gain: float) -> Pair:
+    if name == "accuracy":  # one row in ten gets worse, as `smallest_gain` assumes
+        stays = 0.8 - gain
+        change = rng.choice(4, rows, p=(0.1, 0.1 + gain, 0.6 * stays, 0.4 * stays))
+        return _scored(np.isin(change, (0, 2))), _scored(np.isin(change, (1, 2)))
+    if name == "token_f1":  # many zeros and ones, the rest between; every other row is answered anew
+        kinds = (rng.choice(3, rows, p=(0.2, 0.5 - more, 0.3 + more)) for more in (0.0, gain))
+        first, again = (np.select([kind == 0, kind == 2], [0.0, 1.0], rng.beta(2, 2, rows)) for kind in kinds)
+        return _scored(first), _scored(np.where(rng.random(rows) < 0.5, again, first))
+    gold = rng.choice(3, rows, p=(0.5, 0.2, 0.3))
+    luck, is_shared = rng.random(rows), rng.random(rows) < 0.6
+    first, second = (
+        np.where(np.where(is_shared, luck, rng.random(rows)) < right, gold, (gold + rng.integers(1, 3, rows)) % 3)
+        for right in (0.65, 0.65 + gain)
+    )
+    return _labelled(gold, first), _labelled(gold, second)
+
+
+def _scored(scores: Any) -> list[Outcome]:
+    return [Outcome("scored", score) for score in scores.astype(float).tolist()]
+
+
+def _labelled(gold: Any, answer: Any) -> list[Outcome]:
+    names = zip(LABELS[gold].tolist(), LABELS[answer].tolist(), strict=True)
+    return [Outcome("scored", float(label == given), given, label) for label, given in names]

@@ -1,0 +1,79 @@
+"""Checks of what a compile is given, made for nothing before anything is spent."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+
+from preceptor.errors import MetricError
+from preceptor.lm.adapter import takes_none
+from preceptor.lm.seam import predictors
+from preceptor.scoring.metrics import Metric
+
+
+def label_field(student: dspy.Module, row: dspy.Example) -> str:
+    """Return the label the last predictor's outputs and the rows share, "" if none."""
+    outputs = predictors(student)[-1][1].signature.output_fields
+    labels: Mapping[str, Any] = row.labels().toDict()
+    shared = [name for name in outputs if name in labels] or list(labels)
+    return str(shared[-1]) if shared else ""
+
+
+def forward_inputs(student: dspy.Module) -> dict[str, bool] | None:
+    """Return what `forward` takes by name, and whether it must be given; None where it takes anything."""
+    kind: Any = type(student)  # the instance's own `forward` warns when it is read
+    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {each.name: each.default is inspect.Parameter.empty for each in parameters if each.kind in kinds}
+
+
+def needed_inputs(student: dspy.Module) -> list[str]:
+    """Return the inputs every row must have: what `forward` asks for, or the only predictor where it takes anything."""
+    taken = forward_inputs(student)
+    if taken is not None:
+        return [name for name, is_needed in taken.items() if is_needed]
+    parts = predictors(student)
+    fields = parts[0][1].signature.input_fields if len(parts) == 1 else {}
+    return [name for name, field in fields.items() if field.is_required() and not takes_none(field.annotation)]
+
+
+def check_metric(metric: Metric, row: dspy.Example, name: str) -> None:
+    """Score a row's own label as if it had been the answer, before anything is spent.
+
+    Raises:
+        MetricError: If the metric raises or returns no score. One that asks a model is let through.
+    """
+    try:
+        with dspy.context(lm=dspy.LM("none/none", engine=_Refusing(), num_retries=0, cache=False)):
+            score = metric(row, dspy.Prediction(**row.labels().toDict()))
+    except MetricError as error:
+        if _Refusing.was_asked(error):
+            return
+        raise MetricError(f"Tried on the first row of {name}, with its own label as the answer: {error}") from error
+    if math.isnan(score):
+        raise MetricError(f"The metric {metric.name} returned nan on the first row of {name}.")
+
+
+class _AsksModel(Exception):
+    """A metric under trial asked a language model."""
+
+
+class _Refusing:
+    """The engine of a model nobody may ask."""
+
+    def complete(self, request: Any) -> Any:
+        raise _AsksModel
+
+    @staticmethod
+    def was_asked(error: BaseException | None) -> bool:
+        while error is not None:
+            if isinstance(error, _AsksModel):
+                return True
+            error = error.__cause__
+        return False

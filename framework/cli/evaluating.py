@@ -1,0 +1,270 @@
+"""`eval`: one program's score, or two programs compared on the same rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import dspy
+import typer
+
+from preceptor import program as artifact
+from preceptor.checks import label_field
+from preceptor.cli.compiling import Json
+from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
+from preceptor.cli.view import out, plain, print_json, print_table, progress
+from preceptor.data import examples, load_rows
+from preceptor.errors import ConfigError
+from preceptor.lm.budget import Account, Budget
+from preceptor.lm.ledger import Ledger
+from preceptor.lm.meter import Meter, batching_engine
+from preceptor.scoring.evaluate import Counter as RowCounter
+from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
+from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.statistics import Comparison, compare, interval
+from preceptor.scoring.trial import Outcome
+from preceptor.task import Report
+
+Student = Annotated[str | None, typer.Option(help="FILE.py:NAME of the class, for a program of your own class.")]
+
+_LARGEST_TABLE: Final = 20
+"""Answers up to which they are tabled against the labels."""
+
+_CERTAIN: Final = {(1, 1): "both right", (0, 0): "both wrong", (0, 1): "wrong -> right", (1, 0): "right -> wrong"}
+_GRADED: Final = {0: "same score", 1: "higher", -1: "lower"}
+_CHANGES: Final = ("wrong -> right", "right -> wrong", "higher", "lower")
+_LEFT_OUT: Final = "failed, left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A program to be scored.
+
+    Attributes:
+        name: As the user wrote it.
+        program: Ready to call.
+        lm: The name of its model.
+        rows: With its own inputs.
+        label: The field its answers are compared by.
+    """
+
+    name: str
+    program: dspy.Module
+    lm: str
+    rows: Sequence[dspy.Example]
+    label: str
+
+
+def eval_(
+    target: Annotated[str, typer.Argument(help="A saved program, FILE.py:NAME, or a signature.")],
+    other: Annotated[str | None, typer.Argument(help="A second one, compared with the first row by row.")] = None,
+    *,
+    data: Annotated[str, typer.Option(help="Labelled rows.")],
+    lm: Annotated[str | None, typer.Option("--lm", help="By default the model a program was compiled for.")] = None,
+    api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    instructions: Annotated[
+        list[str] | None, typer.Option(help="The prompt of a signature; of two signatures, once for each.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
+    student: Student = None,
+    threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
+    part: Annotated[str, typer.Option(help="Of a folder or a hub id: train, validation, test.")] = "test",
+    changes: Annotated[int, typer.Option(min=0, help="Of two programs: rows to print that changed, each way.")] = 0,
+    json: Json = False,
+) -> None:
+    """Score a program on labelled rows, with its interval; or tell which of two programs is better."""
+    targets = [target] if other is None else [target, other]
+    entrants = _entrants(targets, instructions or [], data, part, lm, student)
+    measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
+    with progress() as report:
+        scored, calls = _scored(entrants, measure, api_base, threads, report)
+    results = [
+        {"program": entrant.name, "lm": entrant.lm, **_evaluated(outcomes, measure)}
+        for entrant, outcomes in zip(entrants, scored, strict=True)
+    ]
+    if other is None:
+        print_json(results[0]) if json else _print_evaluation(results[0])
+        return
+    verdict = compare(scored[0], scored[1], measure)
+    kinds = _kinds(scored[0], scored[1])
+    found = list(_examples(entrants[0].rows, scored, kinds, changes))
+    result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
+    print_json(result) if json else _print_comparison(result)
+
+
+def _entrants(
+    targets: Sequence[str], instructions: Sequence[str], data: str, part: str, lm: str | None, student: str | None
+) -> list[Entrant]:
+    """Return the programs, each with its model and rows.
+
+    Raises:
+        ConfigError: If there are more instructions than signatures, or the programs answer different fields.
+    """
+    saved = {name: artifact.read(Path(name)) for name in targets if Path(name).is_dir()}
+    takers = [at for at, name in enumerate(targets) if "->" in name]
+    takers = takers or [at for at, name in enumerate(targets) if name not in saved]
+    if len(instructions) > len(takers):
+        raise ConfigError(f"{len(instructions)} times --instructions for {len(takers)} signatures; give one for each.")
+    prompts = dict(zip(takers, instructions, strict=False))
+    known = next((str(each.program["lm"]) for each in saved.values()), DEFAULT_LM)
+    rows = load_rows(data, part=part)
+    found: list[Entrant] = []
+    for at, name in enumerate(targets):
+        program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
+        given = examples(rows, *fields_of(program, rows[0]), source=data)
+        model = lm or (str(saved[name].program["lm"]) if name in saved else known)
+        found.append(Entrant(name, program, model, given, label_field(program, given[0])))
+    labels = list(dict.fromkeys(entrant.label for entrant in found))
+    if len(labels) > 1:
+        raise ConfigError(
+            f"The first program answers {labels[0]!r} and the second {labels[1]!r}; both must be the same."
+        )
+    return found
+
+
+def load(path: Path, student: str | None) -> dspy.Module:
+    """Return a saved program, of the user's own class where `student` names it."""
+    return artifact.load(path, student=program_of(student, None) if student else None)
+
+
+def _scored(
+    entrants: Sequence[Entrant], metric: Metric, api_base: str | None, threads: int, report: Report
+) -> tuple[list[list[Outcome]], int]:
+    """Return each program's outcomes and the calls made; equal calls of two programs are made once."""
+    models = {entrant.lm: lm_of(entrant.lm, api_base) for entrant in entrants}
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        account = Account(Budget())
+        meter = Meter(ledger, account, threads=threads)
+        scored = [_outcomes(entrant, meter.wrap(models[entrant.lm]), metric, threads, report) for entrant in entrants]
+        ledger.close()
+    return scored, account.billed.calls
+
+
+def _outcomes(entrant: Entrant, lm: dspy.LM, metric: Metric, threads: int, report: Report) -> list[Outcome]:
+    told = RowCounter(lambda done: report(f"scoring {entrant.name}", done, len(entrant.rows)))
+    together = batching_engine(lm) is not None
+    evaluator = Evaluator(lm, metric, entrant.label, together, threads, on_row=told)
+    outcomes = evaluator.run([Job(entrant.program, row) for row in entrant.rows])
+    refuse_failures(outcomes)
+    return outcomes
+
+
+def _evaluated(outcomes: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    pairs = Counter((outcome.gold, _answer(outcome)) for outcome in outcomes)
+    return {
+        "metric": metric.name,
+        "score": metric.aggregate(outcomes),
+        "ci": list(interval(outcomes, metric)),
+        "rows": len(outcomes),
+        "unparsable": kinds["unparsable"],
+        "failed": kinds["failed"],
+        "confusion": [
+            {"label": gold, "answer": answer, "rows": count} for (gold, answer), count in sorted(pairs.items())
+        ],
+    }
+
+
+def _answer(outcome: Outcome) -> str:
+    return outcome.answer or ("(none)" if outcome.kind == "scored" else f"({outcome.kind})")
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    low, high = result["ci"]
+    console = out()
+    console.print(
+        plain(f"{result['metric']} {result['score']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {result['rows']} rows")
+    )
+    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {result['failed']}\n")
+    labels = sorted({cell["label"] for cell in result["confusion"]})
+    answers = sorted({cell["answer"] for cell in result["confusion"]})
+    if len(answers) > _LARGEST_TABLE:
+        return
+    counts = {(cell["label"], cell["answer"]): cell["rows"] for cell in result["confusion"]}
+    rows = [[label, *(counts.get((label, answer), 0) for answer in answers)] for label in labels]
+    print_table("Rows by label (down) and answer (across)", ["", *answers], rows)
+
+
+def _kinds(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[str]:
+    """Return what became of each row."""
+    pairs = list(zip(before, after, strict=True))
+    is_certain = all(outcome.score in (0, 1, None) for pair in pairs for outcome in pair)
+    kinds: list[str] = []
+    for old, new in pairs:
+        if old.score is None or new.score is None:
+            kinds.append(_LEFT_OUT)
+        elif is_certain:
+            kinds.append(_CERTAIN[int(old.score), int(new.score)])
+        else:
+            kinds.append(_GRADED[(new.score > old.score) - (new.score < old.score)])
+    return kinds
+
+
+def _examples(
+    rows: Sequence[dspy.Example], scored: Sequence[Sequence[Outcome]], kinds: Sequence[str], most: int
+) -> Iterator[dict[str, Any]]:
+    """Yield up to `most` rows that changed, each way."""
+    for change in _CHANGES:
+        for at in islice((at for at, kind in enumerate(kinds) if kind == change), most):
+            first, second = scored[0][at], scored[1][at]
+            yield {
+                "change": change,
+                "row": at + 1,
+                "inputs": rows[at].inputs().toDict(),
+                "label": first.gold,
+                "first": _answer(first),
+                "second": _answer(second),
+            }
+
+
+def _compared(results: Sequence[dict[str, Any]], verdict: Comparison, kinds: Sequence[str]) -> dict[str, Any]:
+    counts = Counter(kinds)
+    order = [*_CERTAIN.values()] if set(kinds) <= {*_CERTAIN.values(), _LEFT_OUT} else [*_GRADED.values()]
+    return {
+        "metric": results[0]["metric"],
+        "rows": verdict.rows,
+        "first": results[0],
+        "second": results[1],
+        "gain": verdict.gain,
+        "ci": [verdict.low, verdict.high],
+        "p_value": verdict.p_value,
+        "test": verdict.test,
+        "better": "second" if verdict.is_confirmed else "first" if verdict.is_refuted else None,
+        "smallest_gain": verdict.smallest_gain,
+        "changes": {kind: counts[kind] for kind in [*order, *([_LEFT_OUT] if counts[_LEFT_OUT] else [])]},
+    }
+
+
+def _print_comparison(result: dict[str, Any]) -> None:
+    sides = [(name, result[name]) for name in ("first", "second")]
+    header = ["", result["metric"], "95 % interval", "unparsable", "failed", "program", "model"]
+    columns = ("unparsable", "failed", "program", "lm")
+    rows = [
+        [name, side["score"], "{:.3f} to {:.3f}".format(*side["ci"]), *(side[column] for column in columns)]
+        for name, side in sides
+    ]
+    print_table("", header, rows)
+    low, high = result["ci"]
+    lines = (
+        f"\ngain {100 * result['gain']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"p = {result['p_value']:.2g} ({result['test']}, {result['rows']} rows)",
+        f"The {result['better']} program is better." if result["better"] else "Neither program is shown to be better.",
+        f"Four times in five, so many rows confirm a true gain of {100 * result['smallest_gain']:.0f} points.\n",
+    )
+    for line in lines:
+        out().print(plain(line), soft_wrap=True)
+    print_table("", ["rows", "count"], [[kind, count] for kind, count in result["changes"].items()])
+    for example in result["examples"]:
+        _print_example(example)
+
+
+def _print_example(example: dict[str, Any]) -> None:
+    given = ", ".join(f"{name}: {value}" for name, value in example["inputs"].items())
+    text = f"\nrow {example['row']}, {example['change']}: {given}\n  label {example['label']}"
+    out().print(plain(f"{text}, first {example['first']}, second {example['second']}"), soft_wrap=True)

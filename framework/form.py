@@ -1,0 +1,159 @@
+"""The form of a saved program's files: what each field must be, checked before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, Final, TypeVar
+
+from preceptor.untrusted import Malformed, shown
+
+T = TypeVar("T")
+
+PRIVILEGED: Final = frozenset({"self", "signature", "new_signature", "demos", "config", "lm", "completions"})
+"""Keyword arguments that steer a call of a DSPy module, to another server say, and so are never taken from a file."""
+
+MOST_INSTRUCTIONS: Final = 1_000_000
+"""Characters of one predictor's instructions."""
+
+MOST_FIELDS: Final = 1_000
+"""Inputs of one predictor, and outputs."""
+
+MOST_DEMOS: Final = 10_000
+"""Demonstrations of one predictor."""
+
+_LARGEST: Final = 1e300
+"""Whole numbers above it can't be written as decimals."""
+_WORDS: Final[Mapping[type, str]] = {str: "a text", dict: "an object", list: "a list", bool: "true or false"}
+_OF_A_VERDICT: Final = (
+    *("metric", "baseline", "baseline_ci", "compiled", "compiled_ci", "gain", "replaced", "rows"),
+    *("search_score", "calls", "tokens", "dollars", "instructions", "seed_instructions"),
+)
+
+
+def check_program(saved: Mapping[str, Any]) -> None:
+    """Refuse a `program.json` that isn't of the form `save` writes.
+
+    Raises:
+        Malformed: Naming the field.
+    """
+    for name in ("module", "lm", "preceptor", "dspy"):
+        _printable(_need(saved, name, str), name)
+    if "://" in saved["lm"]:
+        raise Malformed("lm holds an address; only the name of a model is taken from a file")
+    for name, predictor in _need(saved, "predictors", dict).items():
+        _printable(name, "the name of a predictor")
+        _check_predictor(_is(predictor, dict, f"predictor {name}"), f"predictor {name}")
+
+
+def _check_predictor(saved: Mapping[str, Any], place: str) -> None:
+    instructions = _need(saved, "instructions", str, place)
+    if len(instructions) > MOST_INSTRUCTIONS:
+        raise Malformed(
+            f"{_short(place)} has instructions of {len(instructions):,} characters, more than {MOST_INSTRUCTIONS:,}"
+        )
+    for side in ("inputs", "outputs"):
+        fields: dict[str, Any] = _need(saved, side, dict, place)
+        _refuse_more(fields, MOST_FIELDS, f"{place}.{side}")
+        for name, field in fields.items():
+            _printable(name, f"the name of a field of {place}")
+            where = f"{place}.{side}.{name}"
+            _printable(_need(_is(field, dict, where), "type", str, where), f"{where}.type")
+            _need(field, "description", str, where)
+    demos: list[Any] = _need(saved, "demos", list, place)
+    _refuse_more(demos, MOST_DEMOS, f"{place}.demos")
+    for demo in demos:
+        _is(demo, dict, f"a demonstration of {place}")
+
+
+def check_evidence(evidence: Mapping[str, Any]) -> None:
+    """Refuse an `evidence.json` that can't be shown; it may hold less than a compile writes, and other fields.
+
+    Raises:
+        Malformed: Naming the field.
+    """
+    for name, check in _CHECKS.items():
+        if name in evidence:
+            check(evidence[name], name)
+    missing = [name for name in _OF_A_VERDICT if name not in evidence] if "verdict" in evidence else []
+    missing += ["run"] if "program" in evidence and "run" not in evidence else []
+    if missing:
+        raise Malformed(f"{missing[0]} is missing")
+
+
+def _text(value: Any, where: str) -> None:
+    _is(value, str, where)
+
+
+def _number(value: Any, where: str) -> None:
+    if type(value) not in (int, float) or (type(value) is int and abs(value) > _LARGEST):
+        raise Malformed(f"{where} must be a number, got {shown(value)}")
+
+
+def _number_or_none(value: Any, where: str) -> None:
+    if value is not None:
+        _number(value, where)
+
+
+def _flag(value: Any, where: str) -> None:
+    _is(value, bool, where)
+
+
+def _interval(value: Any, where: str) -> None:
+    bounds = _is(value, list, where)
+    if len(bounds) != 2:
+        raise Malformed(f"{where} must be two numbers, got {len(bounds)}")
+    for bound in bounds:
+        _number(bound, where)
+
+
+def _texts_by_name(value: Any, where: str) -> None:
+    for name, text in _is(value, dict, where).items():
+        _is(text, str, f"{where}.{name}")
+
+
+def _probes(value: Any, where: str) -> None:
+    for probe in _is(value, list, where):
+        _need(_is(probe, dict, "a probe"), "answer", str, "a probe")
+        steering = PRIVILEGED.intersection(_need(probe, "inputs", dict, "a probe"))
+        if steering:
+            raise Malformed(f"a probe has the input {min(steering)!r}, which would steer the call")
+
+
+_CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
+    **dict.fromkeys(("method", "metric", "test", "verdict", "lm", "proposer", "stopped", "run", "program"), _text),
+    **dict.fromkeys(("baseline", "compiled", "gain", "tested_gain", "p_value", "smallest_gain"), _number),
+    **dict.fromkeys(("rows", "train_rows", "calls", "tokens", "dollars", "seconds", "seed", "demos"), _number),
+    **dict.fromkeys(("billed_calls", "billed_tokens", "billed_dollars"), _number),
+    **dict.fromkeys(("baseline_ci", "compiled_ci", "ci"), _interval),
+    **dict.fromkeys(("instructions", "seed_instructions"), _texts_by_name),
+    **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),
+    **dict.fromkeys(("replaced", "has_candidate"), _flag),
+    "probes": _probes,
+}
+
+
+def _need(holder: Mapping[str, Any], name: str, kind: type[T], place: str = "") -> T:
+    where = f"{place}.{name}" if place else name
+    if name not in holder:
+        raise Malformed(f"{_short(where)} is missing")
+    return _is(holder[name], kind, where)
+
+
+def _is(value: Any, kind: type[T], where: str) -> T:
+    if type(value) is not kind:
+        raise Malformed(f"{_short(where)} must be {_WORDS[kind]}, got {shown(value)}")
+    return value
+
+
+def _printable(text: str, where: str) -> None:
+    if not text or not text.isprintable():
+        raise Malformed(f"{_short(where)} must be one line of printable text, got {shown(text)}")
+
+
+def _refuse_more(values: Sized, most: int, where: str) -> None:
+    if len(values) > most:
+        raise Malformed(f"{_short(where)}: {len(values):,} of them, more than {most:,}")
+
+
+def _short(where: str) -> str:
+    return shown(where)[1:-1]

@@ -1,0 +1,68 @@
+"""Attention row by row, so that a row's bits don't depend on the rows that share its forward pass.
+
+Matrix products and norms on a processor treat each token alone. Fused attention does not: it sums keys
+in blocks, and where a row's keys fall in the blocks depends on its neighbours. Rows of one pack see
+only the prefix and themselves, so attending row by row is also less work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+NAME: Final = "preceptor"
+"""Under which `transformers` knows `attend`."""
+
+
+def use(model: Any) -> None:
+    """Make a model of `transformers` attend through `attend`, if it attends through "sdpa" now."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def is_used(model: Any) -> bool:
+    """Return True if a model takes the argument `spans`."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    spans: Sequence[tuple[int, int]] | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as "sdpa" does; with `spans`, each row to the prefix and to itself alone.
+
+    Args:
+        module: The attention layer.
+        query: Shape (1, heads, tokens, width).
+        key: Shape (1, key heads, prefix + tokens, width).
+        value: Shaped as `key`.
+        mask: Zero where a token may look, shape (1, 1, tokens, prefix + tokens).
+        spans: First token and end of each row, in order and without gaps; None for an ordinary batch.
+        rest: Passed on.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    sdpa: Any = sdpa_attention_forward
+    if spans is None or mask is None:
+        return sdpa(module, query, key, value, mask, **rest)[0], None
+    prefix = key.shape[2] - query.shape[2]
+    found: list[torch.Tensor] = []
+    for start, stop in spans:
+        seen = [slice(0, prefix), slice(prefix + start, prefix + stop)]
+        keys, values = (torch.cat([whole[:, :, part] for part in seen], dim=2) for whole in (key, value))
+        own = torch.cat([mask[:, :, start:stop, part] for part in seen], dim=3)
+        found.append(sdpa(module, query[:, :, start:stop], keys, values, own, **rest)[0])
+    return torch.cat(found, dim=1), None

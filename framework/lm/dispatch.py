@@ -1,0 +1,311 @@
+"""Sending calls to a provider: a deadline per attempt, retries with back-off, one shared limit per model.
+
+DSPy's own retries are switched off: they wait without jitter, each call for itself, and nobody counts
+them. Here all calls to a model share one limit of concurrency, which halves when the provider says it
+is overloaded and grows back with every window of good answers (additive increase, multiplicative
+decrease, as in TCP). A Retry-After holds back every call to that model.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import dspy
+from dspy.clients.errors import error_boundary
+from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import (
+    LMAuthError,
+    LMBillingError,
+    LMConfigurationError,
+    LMError,
+    LMProviderError,
+    LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMTransportError,
+    LMUnsupportedModelError,
+)
+
+from preceptor.errors import ConfigError, PreceptorError
+from preceptor.lm.redaction import hidden
+
+FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
+"""What no further call can cure; the compile stops at the first."""
+
+_TRANSIENT: Final = (LMRateLimitError, LMServerError, LMTimeoutError, LMTransportError)
+_OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
+_LONGEST_WAIT: Final = 60.0
+BROKEN_RETRIES: Final = 3
+"""Times an answer that came empty or cut off is asked for again, at once, before it is taken as it is."""
+
+_REDIRECT: Final = 300
+_UNAVAILABLE: Final = 503
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait for a provider.
+
+    Attributes:
+        timeout: Seconds from sending a request to having its whole answer. An engine object of the
+            user's own bounds its calls itself.
+        retries: Attempts after the first, for errors that may pass: overload (429), the provider's own
+            failures (5xx), timeouts, broken connections, and answers that came broken.
+        first_wait: Seconds before the first retry; doubled for each further one, at most 60, with a
+            random half taken off so that calls don't come back all at once. A Retry-After is obeyed.
+    """
+
+    timeout: float = 120.0
+    retries: int = 5
+    first_wait: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.timeout > 0 and self.retries >= 0 and self.first_wait >= 0):
+            raise ConfigError(f"Patience needs timeout > 0, retries >= 0 and first_wait >= 0, got {self}.")
+
+    def allows(self, attempt: int, error: Exception) -> bool:
+        """Return True if a failed attempt (the first is 0) may be made again.
+
+        A provider that wants more time than an answer may take is not waited for.
+        """
+        asked = getattr(error, "retry_after", None) or 0.0
+        return attempt < self.retries and is_transient(error) and asked <= self.timeout
+
+    def wait(self, attempt: int, error: Exception, luck: float) -> float:
+        """Return the seconds to wait after a failed attempt (the first is 0); `luck` is in [0, 1).
+
+        Example:
+            >>> [Patience().wait(attempt, ValueError(), luck=0.0) for attempt in (0, 1, 2, 9)]
+            [1.0, 2.0, 4.0, 60.0]
+            >>> Patience().wait(0, ValueError(), luck=0.5)
+            0.75
+        """
+        asked = getattr(error, "retry_after", None)
+        if asked is not None:
+            return float(asked)
+        return min(_LONGEST_WAIT, self.first_wait * 2.0**attempt) * (1 - luck / 2)
+
+
+class BrokenAnswer(LMTransportError):
+    """An answer that arrived, but not whole: empty, or cut before its own limit."""
+
+    def __init__(self, message: str, response: Response) -> None:
+        super().__init__(message)
+        self.response = response
+
+
+class Limiter:
+    """How many calls to one model may be in flight; shared by all threads.
+
+    Args:
+        most: Upper bound, and the limit to start with.
+        clock: Seconds, for tests.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._limit = float(most)
+        self._clock = clock
+        self._flying = 0
+        self._sent = 0
+        self._cut_at = 0
+        self._open_again = 0.0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight now."""
+        return max(1, int(self._limit))
+
+    def enter(self) -> int:
+        """Wait for a place; return the number of this call.
+
+        Raises:
+            LMError: If no more calls are let in.
+        """
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    raise LMError("Not sent: the compile has stopped.")
+                pause = self._open_again - self._clock()
+                if pause <= 0 and self._flying < self.limit:
+                    break
+                self._changed.wait(pause if pause > 0 else None)
+            self._flying += 1
+            self._sent += 1
+            return self._sent
+
+    def leave(self, call: int, error: Exception | None) -> None:
+        """Give the place back, and learn from how the call went."""
+        with self._changed:
+            self._flying -= 1
+            if error is None:
+                self._limit = min(self._most, self._limit + 1 / self._limit)
+            elif is_overload(error):
+                self._pause(error)
+                self._cut(call)
+            self._changed.notify_all()
+
+    def _cut(self, call: int) -> None:
+        if call > self._cut_at:  # calls sent before the last cut say nothing about the limit since
+            self._limit = max(1.0, self._limit / 2)
+            self._cut_at = self._sent
+
+    def close(self) -> None:
+        """Let no more calls in, and wake those that wait."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or until no more calls are let in."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed, seconds)
+
+    def _pause(self, error: Exception) -> None:
+        seconds = float(getattr(error, "retry_after", None) or 0.0)
+        if seconds <= _LONGEST_WAIT:
+            self._open_again = max(self._open_again, self._clock() + seconds)
+
+
+@dataclass(slots=True)
+class Door:
+    """The way to one model.
+
+    Attributes:
+        lm: The caller's own model, its retries switched off.
+        limiter: Shared by all calls to it.
+        patience: Bounds and retries.
+        jitter: Spreads retries; never part of a result.
+    """
+
+    lm: dspy.LM
+    limiter: Limiter
+    patience: Patience
+    jitter: random.Random = field(default_factory=random.Random)
+
+    @classmethod
+    def to(cls, lm: dspy.LM, limiter: Limiter, patience: Patience) -> Door:
+        """Return the way to `lm`, which is left as it is."""
+        own: dict[str, Any] = {"num_retries": 0}
+        if isinstance(lm.engine, str) and "timeout" not in lm.kwargs:
+            own["timeout"] = patience.timeout  # so that the socket of an abandoned attempt is closed
+        return cls(lm.copy(**own), limiter, patience)
+
+    def attempt(self, request: Request, seconds_left: float | None = None) -> Response:
+        """Send a request once.
+
+        Args:
+            request: What to send.
+            seconds_left: Of the budget; shortens the deadline.
+
+        Raises:
+            LMError: What went wrong.
+        """
+        deadline = self.patience.timeout if seconds_left is None else min(self.patience.timeout, seconds_left)
+        number, failure = self.limiter.enter(), None
+        try:
+            response = self._answer(request, deadline)
+            _refuse_broken(response, request)
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            self.limiter.leave(number, failure)
+        return response
+
+    def pause(self, attempt: int, error: Exception) -> None:
+        """Wait before the next attempt."""
+        self.limiter.sleep(self.patience.wait(attempt, error, self.jitter.random()))
+
+    def _answer(self, request: Request, deadline: float) -> Response:
+        engine: Any = self.lm.engine
+        if isinstance(engine, str):
+            return within(
+                deadline, lambda: cast("Response", self.lm(request, cache=False))
+            )  # all draws are alike to it
+        with error_boundary(self.lm.model, unexpected=True):
+            return cast("Response", engine.complete(request))
+
+
+def within(seconds: float, ask: Callable[[], Response]) -> Response:
+    """Return what `ask` returns, or give up on it after so many seconds.
+
+    Sockets have timeouts of their own, but those start anew with every byte that drips in.
+
+    Raises:
+        LMTimeoutError: If it took too long; the thread that waits for it is left behind.
+    """
+    future: Future[Response] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except BaseException as error:  # noqa: BLE001  raised again where the answer is awaited
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():
+            raise
+        raise LMTimeoutError(f"No whole answer within {seconds:g} seconds.") from error
+
+
+def is_overload(error: Exception) -> bool:
+    """Return True if fewer calls at a time might help."""
+    return isinstance(error, _OVERLOADED) or getattr(error, "status", None) == _UNAVAILABLE
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return True if the same request may succeed when it is sent again."""
+    return isinstance(error, _TRANSIENT) or _is_garbage(error)
+
+
+def _is_garbage(error: BaseException) -> bool:
+    """Return True if the provider said all is well and then sent no answer, as gateways do."""
+    status: int | None = getattr(error, "status", None)
+    return type(error) is LMProviderError and status is not None and status < _REDIRECT
+
+
+def may_be_billed(error: BaseException) -> bool:
+    """Return True if the provider may have done the work although no whole answer came."""
+    return isinstance(error, (LMTimeoutError, LMTransportError)) or not isinstance(error, LMError) or _is_garbage(error)
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's name and first line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def hide_secrets(error: LMError, lm: dspy.LM) -> LMError:
+    """Return an error without the model's key and address, which some servers repeat, nor its cause."""
+    text = hidden(str(error), lm)
+    error.message, error.args = text, (text,)
+    cause = error.__cause__
+    error.__cause__, error.__context__ = cause if isinstance(cause, PreceptorError) else None, None
+    return error
+
+
+def _refuse_broken(response: Response, request: Request) -> None:
+    """Raise if an answer is empty, or cut off before its own limit.
+
+    Raises:
+        BrokenAnswer: With the answer.
+    """
+    if response.finish_reason == "length":
+        bound, used = request.config.max_tokens, response.usage.output_tokens
+        if bound is not None and used is not None and used < bound:
+            raise BrokenAnswer(f"The answer was cut off after {used} of {bound} tokens.", response)
+    elif not response.message.parts or response.message.text == "":
+        raise BrokenAnswer("The answer is empty.", response)

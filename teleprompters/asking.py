@@ -1,0 +1,182 @@
+"""How an optimizer that isn't ours asks: engines that remember and draw, adapters that forgive, and silence.
+
+DSPy's optimizers print; what they write is dropped, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO, cast
+
+import dspy
+from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import AdapterParseError
+
+from preceptor.errors import LMFailed
+from preceptor.lm.cohort import current
+from preceptor.lm.dispatch import is_transient
+from preceptor.lm.ledger import Call
+from preceptor.lm.meter import MeteredEngine
+from preceptor.lm.seam import InThread
+
+Gate = Callable[[], AbstractContextManager[None]]
+"""Lets one call through, or raises."""
+
+_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
+
+
+class Memory:
+    """The answers of one search; equal questions of other threads wait for the first one's answer."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Response] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def answer(self, call: Call, ask: Callable[[], Response]) -> Response:
+        """Return the answer to a question, asking for it if there is none yet."""
+        is_alone = current() is None  # rows of a cohort wait until all of them ask
+        with self._locks.setdefault(call.key, threading.Lock()) if is_alone else nullcontext():
+            if call.key not in self._answers:
+                self._answers[call.key] = ask()
+            return self._answers[call.key]
+
+
+class Remembering(MeteredEngine):
+    """A metered engine that is asked each question once: a repeated one costs nothing."""
+
+    def __init__(self, metered: dspy.LM, memory: Memory, gate: Gate = nullcontext) -> None:
+        engine = cast("MeteredEngine", metered.engine)
+        super().__init__(engine.lm, engine.meter)
+        self._memory = memory
+        self._gate = gate
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request."""
+        with self._gate():
+            return self._memory.answer(Call(request), lambda: MeteredEngine.complete(self, request))
+
+
+class Drawing(Remembering):
+    """The same for a proposer: where it samples, a repeated question is a new draw, the same in every run.
+
+    Attributes:
+        failure: Of the last call that failed, if one did.
+        answered: Requests answered.
+    """
+
+    def __init__(self, metered: dspy.LM, memory: Memory, gate: Gate, seed: str) -> None:
+        super().__init__(metered, memory, gate)
+        self.failure: dspy.LMError | None = None
+        self.answered = 0
+        self._seed = seed
+        self._drawn = Counter[str]()
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            LMFailed: If the proposer is down. DSPy would go on without the answer, a resumed run with it.
+            dspy.LMError: If it can't answer this request.
+        """
+        call = self._call(request)
+        with self._gate():
+            response = self._memory.answer(call, lambda: self._asked(call))
+        self._drawn[Call(request).text] += 1
+        self.answered += 1
+        return response
+
+    def _call(self, request: Request) -> Call:
+        text = Call(request).text
+        sample = 0 if request.config.temperature == 0 else self._drawn[text]
+        if "seed" in getattr(self.lm.engine, "supported_params", ()):
+            digest = hashlib.sha256(f"{self._seed}\n{text}\n{sample}".encode()).digest()
+            config = dataclasses.replace(request.config, seed=int.from_bytes(digest[:4], "big"))
+            request = dataclasses.replace(request, config=config)
+        return Call(request, sample)
+
+    def _asked(self, call: Call) -> Response:
+        [result] = self.meter.ask(self.lm, [call])
+        if isinstance(result, Response):
+            return result
+        if is_transient(result):
+            raise LMFailed(f"The proposer {self.lm.model} failed: {result}") from result
+        self.failure = result if isinstance(result, dspy.LMError) else dspy.LMError(str(result))
+        raise self.failure
+
+
+def answered_by(lm: dspy.LM, engine: MeteredEngine) -> dspy.LM:
+    """Return a copy of `lm` with another engine."""
+    return lm.copy(engine=engine, async_engine=InThread(engine))
+
+
+class Chat(dspy.ChatAdapter):
+    """DSPy's adapter, but an answer without field markers is taken whole, for the first field."""
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        """Return the fields, "" for those that are missing."""
+        try:
+            fields: dict[str, Any] = super().parse(signature, completion)
+            return fields
+        except AdapterParseError as error:
+            first, *others = signature.output_fields
+            return _found(signature, error) or {first: completion.strip(), **dict.fromkeys(others, "")}
+
+
+class Json(dspy.JSONAdapter):
+    """DSPy's adapter, but an answer that is no JSON is read as `Chat` reads it."""
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        """Return the fields, "" for those that are missing."""
+        try:
+            fields: dict[str, Any] = super().parse(signature, completion)
+            return fields
+        except AdapterParseError as error:
+            return _found(signature, error) or Chat().parse(signature, completion)
+
+
+def _found(signature: Any, error: AdapterParseError) -> dict[str, Any]:
+    """Return what DSPy could read, the missing fields filled in; nothing if that was nothing."""
+    found = cast("dict[str, Any]", error.parsed_result or {})
+    return {**dict.fromkeys(signature.output_fields, ""), **found} if found else {}
+
+
+class _Muted:
+    """A stream that drops what is written in silence."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if _IS_SILENT.get() else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def muted() -> Generator[None]:
+    """Drop what this thread writes to stdout and stderr; what others write passes."""
+    out, err = cast("TextIO", _Muted(sys.stdout)), cast("TextIO", _Muted(sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err), _silence(is_on=True):
+        yield
+
+
+def heard() -> AbstractContextManager[None]:
+    """Let what is written inside `muted` pass again."""
+    return _silence(is_on=False)
+
+
+@contextmanager
+def _silence(*, is_on: bool) -> Generator[None]:
+    token = _IS_SILENT.set(is_on)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(token)

@@ -1,0 +1,195 @@
+"""`preceptor eval` on one program and on two; programs that follow a rule make the numbers known beforehand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from preceptor import program as artifact
+from preceptor.cli import run
+from preceptor.modules import Classify
+
+LM = ["--lm", "local/smollm2-135m"]
+SPAM = "text -> label: Literal['spam', 'mail']"
+RULES = """
+import dspy
+
+class Rule(dspy.Module):
+    def __init__(self, signature="text -> label"):
+        super().__init__()
+        self.predict = dspy.Predict(signature)
+
+class Mail(Rule):
+    def forward(self, text):
+        return dspy.Prediction(label="mail")
+
+class Prize(Rule):
+    def forward(self, text):
+        return dspy.Prediction(label="spam" if "prize" in text else "mail")
+
+class Topic(Rule):
+    def __init__(self):
+        super().__init__("text -> topic")
+    def forward(self, text):
+        return dspy.Prediction(topic="mail")
+
+class Odd(Rule):
+    def forward(self, text):
+        if text.endswith("0"):
+            raise RuntimeError("the line is dead")
+        return dspy.Prediction(label="mail")
+
+def graded(example, prediction):
+    return 0.75 if example.label == prediction.label else 0.25
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, smollm: dspy.LM) -> Path:
+    """A folder with 40 rows, 15 of them spam; the word prize gives 12 of those away and one piece of mail too."""
+    texts = [("win a prize", "spam")] * 12 + [("cheap pills", "spam")] * 3 + [("prize giving", "mail")] * 1
+    texts += [("lunch at noon", "mail")] * 24
+    lines = [f"{text} {number},{label}" for number, (text, label) in enumerate(texts, 1)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    (tmp_path / "rules.py").write_text(RULES, encoding="utf-8")
+    return tmp_path
+
+
+def arguments(here: Path, *names: str) -> list[str]:
+    return ["eval", *(f"{here}/rules.py:{name}" for name in names), "--data", str(here / "rows.csv"), *LM]
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, Any]:
+    assert run([*command, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_one_program_has_its_score_interval_and_confusion(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated(capsys, *arguments(here, "Prize"))
+
+    assert (result["metric"], result["rows"], result["score"]) == ("exact_match", 40, 0.9)
+    assert result["ci"] == [pytest.approx(0.7695, abs=1e-4), pytest.approx(0.9604, abs=1e-4)]  # Wilson, 36 of 40
+    assert {(cell["label"], cell["answer"]): cell["rows"] for cell in result["confusion"]} == {
+        ("spam", "spam"): 12,
+        ("spam", "mail"): 3,
+        ("mail", "spam"): 1,
+        ("mail", "mail"): 24,
+    }
+
+
+def test_two_programs_are_compared_row_by_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated(capsys, *arguments(here, "Mail", "Prize"))
+
+    assert (result["first"]["score"], result["second"]["score"]) == (0.625, 0.9)
+    assert result["gain"] == pytest.approx(0.275)
+    assert result["changes"] == {"both right": 24, "both wrong": 3, "wrong -> right": 12, "right -> wrong": 1}
+    assert (result["test"], result["rows"], result["better"]) == ("exact McNemar", 40, "second")
+    assert result["p_value"] == pytest.approx(2 * (13 + 1) / 2**13)
+    assert 0 < result["ci"][0] < 0.275 < result["ci"][1]
+    assert result["smallest_gain"] == pytest.approx(0.327, abs=1e-3)
+    assert result["examples"] == []
+
+
+def test_turned_round_the_first_is_better(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated(capsys, *arguments(here, "Prize", "Mail"))
+    assert (result["better"], result["changes"]["right -> wrong"]) == ("first", 12)
+    assert result["ci"][1] < 0
+
+
+def test_a_program_is_no_better_than_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated(capsys, *arguments(here, "Mail", "Mail"))
+    assert (result["gain"], result["p_value"], result["better"]) == (0.0, 1.0, None)
+
+
+def test_rows_that_changed_are_listed_each_way(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated(capsys, *arguments(here, "Mail", "Prize"), "--changes", "2")
+    assert [(each["row"], each["change"], each["first"], each["second"]) for each in result["examples"]] == [
+        (1, "wrong -> right", "mail", "spam"),
+        (2, "wrong -> right", "mail", "spam"),
+        (16, "right -> wrong", "mail", "spam"),
+    ]
+    assert result["examples"][0]["inputs"] == {"text": "win a prize 1"}
+
+
+def test_the_comparison_is_printed_for_people(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments(here, "Mail", "Prize"), "--changes", "1"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    assert lines[0].split("  ")[-1] == "model"
+    assert lines[1].startswith("first         0.625  0.470 to 0.758")
+    assert lines[3:7] == [
+        "",
+        "gain +27.5 points, 95 % interval +11.7 to +43.7, p = 0.0034 (exact McNemar, 40 rows)",
+        "The second program is better.",
+        "Four times in five, so many rows confirm a true gain of 33 points.",
+    ]
+    assert "wrong -> right     12" in lines
+    assert lines[-2:] == [
+        "row 16, right -> wrong: text: prize giving 16",
+        "  label mail, first mail, second spam",
+    ]
+
+
+def test_other_scores_are_higher_lower_or_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*arguments(here, "Mail", "Prize"), "--metric", f"{here}/rules.py:graded"]
+    result = evaluated(capsys, *command)
+    assert result["changes"] == {"same score": 27, "higher": 12, "lower": 1}
+    assert (result["test"], result["better"]) == ("permutation", "second")
+    assert result["gain"] == pytest.approx(11 * 0.5 / 40)
+
+
+def test_rows_that_failed_are_left_out_and_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "rows.csv").write_text(
+        "text,label\n" + "\n".join(f"lunch {n},mail" for n in range(11, 31)) + "\n", encoding="utf-8"
+    )
+    assert run(arguments(here, "Mail", "Odd")) == 4  # 2 of 20 rows are too many
+    assert "2 of 20 rows failed" in capsys.readouterr().err
+    (here / "rows.csv").write_text(
+        "text,label\n" + "\n".join(f"lunch {n},mail" for n in range(11, 40 - 1) if n != 30) + "\n", encoding="utf-8"
+    )
+    result = evaluated(capsys, *arguments(here, "Mail", "Odd"))
+    assert (result["rows"], result["second"]["failed"]) == (26, 1)
+    assert result["changes"] == {
+        "both right": 26,
+        "both wrong": 0,
+        "wrong -> right": 0,
+        "right -> wrong": 0,
+        "failed, left out": 1,
+    }
+
+
+def test_programs_of_different_outputs_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "rows.csv").write_text("text,label,topic\nlunch,mail,mail\n", encoding="utf-8")
+    assert run(arguments(here, "Mail", "Topic")) == 2
+    assert "The first program answers 'label' and the second 'topic'" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_equal_calls_of_two_signatures_are_made_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["--instructions", "Is it spam?", "--instructions", "Is it spam?"]
+    result = evaluated(capsys, "eval", SPAM, SPAM, "--data", str(here / "rows.csv"), *LM, *prompts)
+    assert result["billed_calls"] == 40
+    assert (result["gain"], result["first"]["rows"], result["second"]["rows"]) == (0.0, 40, 40)
+
+
+def test_each_signature_has_its_own_instructions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", SPAM, SPAM, "--data", str(here / "rows.csv"), *LM]
+    assert evaluated(capsys, *command, "--instructions", "Is it spam?")["billed_calls"] == 80  # the other has DSPy's
+    assert run([*command, *(["--instructions", "Hm."] * 3)]) == 2
+    assert "3 times --instructions for 2 signatures; give one for each." in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_saved_program_is_compared_with_a_signature_on_its_own_model(
+    here: Path, capsys: pytest.CaptureFixture[str], smollm: dspy.LM
+) -> None:
+    artifact.save(Classify(SPAM, "Is it spam?"), here / "saved", evidence={}, lm=smollm.model)
+    result = evaluated(
+        capsys, "eval", SPAM, str(here / "saved"), "--data", str(here / "rows.csv"), "--instructions", "Is it spam?"
+    )
+    assert result["first"]["lm"] == result["second"]["lm"] == smollm.model
+    assert (result["gain"], result["billed_calls"]) == (0.0, 40)
+    assert [result[side]["program"] for side in ("first", "second")] == [SPAM, str(here / "saved")]

@@ -1,0 +1,252 @@
+"""Dispatch: deadlines, retries and the shared limit, by hand and with a clock of our own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import (
+    LMAuthError,
+    LMError,
+    LMInvalidRequestError,
+    LMProviderError,
+    LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMTransportError,
+)
+
+from preceptor.errors import ConfigError
+from preceptor.lm.dispatch import (
+    BrokenAnswer,
+    Door,
+    Limiter,
+    Patience,
+    hide_secrets,
+    is_overload,
+    is_transient,
+    may_be_billed,
+    reason,
+    within,
+)
+from preceptor.testing import simulated
+
+
+def response(text: str, reason: Any = "stop", tokens: int | None = 1) -> Response:
+    return Response(
+        id=None,
+        model="m",
+        message=Message.assistant([TextPart(text)]),
+        finish_reason=reason,
+        usage=Usage(input_tokens=1, output_tokens=tokens),
+    )
+
+
+def request(max_tokens: int | None = None) -> Request:
+    return Request(model="m", messages=(Message.user("hello"),), config=Config(max_tokens=max_tokens))
+
+
+def test_waits_double_and_end_at_a_minute() -> None:
+    patience = Patience(first_wait=0.5)
+    assert [patience.wait(attempt, LMServerError("x"), 0.0) for attempt in range(9)] == [
+        *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        *(60.0, 60.0),
+    ]
+
+
+def test_jitter_takes_off_up_to_half() -> None:
+    waits = [Patience(first_wait=4).wait(0, LMServerError("x"), luck) for luck in (0.0, 0.25, 0.999)]
+    assert waits == pytest.approx([4.0, 3.5, 2.002])
+
+
+def test_a_retry_after_is_obeyed_to_the_second() -> None:
+    assert Patience().wait(5, LMRateLimitError("slow down", retry_after=7.0), 0.9) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("error", "transient", "overload", "billed"),
+    [
+        (LMRateLimitError("x", status=429), True, True, False),
+        (LMServerError("x", status=500), True, False, False),
+        (LMServerError("x", status=503), True, True, False),
+        (LMTimeoutError("x"), True, True, True),
+        (LMTransportError("x"), True, False, True),
+        (LMProviderError("not JSON", status=200), True, False, True),
+        (LMProviderError("a redirect", status=301), False, False, False),
+        (LMInvalidRequestError("x", status=400), False, False, False),
+        (LMAuthError("x", status=401), False, False, False),
+    ],
+)
+def test_errors_are_told_apart(error: LMError, transient: bool, overload: bool, billed: bool) -> None:
+    assert (is_transient(error), is_overload(error), may_be_billed(error)) == (transient, overload, billed)
+
+
+def test_attempts_end_after_the_retries_and_for_a_provider_that_wants_too_much_time() -> None:
+    patience = Patience(timeout=30, retries=2)
+    assert [patience.allows(attempt, LMServerError("x")) for attempt in range(4)] == [True, True, False, False]
+    assert patience.allows(0, LMRateLimitError("x", retry_after=30.0))
+    assert not patience.allows(0, LMRateLimitError("x", retry_after=31.0))
+    assert not patience.allows(0, LMInvalidRequestError("x"))
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"retries": -1}, {"first_wait": -0.1}, {"timeout": float("nan")}])
+def test_impossible_patience_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"^Patience needs timeout > 0, retries >= 0 and first_wait >= 0, got "):
+        Patience(**wrong)  # type: ignore[arg-type]  # an int is a float
+
+
+class TestLimiter:
+    def test_overload_halves_the_limit_once_for_calls_sent_together(self) -> None:
+        limiter = Limiter(8)
+        calls = [limiter.enter() for _ in range(8)]
+        for call in calls[:4]:
+            limiter.leave(call, LMRateLimitError("x"))
+        assert limiter.limit == 4
+        for call in calls[4:]:
+            limiter.leave(call, LMRateLimitError("x"))
+        assert limiter.limit == 4
+        limiter.leave(limiter.enter(), LMRateLimitError("x"))
+        assert limiter.limit == 2
+
+    def test_it_never_falls_below_one(self) -> None:
+        limiter = Limiter(2)
+        for _ in range(5):
+            limiter.leave(limiter.enter(), LMTimeoutError("x"))
+        assert limiter.limit == 1
+
+    def test_a_window_of_good_answers_adds_one_up_to_the_most(self) -> None:
+        limiter = Limiter(4)
+        limiter.leave(limiter.enter(), LMRateLimitError("x"))
+        assert limiter.limit == 2
+        for _ in range(3):  # 2 + 1/2 + 1/2.5 + 1/2.9 = 3.24
+            limiter.leave(limiter.enter(), None)
+        assert limiter.limit == 3
+        for _ in range(20):
+            limiter.leave(limiter.enter(), None)
+        assert limiter.limit == 4
+
+    def test_failures_that_are_no_overload_leave_it_alone(self) -> None:
+        limiter = Limiter(4)
+        limiter.leave(limiter.enter(), LMServerError("x", status=500))
+        assert limiter.limit == 4
+
+    def test_no_more_calls_are_let_in_than_the_limit(self) -> None:
+        limiter, inside, most = Limiter(3), [0], [0]
+        lock = threading.Lock()
+
+        def call() -> None:
+            number = limiter.enter()
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            with lock:
+                inside[0] -= 1
+            limiter.leave(number, None)
+
+        threads = [threading.Thread(target=call) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most[0] == 3
+
+    def test_a_retry_after_holds_back_every_call(self) -> None:
+        limiter = Limiter(4)
+        limiter.leave(limiter.enter(), LMRateLimitError("x", retry_after=0.2))
+        start = time.monotonic()
+        limiter.enter()
+        assert time.monotonic() - start >= 0.15
+
+    def test_closing_wakes_those_that_wait(self) -> None:
+        limiter, errors = Limiter(1), list[str]()
+        limiter.enter()
+
+        def waits() -> None:
+            try:
+                limiter.enter()
+            except LMError as error:
+                errors.append(str(error))
+
+        def sleeps() -> None:
+            limiter.sleep(60)
+            errors.append("awake")
+
+        threads = [threading.Thread(target=waits), threading.Thread(target=sleeps)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        limiter.close()
+        for thread in threads:
+            thread.join(5)
+        assert sorted(errors) == ["Not sent: the compile has stopped.", "awake"]
+
+
+def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    let_go = threading.Event()
+
+    def slow() -> Response:
+        let_go.wait(10)
+        return response("late")
+
+    with pytest.raises(LMTimeoutError, match=r"^No whole answer within 0\.05 seconds\.$"):
+        within(0.05, slow)
+    let_go.set()
+
+
+def test_what_was_asked_in_time_is_returned_or_raised() -> None:
+    def fails() -> Response:
+        raise TimeoutError("the asker's own")
+
+    assert within(5, lambda: response("yes")).message.text == "yes"
+    with pytest.raises(TimeoutError, match=r"^the asker's own$"):
+        within(5, fails)
+
+
+@pytest.mark.parametrize(
+    ("answer", "bound", "message"),
+    [
+        (response("", tokens=0), None, "The answer is empty."),
+        (response("half of", "length", 2), 16, "The answer was cut off after 2 of 16 tokens."),
+        (response("all of it", "length", 16), 16, None),
+        (response("all of it", "length", None), 16, None),
+        (response("whole"), 16, None),
+    ],
+)
+def test_empty_and_cut_answers_are_broken(answer: Response, bound: int | None, message: str | None) -> None:
+    class Engine:
+        def complete(self, request: Request) -> Response:
+            return answer
+
+    lm = dspy.LM("test/m", engine=Engine(), cache=False)
+    door = Door.to(lm, Limiter(1), Patience())
+    if message is None:
+        assert door.attempt(request(bound)) is answer
+        return
+    with pytest.raises(BrokenAnswer) as caught:
+        door.attempt(request(bound))
+    assert str(caught.value) == message
+    assert caught.value.response is answer
+
+
+def test_a_door_leaves_the_callers_model_alone() -> None:
+    lm = dspy.LM("openai/x", api_key="sk-1", num_retries=3)
+    door = Door.to(lm, Limiter(1), Patience(timeout=9))
+    assert (door.lm.num_retries, door.lm.kwargs["timeout"]) == (0, 9)
+    assert lm.num_retries == 3
+    assert "timeout" not in lm.kwargs
+    assert Door.to(dspy.LM("openai/x", timeout=4), Limiter(1), Patience()).lm.kwargs["timeout"] == 4
+    assert "timeout" not in Door.to(simulated(lambda request: "x"), Limiter(1), Patience()).lm.kwargs
+
+
+def test_a_reason_is_one_line_without_the_key() -> None:
+    lm = dspy.LM("openai/x", api_key="sk-secret", api_base="http://user:word@host/v1")
+    error = LMAuthError("Wrong key sk-secret for http://user:word@host/v1\nSecond line")
+    error.__cause__ = ValueError("sk-secret")
+    assert reason(hide_secrets(error, lm)) == "LMAuthError: Wrong key [hidden] for [hidden]"
+    assert (error.message, error.__cause__) == ("Wrong key [hidden] for [hidden]\nSecond line", None)
+    assert reason(ValueError()) == "ValueError: no message"

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
+
+from preceptor.lm.adapter import declare
+from preceptor.lm.ledger import Call
+from preceptor.lm.seam import InThread, predictors
+from preceptor.scoring.trial import Trial
+from preceptor.task import Task
+from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompters import COPRO
+from preceptor.teleprompters.asking import Chat, Json, Memory
+from preceptor.teleprompters.watched import Watch
+from preceptor.testing import asked, prompt, simulated, system, toy
+from preceptor.testing.models import Simulated
+
+ROWS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trying(Teleprompter):
+    """Runs `steps` as if they were an optimizer's code; half of the rows are judged."""
+
+    steps: Callable[[Watch], None]
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        return Estimate(1, 1)
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        watch = Watch.begin(task, ROWS // 2, lambda done: None)
+
+        def optimize() -> dspy.Module:
+            self.steps(watch)
+            return watch.student
+
+        watch.run(optimize)
+        return [watch.seed, *watch.trials()]
+
+
+def tried(steps: Callable[[Watch], None], lm: dspy.LM, place: Path, student: dspy.Module | None = None) -> None:
+    method = Trying(steps=steps, metric="accuracy", lm=lm, run_dir=place, threads=1)
+    method.compile(student or toy.Sorter(), trainset=toy.rows(ROWS), valset=toy.rows(8, ROWS))
+
+
+def told(watch: Watch, instructions: str) -> dspy.Module:
+    """Return the student with other instructions."""
+    program = watch.student.deepcopy()
+    for _, predictor in predictors(program):
+        predictor.signature = predictor.signature.with_instructions(instructions)
+    return program
+
+
+def test_a_row_that_failed_gets_the_seeds_mean_in_the_optimizers_eyes(tmp_path: Path) -> None:
+    given: list[float] = []
+    seen: list[Trial] = []
+
+    def broken(request: Request) -> str:
+        if "Guess." in system(request) and failing in prompt(request):
+            raise ConnectionError("no route")
+        return "no"
+
+    failing = "to be set"
+
+    def steps(watch: Watch) -> None:
+        nonlocal failing
+        failing = next(row.text for row in watch.judged if row.label == "no")
+        program = told(watch, "Guess.")
+        given.extend(watch.score(row, program(**row.inputs())) for row in watch.judged)
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(broken), tmp_path)
+
+    assert sorted(given) == [0.0] * 10 + [0.5] + [1.0] * 9
+    [trial] = seen
+    assert [outcome.kind for outcome in trial.outcomes].count("failed") == 1
+    assert trial.score == pytest.approx(9 / 19)
+
+
+def test_an_answer_that_cant_be_read_is_a_wrong_one(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def steps(watch: Watch) -> None:
+        row, program = watch.shown[0], told(watch, "Mumble.")
+        prediction = program(**row.inputs())
+        seen.append(watch.criticize(row, prediction))
+        criticism: Any = watch.criticize(row, prediction, None, "predict", [])
+        seen.append(criticism.feedback)
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(lambda request: "mmh" if "Mumble." in system(request) else "no"), tmp_path)
+
+    score, feedback, trial = seen
+    assert score == 0.0
+    assert "The reply is none of yes, no" in feedback
+    assert "The right label is: " in feedback
+    assert (len(trial.rows), trial.outcomes[0].kind, trial.score) == (1, "unparsable", 0.0)
+
+
+def test_the_program_is_run_with_the_users_adapter(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    def steps(watch: Watch) -> None:
+        row, program = watch.shown[0], told(watch, "Guess.")
+        given.append(watch.score(row, program(**row.inputs())))
+
+    def bare(request: Request) -> str:
+        [label] = re.findall(r"row \d+ (\w+)", prompt(request))
+        return str(label)  # without field markers, and no JSON
+
+    tried(steps, simulated(bare), tmp_path, dspy.Predict("text -> label"))
+
+    assert given == [0.0]
+
+
+def test_judged_and_shown_rows_are_all_of_them(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    tried(
+        lambda watch: seen.extend([[row.text for row in rows] for rows in (watch.judged, watch.shown)]),
+        simulated(toy.answer),
+        tmp_path,
+    )
+
+    judged, shown = seen
+    assert len(judged) == len(shown) == ROWS // 2
+    assert sorted([*judged, *shown]) == sorted(row.text for row in toy.rows(ROWS))
+
+
+def test_the_watched_student_passes_for_the_users(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def steps(watch: Watch) -> None:
+        kind = type(watch.student)
+        seen.extend([kind is toy.Sorter, kind.__name__, kind.__qualname__, kind.__module__])
+        seen.append([name for name, _ in predictors(watch.student)])
+
+    tried(steps, simulated(toy.answer), tmp_path)
+
+    assert seen == [False, "Sorter", "Sorter", "preceptor.testing.toy", ["predict"]]
+
+
+class Batching(Simulated):
+    """Answers many requests at once; keeps how many, and the threads that came with one alone."""
+
+    supports_choices = False
+
+    def __init__(self, answer: toy.Answer) -> None:
+        super().__init__(answer, "simulated/batching")
+        self.sizes: list[int] = []
+        self.came_alone: set[threading.Thread] = set()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Batching:
+        return self
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Response]]]:
+        self.sizes.append(len(requests))
+        yield [(index, super(Batching, self).complete(request)) for index, request in enumerate(requests)]
+
+    def complete(self, request: Request) -> Response:
+        self.came_alone.add(threading.current_thread())
+        return super().complete(request)
+
+    def count_tokens(self, request: Request) -> int:
+        return len(prompt(request))
+
+
+def test_a_model_in_this_process_answers_the_seeds_rows_together_and_none_of_them_again(tmp_path: Path) -> None:
+    engine = Batching(toy.answer)
+    lm = dspy.LM("simulated/batching", engine=engine, async_engine=InThread(engine), cache=False, num_retries=0)
+    proposer = simulated(lambda request: toy.reply(request, toy.RIGHT))
+    method = COPRO(metric="accuracy", lm=lm, proposer=proposer, run_dir=tmp_path, breadth=2, depth=1)
+
+    compiled: Any = method.compile(toy.Sorter(), trainset=toy.rows(10), valset=toy.rows(12, 10))
+
+    evidence = compiled.evidence
+    assert evidence.instructions == {"predict": toy.RIGHT}
+    assert engine.sizes == [10, 24]
+    assert engine.came_alone == {threading.current_thread()}
+    assert len(engine.requests) == 10 + 10 + 24 == evidence.spent.calls - len(asked(proposer))
+
+
+def response(text: str) -> Response:
+    return Response(None, "model", Message.assistant([TextPart(text)]), "stop", Usage(1, 1, 2))
+
+
+def call(text: str) -> Call:
+    return Call(Request(model="model", messages=(Message.user(text),)))
+
+
+def test_equal_questions_at_the_same_time_are_asked_once() -> None:
+    memory, count, is_asking = Memory(), 0, threading.Event()
+
+    def ask() -> Response:
+        nonlocal count
+        count += 1
+        is_asking.wait(0.05)  # long enough for the others to come
+        return response(str(count))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: memory.answer(call("same"), ask).message.text, range(8)))
+
+    assert answers == ["1"] * 8
+    assert memory.answer(call("other"), ask).message.text == "2"
+
+
+def test_a_question_that_failed_is_asked_again() -> None:
+    memory = Memory()
+
+    def fail() -> Response:
+        raise ConnectionError("down")
+
+    with pytest.raises(ConnectionError, match="down"):
+        memory.answer(call("same"), fail)
+    assert memory.answer(call("same"), lambda: response("up")).message.text == "up"
+
+
+TWO = declare("old -> new, prefix", "Improve it.")
+
+
+@pytest.mark.parametrize(
+    ("reply", "fields"),
+    [
+        ("[[ ## new ## ]]\nSort well.\n\n[[ ## prefix ## ]]\nAnswer:", {"new": "Sort well.", "prefix": "Answer:"}),
+        ("[[ ## new ## ]]\nSort well.\n", {"new": "Sort well.", "prefix": ""}),
+        (" Sort well. \n", {"new": "Sort well.", "prefix": ""}),
+        ("", {"new": "", "prefix": ""}),
+    ],
+)
+@pytest.mark.parametrize("adapter", [Chat(), Json()])
+def test_a_proposers_answer_is_read_as_far_as_it_goes(adapter: Any, reply: str, fields: dict[str, str]) -> None:
+    assert adapter.parse(TWO, reply) == fields
+
+
+def test_a_proposers_json_is_read() -> None:
+    assert Json().parse(TWO, '{"new": "Sort well.", "prefix": "x"}') == {"new": "Sort well.", "prefix": "x"}
+    assert Json().parse(TWO, '{"new": "Sort well."}') == {"new": "Sort well.", "prefix": ""}
