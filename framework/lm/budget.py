@@ -117,6 +117,7 @@ class Account:
         self._clock = clock
         self._start = clock()
         self._lock = threading.Lock()
+        self._given_back = threading.Condition(self._lock)
 
     @property
     def seconds(self) -> float:
@@ -135,6 +136,23 @@ class Account:
             return None
         return max(0, self.budget.calls - self.spent.calls - self._reserved.calls - self._held)
 
+    @property
+    def left(self) -> tuple[float | None, float | None, float | None]:
+        """Tokens, dollars and seconds that may still be spent, what is held back excluded; None if unbounded."""
+        with self._lock:
+            used, bounds = self.spent + self.lost + self._reserved, (self.budget.tokens, self.budget.dollars)
+            held = [self._held_back(self.spent.tokens), self._held_back(self.spent.dollars)]
+        tokens, dollars = (
+            None if bound is None else max(0.0, bound - taken - kept)
+            for bound, taken, kept in zip(bounds, (used.tokens, used.dollars), held, strict=True)
+        )
+        return tokens, dollars, self.seconds_left
+
+    def hold_more(self, calls: int) -> None:
+        """Keep `calls` back, unless more are kept back already."""
+        with self._lock:
+            self._held = max(self._held, calls)
+
     def hold(self, calls: int) -> None:
         """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
 
@@ -144,17 +162,19 @@ class Account:
             self._held = calls
 
     def reserve(self, most: Cost) -> None:
-        """Set aside the most the next calls can cost.
+        """Set aside the most the next calls can cost; wait for calls under way if what they give back may do.
+
+        A call takes fewer tokens than it might, so many at once reserve far more than they spend.
 
         Raises:
             BudgetExhausted: If that might pass the budget; nothing is set aside then.
         """
         with self._lock:
-            after = self.spent + self.lost + self._reserved + most
-            self._check("calls", after.calls - self.lost.calls + self._held, self.budget.calls)
-            self._check("tokens", after.tokens + self._held_back(self.spent.tokens), self.budget.tokens)
-            self._check("dollars", after.dollars + self._held_back(self.spent.dollars), self.budget.dollars)
-            self._check("seconds", self.seconds, self.budget.seconds)
+            while self._reserved.calls and self._passed(most, self._reserved) and not self._passed(most, Cost()):
+                self._given_back.wait(self.seconds_left)
+            passed = self._passed(most, self._reserved)
+            if passed:
+                raise BudgetExhausted(f"{passed} Resume with a larger budget.")
             self._reserved += most
 
     def settle(self, most: Cost, actual: Cost, *, billed: bool) -> None:
@@ -164,20 +184,32 @@ class Account:
             self.spent += actual
             if billed:
                 self.billed += actual
+            self._given_back.notify_all()
 
     def lose(self, most: Cost, cost: Cost) -> None:
         """Give a reservation back after a failed attempt that may have cost something."""
         with self._lock:
             self._reserved -= most
             self.lost += cost
+            self._given_back.notify_all()
 
     def _held_back(self, spent: float) -> float:
         """Return what the calls held back will take, if they take a tenth more than those so far."""
         return _SPARE * self._held * spent / self.spent.calls if self.spent.calls else 0.0
 
-    def _check(self, what: str, after: float, bound: float | None) -> None:
-        if bound is not None and after > bound:
-            raise BudgetExhausted(
-                f"The next call could take {what} to {after:g}, past the budget of {bound:g}; nothing was sent. "
-                "Resume with a larger budget."
-            )
+    def _passed(self, most: Cost, reserved: Cost) -> str:
+        """Return which bound the next calls could pass, "" if none, with so much reserved for calls under way.
+
+        A call under way counts as a call whatever it gives back.
+        """
+        budget, after = self.budget, self.spent + self.lost + reserved + most
+        bounds = [
+            ("calls", self.spent.calls + self._reserved.calls + most.calls + self._held, budget.calls),
+            ("tokens", after.tokens + self._held_back(self.spent.tokens), budget.tokens),
+            ("dollars", after.dollars + self._held_back(self.spent.dollars), budget.dollars),
+            ("seconds", self.seconds, budget.seconds),
+        ]
+        for what, taken, bound in bounds:
+            if bound is not None and taken > bound:
+                return f"The next call could take {what} to {taken:g}, past the budget of {bound:g}; nothing was sent."
+        return ""

@@ -184,6 +184,9 @@ class Ledger:
                 batch.is_written = True
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        if len(rows) == 1:  # a transaction of its own
+            self._db.execute(_INSERT, rows[0])
+            return
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(_INSERT, rows)

@@ -297,6 +297,8 @@ class Meter:
 class MeteredEngine:
     """The engine of a wrapped LM: passes each request through the meter to the caller's own LM."""
 
+    takes_requests = True
+
     def __init__(self, lm: dspy.LM, meter: Meter) -> None:
         self.lm = lm
         self.meter = meter

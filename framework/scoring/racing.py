@@ -18,7 +18,11 @@ Score = Callable[[Sequence[Candidate], Sequence[int]], Sequence[Trial]]
 """Score candidates on rows; one trial per candidate, with exactly those rows."""
 
 FIRST: Final = 16
-"""Rows of the first rung."""
+"""Fewest rows of the first rung."""
+
+FIRST_PART: Final = 5
+"""The first rung sees one row in so many. With 16 of 200 rows, a candidate that is truly 15 points better than
+eight others came out first in 90 % of simulated races; with 40, in 98 %, for a seventh more calls."""
 
 FINALISTS: Final = 4
 """Candidates that see all rows, the first (the seed) included."""
@@ -38,19 +42,19 @@ class Rung:
         return self.candidates * (self.stop - self.start)
 
 
-def plan(candidates: int, rows: int, *, first: int = FIRST, finalists: int = FINALISTS) -> list[Rung]:
+def plan(candidates: int, rows: int) -> list[Rung]:
     """Return the rungs of a race: candidates halve while rows seen double.
 
     Example:
         >>> [(rung.candidates, rung.start, rung.stop) for rung in plan(12, 96)]
-        [(12, 0, 16), (6, 16, 32), (4, 32, 64), (4, 64, 96)]
+        [(12, 0, 19), (6, 19, 38), (4, 38, 76), (4, 76, 96)]
     """
     rungs: list[Rung] = []
-    start, stop = 0, min(first, rows)
+    start, stop = 0, min(max(FIRST, rows // FIRST_PART), rows)
     while start < rows:
         rungs.append(Rung(candidates, start, stop))
         start, stop = stop, min(2 * stop, rows)
-        candidates = min(candidates, max(finalists, -(-candidates // 2)))
+        candidates = min(candidates, max(FINALISTS, -(-candidates // 2)))
     return rungs
 
 
@@ -59,7 +63,7 @@ def cost(candidates: int, rows: int) -> int:
 
     Example:
         >>> cost(12, 96)
-        544
+        574
     """
     return sum(rung.cost for rung in plan(candidates, rows))
 

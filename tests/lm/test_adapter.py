@@ -12,13 +12,14 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
+from dspy.lm15 import request_from_openai_chat
 from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, takes_choices
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter
-from preceptor.testing import asked, prompt, scripted, system
+from preceptor.testing import asked, prompt, scripted, simulated, system
 
 
 class Mood(enum.Enum):
@@ -252,10 +253,41 @@ def test_choices_go_to_the_engine_without_blocking_too(smollm: dspy.LM, tmp_path
     assert waited.logprobs == predict(smollm, SENTIMENT, text="Boring.").logprobs
 
 
+@pytest.mark.parametrize(
+    ("settings", "inputs", "demos"),
+    [
+        ({}, {"text": "Lovely."}, []),
+        ({"temperature": 0.5, "max_tokens": 9, "stop": ["."]}, {"text": "Löv\nely."}, []),
+        ({}, {"text": "Lovely."}, [{"text": "Dull.", "label": "bad"}]),
+        ({}, {"text": ["one", "two"]}, []),
+    ],
+)
+def test_a_request_built_by_hand_is_the_one_dspy_builds(
+    settings: dict[str, Any], inputs: dict[str, Any], demos: list[dict[str, Any]]
+) -> None:
+    lm = dspy.LM("openai/x", **settings)
+    given = {name: value for name, value in lm.kwargs.items() if value is not None}
+    messages = ADAPTER.format(SENTIMENT, demos, inputs)
+
+    request = ADAPTER.request(lm, {}, SENTIMENT, demos, inputs)
+
+    assert request == request_from_openai_chat({"model": "openai/x", "messages": messages, **given})
+
+
+def test_a_metered_model_is_sent_the_request_itself(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    lm = simulated(lambda request: " Good. ")
+    metered = Meter(ledger, Account(Budget())).wrap(lm)
+
+    assert predict(metered, SENTIMENT, text="Lovely.").label == "good"
+    assert asked(lm) == [ADAPTER.request(lm, {}, SENTIMENT, [], {"text": "Lovely."})]
+    ledger.close()
+
+
 def test_the_request_carries_settings_choices_and_no_connection() -> None:
     lm = dspy.LM("openai/x", api_key="sk-1", api_base="http://127.0.0.1:1", temperature=0.5, max_tokens=9)
     request = ADAPTER.request(lm, {"rollout_id": 3}, SENTIMENT, [], {"text": "t"})
     assert (request.model, request.config.temperature, request.config.max_tokens) == ("openai/x", 0.5, 9)
-    assert request.config.extensions == {"choices": ["good", "so so", "bad"]}
+    assert request.config.extensions is None  # no provider takes them; the system message lists them
     asked_for = ADAPTER.request(lm, {}, SENTIMENT, [], {"text": "t"}, ["good"])
     assert asked_for.config.extensions == {"choices": ["good"]}

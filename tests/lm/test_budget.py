@@ -61,20 +61,69 @@ def test_costs_add_and_subtract_part_by_part() -> None:
     assert Cost(3, 50, 0.75) - Cost(2, 30, 0.25) == Cost(1, 20, 0.5)
 
 
-def test_a_reservation_counts_until_it_is_settled_for_less() -> None:
+def test_a_call_that_could_pass_the_budget_is_refused_by_what_was_spent() -> None:
     account = Account(Budget(tokens=100))
     account.reserve(Cost(1, 60))
+    account.settle(Cost(1, 60), Cost(1, 40), billed=True)
     with pytest.raises(
         BudgetExhausted,
-        match=r"The next call could take tokens to 110, past the budget of 100; nothing was sent\. "
+        match=r"The next call could take tokens to 101, past the budget of 100; nothing was sent\. "
         r"Resume with a larger budget\.",
     ):
-        account.reserve(Cost(1, 50))
+        account.reserve(Cost(1, 61))
 
-    account.settle(Cost(1, 60), Cost(1, 40), billed=True)
     account.reserve(Cost(1, 60))
 
     assert account.spent == Cost(1, 40)
+
+
+def test_a_reservation_counts_until_it_is_settled_and_who_needs_its_rest_waits_for_it() -> None:
+    account = Account(Budget(tokens=100))
+    account.reserve(Cost(1, 60))
+    let_through: list[Cost] = []
+
+    def want() -> None:
+        account.reserve(Cost(1, 50))
+        let_through.append(account.spent)
+
+    waiting = threading.Thread(target=want)
+    waiting.start()
+    waiting.join(0.05)
+    assert let_through == []  # 60 + 50 is too much
+
+    account.settle(Cost(1, 60), Cost(1, 50), billed=True)
+    waiting.join()
+
+    assert let_through == [Cost(1, 50)]
+
+
+def test_who_waits_for_a_reservation_is_let_through_by_a_failed_attempt_and_refused_by_a_dear_one() -> None:
+    account = Account(Budget(dollars=1))
+    account.reserve(Cost(1, 0, 0.75))
+    refused: list[str] = []
+
+    def want() -> None:
+        try:
+            account.reserve(Cost(1, 0, 0.5))
+        except BudgetExhausted as error:
+            refused.append(str(error))
+
+    waiting = threading.Thread(target=want)
+    waiting.start()
+    account.lose(Cost(1, 0, 0.75), Cost(1, 0, 0.75))
+    waiting.join()
+
+    assert refused == [
+        "The next call could take dollars to 1.25, past the budget of 1; nothing was sent. Resume with a larger budget."
+    ]
+    account.reserve(Cost(1, 0, 0.25))
+
+
+def test_a_wait_for_calls_under_way_ends_with_the_time_budgeted() -> None:
+    account = Account(Budget(tokens=100, seconds=0.05))
+    account.reserve(Cost(1, 60))
+    with pytest.raises(BudgetExhausted, match="past the budget of"):
+        account.reserve(Cost(1, 50))
 
 
 def test_a_refused_reservation_sets_nothing_aside() -> None:
@@ -93,6 +142,7 @@ def test_the_last_call_of_a_budget_may_use_it_up_exactly() -> None:
 def test_dollars_are_bounded_too() -> None:
     account = Account(Budget(dollars=1))
     account.reserve(Cost(1, 0, 0.75))
+    account.settle(Cost(1, 0, 0.75), Cost(1, 0, 0.75), billed=True)
     with pytest.raises(BudgetExhausted, match=r"dollars to 1\.25, past the budget of 1;"):
         account.reserve(Cost(1, 0, 0.5))
 
@@ -116,14 +166,15 @@ def test_tokens_and_dollars_of_the_calls_held_back_are_reckoned_from_those_so_fa
     account.hold(4)
     account.reserve(Cost(2, 200, 2.0))
     account.settle(Cost(2, 200, 2.0), Cost(2, 200, 2.0), billed=True)
-    account.reserve(Cost(1, 350))  # 200 + 350 + 1.1 * 4 * 100 = 990
     with pytest.raises(BudgetExhausted, match="tokens to 1001, past the budget of 1000"):
-        account.reserve(Cost(1, 11))
+        account.reserve(Cost(1, 361))  # 200 + 361 + 1.1 * 4 * 100
     with pytest.raises(BudgetExhausted, match=r"dollars to 10\.4, past the budget of 10"):
         account.reserve(Cost(1, 0, 4.0))
+    account.reserve(Cost(1, 360, 3.6))
+    account.settle(Cost(1, 360, 3.6), Cost(), billed=True)
 
     account.hold(0)
-    account.reserve(Cost(1, 450, 8.0))
+    account.reserve(Cost(1, 800, 8.0))
 
 
 def test_an_unbounded_account_counts_and_never_refuses() -> None:
@@ -193,14 +244,19 @@ def test_whatever_is_reserved_and_settled_the_bounds_hold(
     open_ones: list[tuple[Cost, Cost]] = []
     for most_calls, most_tokens, share, settles in made:
         most = Cost(most_calls, most_tokens)
-        spent = sum((one for one, _ in open_ones), account.spent)
-        fits = spent.calls + most_calls <= calls and spent.tokens + most_tokens <= tokens
+
+        def fits(most: Cost) -> bool:
+            taken = sum((one for one, _ in open_ones), account.spent) + most
+            return taken.calls <= calls and taken.tokens <= tokens
+
+        while not fits(most) and open_ones:  # as calls under way end while this one waits
+            account.settle(*open_ones.pop(0), billed=True)
         try:
             account.reserve(most)
+            assert fits(most)
             open_ones.append((most, Cost(most_calls, int(share * most_tokens))))
-            assert fits
         except BudgetExhausted:
-            assert not fits
+            assert not fits(most)
         if settles and open_ones:
             account.settle(*open_ones.pop(0), billed=True)
         assert account.spent.calls <= calls

@@ -41,13 +41,12 @@ class Scorer:
 
 def test_a_race_is_planned_as_computed_by_hand() -> None:
     assert plan(40, 200) == [
-        Rung(40, 0, 16),
-        Rung(20, 16, 32),
-        Rung(10, 32, 64),
-        Rung(5, 64, 128),
-        Rung(4, 128, 200),
+        Rung(40, 0, 40),
+        Rung(20, 40, 80),
+        Rung(10, 80, 160),
+        Rung(5, 160, 200),
     ]
-    assert cost(40, 200) == 640 + 320 + 320 + 320 + 288
+    assert cost(40, 200) == 1600 + 800 + 800 + 200
     assert plan(5, 20) == [Rung(5, 0, 16), Rung(4, 16, 20)]
     assert plan(3, 10) == [Rung(3, 0, 10)]
     assert plan(1, 0) == []

@@ -412,7 +412,7 @@ def test_the_estimate_is_computed_by_hand() -> None:
 
     found = method.estimate(ONE, 96, None)
 
-    assert found.expected == 11 + 12 * 16 + 6 * 16 + 4 * 32 + 4 * 32
+    assert found.expected == 11 + 12 * 19 + 6 * 19 + 4 * 38 + 4 * 20
     assert found.least == 1 + 2 * 96
 
 
