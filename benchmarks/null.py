@@ -26,6 +26,7 @@ from preceptor.benchmarks.peers import PEERS, Case, Claim
 from preceptor.cli.view import print_json, print_table, progress
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import DirectAdapter
+from preceptor.lm.budget import Budget
 from preceptor.lm.seam import predictors
 from preceptor.modules import Classify
 from preceptor.scoring.metrics import wrap
@@ -38,6 +39,9 @@ BETTER: Final = "Call the toss by its number"
 NO_BETTER: Final = "Call the toss by its sound"
 SEED_ACCURACY: Final = 0.55
 BETTER_ACCURACY: Final = 0.70
+BUDGET: Final = Budget(calls=2000)
+"""Of one compile of ours, proposals and confirmation included."""
+
 FRESH: Final = 500
 """Rows a replaced prompt is tried on that no compile has seen."""
 
@@ -107,7 +111,7 @@ def measure(compiled: Compile) -> dict[str, float]:
     case = _coin(compiled) if compiled.agreement is None else _graded(compiled, compiled.agreement)
     kinds = peers.ours(wrapped=True)
     name = compiled.method
-    claim = peers.compile_ours(kinds[name], case) if name in kinds else PEERS[name](case)
+    claim = peers.compile_ours(kinds[name], case, BUDGET) if name in kinds else PEERS[name](case)
     true = _fresh_gain(compiled, case, claim) if compiled.agreement is None else _true_gain(claim)
     return {
         "replaced": claim.replaced,

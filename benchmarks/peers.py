@@ -6,6 +6,7 @@ counted at that model, proposals included.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -88,7 +89,7 @@ class Claim:
 
 
 def ours(*, wrapped: bool = False) -> dict[str, type[Teleprompter]]:
-    """Return the installed methods of this package that need no more than a chat model, by name.
+    """Return the installed methods of this package that need no embedder, by name: simulated models do for them.
 
     Args:
         wrapped: Also DSPy's optimizers inside our contract.
@@ -98,7 +99,7 @@ def ours(*, wrapped: bool = False) -> dict[str, type[Teleprompter]]:
         name: kind
         for name, kind in kinds.items()
         if kind.__module__.startswith("preceptor.teleprompters")
-        and kind.needs == Teleprompter.needs
+        and "embedder" not in {field.name for field in dataclasses.fields(kind)}
         and (wrapped or kind.__module__ != WRAPPED)
     }
 

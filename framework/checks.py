@@ -11,6 +11,7 @@ import dspy
 
 from preceptor.errors import MetricError
 from preceptor.lm.adapter import takes_none
+from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import predictors
 from preceptor.scoring.metrics import Metric
 
@@ -41,6 +42,16 @@ def needed_inputs(student: dspy.Module) -> list[str]:
     parts = predictors(student)
     fields = parts[0][1].signature.input_fields if len(parts) == 1 else {}
     return [name for name, field in fields.items() if field.is_required() and not takes_none(field.annotation)]
+
+
+def check_settings(student: dspy.Module) -> None:
+    """Raise if a predictor holds a secret, which would be recorded with each of its calls.
+
+    Raises:
+        ConfigError: Naming the predictor and the setting.
+    """
+    for name, predictor in predictors(student):
+        refuse_secrets(f"The predictor {name}", predictor.config)
 
 
 def check_metric(metric: Metric, row: dspy.Example, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ class Evidence:
         demos: Demonstrations the method put below the instructions; they are part of the gain.
         copied: What the search's best candidate copies from a training input, "" if nothing; it was left out.
         lost: Failed attempts (`calls`), and the most they may have cost.
+        regions: What became of each region of a mixture of experts; texts and numbers by name.
+        principles: Of the returned program's constitutions, with what each is worth; texts and numbers by name.
     """
 
     method: str
@@ -66,6 +69,8 @@ class Evidence:
     copied: str = ""
     lost: Cost = field(default_factory=Cost)
     seed_search_score: float | None = None
+    regions: tuple[Mapping[str, Any], ...] = ()
+    principles: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def baseline(self) -> float:
@@ -86,7 +91,9 @@ class Evidence:
     def verdict(self) -> str:
         """The result in a sentence, and another one if a candidate was left out."""
         left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
-        return self._result + (left_out if self.copied else "")
+        experts = sum(region["expert"] == "its own" for region in self.regions)
+        mixed = f" {experts} of {len(self.regions)} regions have an expert of their own." if self.regions else ""
+        return self._result + mixed + (left_out if self.copied else "")
 
     @property
     def _result(self) -> str:
@@ -137,6 +144,8 @@ class Evidence:
             "demos": self.demos,
             "copied": self.copied,
             "verdict": self.verdict,
+            **({"regions": [dict(region) for region in self.regions]} if self.regions else {}),
+            **({"principles": [dict(principle) for principle in self.principles]} if self.principles else {}),
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,6 +18,9 @@ MOST_INSTRUCTIONS: Final = 1_000_000
 MOST_FIELDS: Final = 1_000
 """Inputs of one predictor, and outputs."""
 
+MOST_REGIONS: Final = 1_000
+"""Regions of a router."""
+
 MOST_DEMOS: Final = 10_000
 """Demonstrations of one predictor."""
 
@@ -43,6 +46,47 @@ def check_program(saved: Mapping[str, Any]) -> None:
     for name, predictor in _need(saved, "predictors", dict).items():
         _printable(name, "the name of a predictor")
         _check_predictor(_is(predictor, dict, f"predictor {name}"), f"predictor {name}")
+    if ("experts" in saved) != (saved["module"] == "experts"):
+        raise Malformed("module must be 'experts' where there are experts, and only there")
+    if "experts" in saved:
+        _check_experts(_is(saved["experts"], dict, "experts"), saved["predictors"])
+
+
+def _check_experts(saved: Mapping[str, Any], predictors: Mapping[str, Any]) -> None:
+    for name in ("student", "embedder"):
+        _printable(_need(saved, name, str, "experts"), f"experts.{name}")
+    if saved["student"] == "experts":
+        raise Malformed("experts.student must be another module")
+    for name, most in (("fields", MOST_FIELDS), ("regions", MOST_REGIONS)):
+        _distinct_lines(_need(saved, name, list, "experts"), most, f"experts.{name}")
+    _number(saved.get("radius"), "experts.radius")
+    if not 0 <= saved["radius"] <= 2:
+        raise Malformed(f"experts.radius must be in [0, 2], got {shown(saved['radius'])}")
+    steering = PRIVILEGED.intersection(saved["fields"])
+    if steering:
+        raise Malformed(f"experts.fields has {min(steering)!r}, which would steer the call")
+    _check_predictors_of_experts(saved["regions"], predictors)
+
+
+def _check_predictors_of_experts(regions: list[str], predictors: Mapping[str, Any]) -> None:
+    fields: dict[str, dict[str, Any]] = {}
+    for name, predictor in predictors.items():
+        expert, _, own = name.partition(": ")
+        fields.setdefault(expert, {})[own] = [list(predictor[side].items()) for side in ("inputs", "outputs")]
+    unknown = set(fields) - {"default", *regions}
+    if unknown or "default" not in fields:
+        raise Malformed(f"predictors of {_short(min(unknown, default='no default'))}, who is no expert")
+    others = [expert for expert, own in fields.items() if own != fields["default"]]
+    if others:
+        raise Malformed(f"{_short(others[0])} has other predictors or fields than the default")
+
+
+def _distinct_lines(values: list[Any], most: int, where: str) -> None:
+    _refuse_more(values, most, where)
+    for value in values:
+        _printable(_is(value, str, f"one of {where}"), f"one of {where}")
+    if not values or len(set(values)) < len(values):
+        raise Malformed(f"{where} must be distinct names, at least one")
 
 
 def _check_predictor(saved: Mapping[str, Any], place: str) -> None:
@@ -111,6 +155,22 @@ def _texts_by_name(value: Any, where: str) -> None:
         _is(text, str, f"{where}.{name}")
 
 
+def _regions(value: Any, where: str) -> None:
+    for region in _is(value, list, where):
+        _flat(region, "a region")
+
+
+def _principles(value: Any, where: str) -> None:
+    for principle in _is(value, list, where):
+        _flat(principle, "a principle")
+
+
+def _flat(value: Any, where: str) -> None:
+    for name, cell in _is(value, dict, where).items():
+        if isinstance(cell, (list, dict)):
+            raise Malformed(f"{_short(f'{where}.{name}')} must be a text or a number, got {shown(cell)}")
+
+
 def _probes(value: Any, where: str) -> None:
     for probe in _is(value, list, where):
         _need(_is(probe, dict, "a probe"), "answer", str, "a probe")
@@ -129,6 +189,8 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),
     **dict.fromkeys(("replaced", "has_candidate"), _flag),
     "probes": _probes,
+    "regions": _regions,
+    "principles": _principles,
 }
 
 

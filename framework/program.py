@@ -1,8 +1,9 @@
 """The artifact: a compiled program as one folder that can be read, compared, checked and run.
 
-    program.json    modules and signatures by field name, instructions, demonstrations, the model's name
-    evidence.json   what the compile measured, and probe answers
-    manifest.json   SHA-256 of both
+    program.json            modules and signatures by field name, instructions, demonstrations, the model's name
+    evidence.json           what the compile measured, and probe answers
+    centroids.safetensors   where each expert answers, if the program has several
+    manifest.json           SHA-256 of the others
 
 It is written beside its place and renamed, so that it is there whole or not at all. Anybody may have
 written what is loaded: links aren't followed, sizes are bounded, types come from a closed list, and
@@ -11,7 +12,6 @@ nothing is imported or run. Modules of ours are rebuilt by name, a class of the 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -27,8 +27,9 @@ from typing import Any, Final, cast
 
 import dspy
 
-from preceptor import form, untrusted
-from preceptor.errors import ArtifactError
+from preceptor import form, routed, untrusted
+from preceptor.errors import ArtifactError, ConfigError
+from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
@@ -36,8 +37,6 @@ from preceptor.untrusted import Malformed, shown
 SCHEMA: Final = 1
 _FILES: Final = ("program.json", "evidence.json")
 _DSPY: Final[Mapping[str, Any]] = {"dspy.Predict": dspy.Predict, "dspy.ChainOfThought": dspy.ChainOfThought}
-_MATCHED_LINES: Final = 5_000
-"""Lines of a text up to which a diff looks for those in common; the time it takes grows with their square."""
 
 
 def candidate_of(program: dspy.Module) -> Candidate:
@@ -84,7 +83,8 @@ def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: s
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        _write(fresh, {"program.json": _described(program, lm), "evidence.json": _replayable(evidence)})
+        files = {"program.json": _json(_described(program, lm)), "evidence.json": _json(_replayable(evidence))}
+        _write(fresh, files | ({routed.FILE: routed.written(program)} if _is_routed(program) else {}))
         _read(fresh)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -108,22 +108,22 @@ def _replayable(evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {**evidence, "probes": safe}
 
 
-def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    hashes = {name: _write_json(folder / name, value) for name, value in files.items()}
-    _write_json(folder / "manifest.json", hashes)
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for name, content in {**files, "manifest.json": _json(manifest)}.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> str:
-    """Write JSON, the fields in the order they have; return its SHA-256."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
-    with path.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(text).hexdigest()
+def _json(value: Mapping[str, Any]) -> bytes:
+    """Return JSON, the fields in the order they have."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
 
 
 def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
+    is_routed = _is_routed(program)
     described = {
         name: {
             "instructions": str(predictor.signature.instructions),
@@ -131,11 +131,13 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
             "outputs": {field: _field(info) for field, info in predictor.signature.output_fields.items()},
             "demos": [dspy.Example(dict(demo)).toDict() for demo in predictor.demos],
         }
-        for name, predictor in predictors(program)
+        for name, predictor in routed.labels(program, is_routed=is_routed).items()
     }
+    student = {"experts": routed.described(program, _module_name(cast("Any", program).default))} if is_routed else {}
     return {
         "schema": SCHEMA,
         "module": _module_name(program),
+        **student,
         "predictors": described,
         "lm": re.sub(r"\w+://.*", "", lm),
         "preceptor": version("preceptor"),
@@ -178,6 +180,10 @@ def _module_name(program: dspy.Module) -> str:
     return known[0] if known else f"{kind.__module__}:{kind.__qualname__}"
 
 
+def _is_routed(program: dspy.Module) -> bool:
+    return _module_name(program) == routed.MODULE
+
+
 @functools.cache
 def _installed() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="preceptor.modules")}
@@ -190,11 +196,38 @@ class Artifact:
     path: Path
     program: Mapping[str, Any]
     evidence: Mapping[str, Any]
+    tensors: routed.Tensors
+
+    @property
+    def is_routed(self) -> bool:
+        """True if it has several experts."""
+        return routed.MODULE in self.program
 
     @property
     def instructions(self) -> dict[str, str]:
-        """Predictor name -> instructions."""
+        """Predictor name -> instructions; an expert's predictor is named after the expert, too."""
         return {name: saved["instructions"] for name, saved in self.program["predictors"].items()}
+
+    @property
+    def predictors(self) -> dict[str, dict[str, Any]]:
+        """Expert -> predictor name -> what was saved of it; the expert is "" where there are none."""
+        return routed.grouped(self.program["predictors"], is_routed=self.is_routed)
+
+    def instructions_of(self, experts: Iterable[str]) -> dict[str, str]:
+        """Return the instructions that answer for each expert: its own, else the default's, and the router in words."""
+        groups = self.predictors
+        answering = {expert: groups.get(expert) or groups.get(routed.DEFAULT) or groups[""] for expert in experts}
+        found = {
+            routed.label(expert, name): str(saved["instructions"])
+            for expert, group in answering.items()
+            for name, saved in group.items()
+        }
+        return found | ({"router": self.router} if self.is_routed else {})
+
+    @property
+    def router(self) -> str:
+        """The router of the experts in words, "" if there are none."""
+        return routed.told(self.program[routed.MODULE], self.predictors) if self.is_routed else ""
 
 
 def read(path: Path) -> Artifact:
@@ -211,11 +244,11 @@ def read(path: Path) -> Artifact:
 
 def _read(path: Path) -> Artifact:
     manifest = _parsed(path / "manifest.json", _content(path, "manifest.json"))
-    contents = {name: _content(path, name) for name in _FILES}
+    contents = {name: _content(path, name) for name in (*_FILES, *({routed.FILE} & set(manifest)))}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != manifest.get(name):
             raise Malformed(f"{path / name} was altered since it was saved (its SHA-256 differs)")
-    program, evidence = (_parsed(path / name, content) for name, content in contents.items())
+    program, evidence = (_parsed(path / name, contents[name]) for name in _FILES)
     schema, writer = program.get("schema"), program.get("preceptor")
     if type(schema) is not int or schema != SCHEMA:
         raise Malformed(
@@ -227,7 +260,18 @@ def _read(path: Path) -> Artifact:
             check(value)
         except Malformed as error:
             raise Malformed(f"{path / name} is malformed: {error}") from error
-    return Artifact(path, program, evidence)
+    return Artifact(path, program, evidence, _tensors(path, program, contents.get(routed.FILE)))
+
+
+def _tensors(path: Path, program: Mapping[str, Any], content: bytes | None) -> routed.Tensors:
+    if routed.MODULE not in program:
+        return {}
+    if content is None:
+        raise Malformed(f"{path} is incomplete: {routed.FILE} is missing")
+    try:
+        return routed.check(program[routed.MODULE], content)
+    except Malformed as error:
+        raise Malformed(f"{path / routed.FILE} {error}") from error
 
 
 def _content(path: Path, name: str) -> bytes:
@@ -250,39 +294,61 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         raise Malformed(f"{path} {error}") from error
 
 
-def load(path: str | Path, *, student: dspy.Module | None = None) -> dspy.Module:
+def load(path: str | Path, *, student: dspy.Module | None = None, embedder: Embedder | None = None) -> dspy.Module:
     """Return the saved program, ready to call.
 
     Args:
         path: The artifact folder; whoever wrote it, nothing of it is run.
-        student: An instance of the user's own class, where the program is none of ours or DSPy's.
+        student: An instance of the user's own class, where the program, or each of its experts, is none of ours
+            or DSPy's.
+        embedder: The user's own, where a program of several experts was made with one.
 
     Raises:
-        ArtifactError: If the folder is bad, or the student has other predictors or fields.
+        ArtifactError: If the folder is bad, the student has other predictors or fields, or the embedder isn't
+            there or isn't the one that was used.
     """
-    artifact = read(Path(path))
-    program = copy_of(student) if student is not None else _rebuilt(artifact)
-    found = dict(predictors(program))
-    saved: dict[str, Any] = artifact.program["predictors"]
-    if set(found) != set(saved):
-        raise ArtifactError(f"{path} has the predictors {_listed(saved)}, the student has {_listed(found)}.")
-    for name, predictor in found.items():
-        _refuse_other_fields(str(path), name, predictor.signature, saved[name])
-        _refuse_lists_for_texts(str(path), name, predictor.signature, saved[name]["demos"])
-    for name, predictor in found.items():
-        predictor.signature = predictor.signature.with_instructions(saved[name]["instructions"])
-        predictor.demos = [dspy.Example(demo) for demo in saved[name]["demos"]]
+    artifact, parts = read(Path(path)), dict[str, dspy.Module]()
+    for expert, saved in artifact.predictors.items():
+        part = copy_of(student) if student is not None else _rebuilt(artifact, saved)
+        parts[expert] = _filled(part, str(path), saved)
+    program = _routed(artifact, parts, embedder) if artifact.is_routed else parts[""]
     program._compiled = True
     return program
 
 
-def _rebuilt(artifact: Artifact) -> dspy.Module:
-    name, ours = str(artifact.program["module"]), _installed()
+def _filled(program: dspy.Module, path: str, saved: Mapping[str, Any]) -> dspy.Module:
+    """Return the program with the instructions and demonstrations that were saved."""
+    found = dict(predictors(program))
+    if set(found) != set(saved):
+        raise ArtifactError(f"{path} has the predictors {_listed(saved)}, the student has {_listed(found)}.")
+    for name, predictor in found.items():
+        _refuse_other_fields(path, name, predictor.signature, saved[name])
+        _refuse_lists_for_texts(path, name, predictor.signature, saved[name]["demos"])
+    for name, predictor in found.items():
+        predictor.signature = predictor.signature.with_instructions(saved[name]["instructions"])
+        predictor.demos = [dspy.Example(demo) for demo in saved[name]["demos"]]
+    return program
+
+
+def _routed(artifact: Artifact, parts: Mapping[str, dspy.Module], embedder: Embedder | None) -> dspy.Module:
+    saved = artifact.program[routed.MODULE]
+    router = routed.router(str(artifact.path), saved, artifact.tensors, embedder)
+    experts = {name: part for name, part in parts.items() if name != routed.DEFAULT}
+    kind: Any = _installed()[routed.MODULE].load()
+    try:
+        return cast("dspy.Module", kind(parts[routed.DEFAULT], experts, router))
+    except ConfigError as error:
+        raise ArtifactError(f"{artifact.path} holds experts that can't be: {error}") from error
+
+
+def _rebuilt(artifact: Artifact, predictors_saved: Mapping[str, Any]) -> dspy.Module:
+    holder = artifact.program[routed.MODULE] if artifact.is_routed else artifact.program
+    name, ours = str(holder["student" if artifact.is_routed else "module"]), _installed()
     if name not in ours and name not in _DSPY:
         raise ArtifactError(
             f"{artifact.path} holds a {name:.200}; pass an instance: load(path, student={name.split(':')[-1]:.100}())."
         )
-    saved = list(artifact.program["predictors"].values())
+    saved = list(predictors_saved.values())
     if len(saved) != 1:
         raise ArtifactError(f"{artifact.path} holds a {name} of {len(saved)} predictors; it has one.")
     try:
@@ -331,27 +397,3 @@ def _refuse_lists_for_texts(path: str, name: str, signature: Any, demos: Iterabl
 
 def _listed(names: Iterable[str]) -> str:
     return shown(list(names))
-
-
-def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """Return a unified diff of two programs' instructions, "" where they are equal.
-
-    Example:
-        >>> print(diff({"predict": "Sort."}, {"predict": "Sort by queue."}))
-        --- predict
-        +++ predict
-        @@ -1 +1 @@
-        -Sort.
-        +Sort by queue.
-    """
-    names = sorted({*before, *after})
-    parts = [_compared(name, before.get(name, ""), after.get(name, "")) for name in names]
-    return "\n".join(line for part in parts for line in part)
-
-
-def _compared(name: str, before: str, after: str) -> Iterable[str]:
-    old, new = before.splitlines(), after.splitlines()
-    if before == after or max(len(old), len(new)) <= _MATCHED_LINES:
-        return difflib.unified_diff(old, new, name, name, lineterm="") if before != after else ()
-    head = (f"--- {name}", f"+++ {name}", f"@@ -1,{len(old)} +1,{len(new)} @@")
-    return (*head, *(f"-{line}" for line in old), *(f"+{line}" for line in new))

@@ -3,6 +3,8 @@
 run.json        fingerprints of the inputs, and the command that resumes the run
 ledger.sqlite   every answer
 trials.jsonl    every candidate with its scores, written as they come
+lineage.jsonl   where each candidate comes from, where the method tells
+study.log       the same as an Optuna study; optuna-dashboard opens it
 result.json     the object that `compile --json` prints
 program/        the artifact
 """
@@ -13,17 +15,22 @@ import hashlib
 import json
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
 from preceptor.errors import RunError
+from preceptor.lineage import LINEAGE, Birth
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.redaction import without_credentials
+from preceptor.scoring.metrics import Aggregate, mean
 from preceptor.scoring.trial import Trial
+
+if TYPE_CHECKING:
+    from preceptor.study import Studies
 
 _HALVES: Final = "backslashreplace"
 """Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
@@ -44,9 +51,16 @@ class Run:
 
     folder: Path
     ledger: Ledger
+    studies: Studies
 
-    def write_trials(self, trials: Sequence[Trial]) -> None:
-        """Append trials, one JSON object a line."""
+    def write_trials(self, trials: Sequence[Trial], aggregate: Aggregate = mean, calls: int = 0) -> None:
+        """Append trials, one JSON object a line, and to the study.
+
+        Args:
+            trials: What was scored.
+            aggregate: Makes a score of all rows a candidate has seen.
+            calls: Of the run, so far.
+        """
         path = self.folder / "trials.jsonl"
         with _writable(self.folder), path.open("a", encoding="utf-8", errors=_HALVES) as file:
             for trial in trials:
@@ -58,11 +72,27 @@ class Run:
                     "kinds": [outcome.kind for outcome in trial.outcomes],
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.studies.record(trials, aggregate, calls)
+
+    def write_lineage(self, birth: Birth) -> None:
+        """Append where a candidate comes from, as one JSON object a line."""
+        with _writable(self.folder), (self.folder / LINEAGE).open("a", encoding="utf-8", errors=_HALVES) as file:
+            file.write(json.dumps(birth.as_dict(), ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def part(self, name: str) -> Generator[Run]:
+        """Open a folder in this one for a part of the compile, which may run beside others; the answers are shared."""
+        with ExitStack() as opened:
+            with _writable(self.folder):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                studies = opened.enter_context(closing(_begun(self.folder / name)))
+            yield Run(self.folder / name, self.ledger, studies)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all."""
         with _writable(self.folder):
             _write_whole(self.folder / "result.json", result)
+            self.studies.conclude(result)
 
     @property
     def program(self) -> Path:
@@ -91,9 +121,18 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
         opened.callback(ledger.close)
         with _writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
             _refuse_lost_answers(folder, ledger)
-            (folder / "trials.jsonl").unlink(missing_ok=True)
             _write_whole(folder / "run.json", {**known, "fingerprints": prints})
-        yield Run(folder, ledger)
+            studies = opened.enter_context(closing(_begun(folder)))
+        yield Run(folder, ledger, studies)
+
+
+def _begun(folder: Path) -> Studies:
+    """Start a folder's records anew."""
+    from preceptor.study import Studies  # Optuna, which `import preceptor` doesn't wait for
+
+    for name in ("trials.jsonl", LINEAGE):
+        (folder / name).unlink(missing_ok=True)
+    return Studies(folder)
 
 
 @contextmanager

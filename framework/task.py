@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import random
+from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import dspy
@@ -14,13 +17,15 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response, request_from_openai_chat
 
 from preceptor.errors import ConfigError, LMFailed
+from preceptor.lineage import Birth
 from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
 from preceptor.lm.dispatch import reason
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
 from preceptor.lm.seam import predictors
-from preceptor.program import apply
+from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
+from preceptor.program import apply, copy_of
 from preceptor.run import Run
 from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import Metric, mean, references
@@ -60,6 +65,8 @@ class Task:
         threads: Rows in flight where the model answers one request a call.
         report: Told of progress.
         scored: Every trial so far, in the order it was scored.
+        drawn: Prompt -> how often `draw` has asked it.
+        born: Keys of the candidates whose origin is written down.
     """
 
     student: dspy.Module
@@ -76,7 +83,10 @@ class Task:
     threads: int
     report: Report
     confirm_rows: int = 0
+    confirms: int = 2
     scored: list[Trial] = field(default_factory=list[Trial])
+    drawn: Tally[str] = field(default_factory=Tally[str])
+    born: set[str] = field(default_factory=set[str])
     rates: list[float] = field(default_factory=list[float])
 
     @property
@@ -102,16 +112,29 @@ class Task:
             BudgetExhausted: If the budget ends.
             LMFailed: If more than one row in twenty failed.
         """
-        programs = [apply(self.student, candidate) for candidate in candidates]
-        jobs = [Job(program, self.train[row]) for program in programs for row in rows]
-        what = f"scoring {len(candidates)} candidates on {len(rows)} rows"
-        return self._trials(candidates, rows, self._counted(self._evaluator(len(jobs), what), jobs))
+        return self.score_each([(candidate, rows) for candidate in candidates])
+
+    def score_each(self, walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
+        """Score every candidate on train rows of its own; costs one call per row and predictor.
+
+        The outcomes of a program of several predictors hold what each was given and answered.
+
+        Raises:
+            BudgetExhausted: If the budget ends.
+            LMFailed: If more than one row in twenty failed.
+        """
+        programs = [(apply(self.student, candidate), rows) for candidate, rows in walks]
+        jobs = [Job(program, self.train[row]) for program, rows in programs for row in rows]
+        lengths = sorted({len(rows) for _, rows in walks})
+        what = f"scoring {len(walks)} candidates on {' to '.join(map(str, lengths[:1] + lengths[1:][-1:]))} rows"
+        evaluator = self._evaluator(len(jobs), what, has_steps=len(self.signatures) > 1)
+        return self._trials(walks, self._counted(evaluator, jobs))
 
     def record(self, candidate: Candidate, rows: Sequence[int], outcomes: Sequence[Outcome]) -> Trial:
         """Write down a trial whose rows something else has scored, such as an optimizer of DSPy's; no call."""
         trial = Trial(candidate, tuple(rows), tuple(outcomes), self.metric.aggregate(outcomes))
         self.scored.append(trial)
-        self.run.write_trials([trial])
+        self.run.write_trials([trial], self.metric.aggregate, self.meter.account.spent.calls)
         return trial
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
@@ -130,7 +153,8 @@ class Task:
         ]
         self.report(f"likelihood of {len(candidates)} candidates on {len(rows)} rows", 0, len(calls))
         results = self.meter.ask(self.lm, calls)
-        return self._trials(candidates, rows, [_likelihood(result) for result in results])
+        walks = [(candidate, rows) for candidate in candidates]
+        return self._trials(walks, [_likelihood(result) for result in results])
 
     def refuse_likelihood(self) -> None:
         """Raise unless log-probabilities of given answers can be had.
@@ -144,12 +168,22 @@ class Task:
         if not getattr(self.lm.engine, "supports_choices", False):
             raise ConfigError(f"The likelihood score needs a model in this process; {self.lm.model} only writes text.")
 
-    def steps(self, rows: Sequence[int]) -> list[tuple[Outcome, tuple[Step, ...]]]:
-        """Run the seed on train rows and return what each predictor was given and answered."""
-        program = apply(self.student, self.seed)
-        evaluator = self._evaluator(len(rows), f"watching the seed on {len(rows)} rows", has_steps=True)
+    def steps(self, rows: Sequence[int], candidate: Candidate | None = None) -> list[tuple[Outcome, tuple[Step, ...]]]:
+        """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""
+        program = apply(self.student, candidate or self.seed)
+        whom = "a candidate" if candidate else "the seed"
+        evaluator = self._evaluator(len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
         outcomes = self._counted(evaluator, [Job(program, self.train[row]) for row in rows])
         return [(outcome, outcome.steps) for outcome in outcomes]
+
+    def made(self, candidate: Candidate, parent: Candidate, predictor: str, how: str, because: str = "") -> None:
+        """Write down where a candidate comes from: its parent, how it was made, and the text that led to it.
+
+        The seed comes from nowhere, and of several origins the first counts.
+        """
+        if candidate.key not in {self.seed.key, *self.born}:
+            self.born.add(candidate.key)
+            self.run.write_lineage(Birth(candidate, parent, predictor, how, because))
 
     def propose(self, prompts: Sequence[str], sampling: Sampling, *, samples: int = 1) -> list[str]:
         """Ask the proposer each prompt `samples` times; return the texts, prompt by prompt.
@@ -158,6 +192,85 @@ class Task:
             LMFailed: If more than one request in twenty failed.
         """
         calls = [Call(self._proposal(prompt, sampling, n), n) for prompt in prompts for n in range(samples)]
+        return [text for text in self._texts(calls) if text is not None]
+
+    def draw(self, prompts: Sequence[str], sampling: Sampling) -> list[str | None]:
+        """Ask the proposer each prompt once; return one text each, None where the request failed.
+
+        A prompt that was asked before, here or in an earlier call, gets another draw.
+
+        Raises:
+            LMFailed: If more than one request in twenty failed.
+        """
+        calls: list[Call] = []
+        for prompt in prompts:
+            calls.append(Call(self._proposal(prompt, sampling, self.drawn[prompt]), self.drawn[prompt]))
+            self.drawn[prompt] += 1
+        return self._texts(calls)
+
+    def choose(self, asked: Sequence[tuple[str, Sequence[str]]], sampling: Sampling) -> list[str | None]:
+        """Ask the proposer to pick one of some texts, prompt by prompt; return what it wrote, None where that failed.
+
+        A model in this process can only write one of the texts: one is drawn by the odds it gives them, at the
+        temperature. Another may write anything.
+
+        Raises:
+            LMFailed: If more than one request in twenty failed.
+        """
+        calls: list[Call] = []
+        for prompt, options in asked:
+            request = self._proposal(prompt, sampling, self.drawn[prompt])
+            if getattr(self.proposer.engine, "supports_choices", False):
+                config = dataclasses.replace(request.config, extensions={"choices": list(options)})
+                request = dataclasses.replace(request, config=config)
+            calls.append(Call(request, self.drawn[prompt]))
+            self.drawn[prompt] += 1
+        return [
+            self._picked(result, sampling.temperature) if isinstance(result, Response) else None
+            for result in self._answers(calls)
+        ]
+
+    def _picked(self, response: Response, temperature: float) -> str:
+        """Return a response's text; where it holds the odds of several, one drawn by them."""
+        top: Sequence[Any] = response.logprobs[0].top if response.logprobs else ()
+        if len(top) < 2 or not temperature:
+            return response.message.text or ""
+        odds = [
+            math.exp((choice.logprob - top[0].logprob) / temperature) for choice in top
+        ]  # the first is the likeliest
+        return str(self.rng.choices([choice.token for choice in top], odds)[0])
+
+    @property
+    def embedding_space(self) -> EmbeddingSpace:
+        """What soft tokens for the proposer have to look like.
+
+        Raises:
+            ConfigError: If it takes none.
+        """
+        space: EmbeddingSpace | None = getattr(self.proposer.engine, "embedding_space", None)
+        if space is None:
+            raise ConfigError(
+                f"Soft tokens need a proposer in this process; {self.proposer.model} only reads text. "
+                "Pass proposer=preceptor.LocalLM('qwen2.5-coder-1.5b'), or --proposer local/qwen2.5-coder-1.5b."
+            )
+        return space
+
+    def propose_from(self, soft: Sequence[SoftTokens], prompt: str, sampling: Sampling) -> list[str]:
+        """Ask the proposer one prompt below each of the soft tokens; return the texts, "" where a call failed.
+
+        A request's own seed is drawn from its soft tokens.
+
+        Raises:
+            LMFailed: If more than one request in twenty failed.
+        """
+        calls = [Call(with_soft_tokens(self._proposal(prompt, sampling, tokens), tokens)) for tokens in soft]
+        return [text or "" for text in self._texts(calls)]
+
+    def _texts(self, calls: Sequence[Call]) -> list[str | None]:
+        results = self._answers(calls)
+        return [(result.message.text or "") if isinstance(result, Response) else None for result in results]
+
+    def _answers(self, calls: Sequence[Call]) -> list[Response | Exception]:
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))
         results = self.meter.ask(self.proposer, calls)
         failed = [result for result in results if isinstance(result, Exception)]
@@ -166,9 +279,9 @@ class Task:
                 f"The proposer {self.proposer.model} failed {len(failed)} of {len(calls)} requests; "
                 f"the first with: {reason(failed[0])}."
             )
-        return [result.message.text or "" for result in results if isinstance(result, Response)]
+        return results
 
-    def _proposal(self, prompt: str, sampling: Sampling, sample: int) -> Request:
+    def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
         settings = {name: value for name, value in self.proposer.kwargs.items() if name not in _NOT_SENT and value}
         own = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
         if "max_completion_tokens" in settings:  # reasoning models take neither of the others
@@ -190,7 +303,7 @@ class Task:
         before = account.spent.calls
         outcomes = evaluator.run(jobs)
         self.rates.append((account.spent.calls - before) / max(1, len(jobs)))
-        account.hold(math.ceil(2 * self.confirm_rows * self.calls_a_row))
+        account.hold(math.ceil(self.confirms * self.confirm_rows * self.calls_a_row))
         return outcomes
 
     def _evaluator(self, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
@@ -202,16 +315,26 @@ class Task:
         label = references(example[output_name(signature)])[0]
         return DirectAdapter().request(self.lm, {}, signature, demos, example.inputs().toDict(), [label])
 
-    def _trials(self, candidates: Sequence[Candidate], rows: Sequence[int], outcomes: list[Outcome]) -> list[Trial]:
+    def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
         refuse_failures(outcomes)
+        aggregate = mean if any((outcome.score or 0) < 0 for outcome in outcomes) else self.metric.aggregate
         trials: list[Trial] = []
-        for at, candidate in enumerate(candidates):
-            own = tuple(outcomes[at * len(rows) : (at + 1) * len(rows)])
-            aggregate = mean if any((outcome.score or 0) < 0 for outcome in own) else self.metric.aggregate
+        left = iter(outcomes)
+        for candidate, rows in walks:
+            own = tuple(islice(left, len(rows)))
             trials.append(Trial(candidate, tuple(rows), own, aggregate(own)))
         self.scored.extend(trials)
-        self.run.write_trials(trials)
+        self.run.write_trials(trials, aggregate, self.meter.account.spent.calls)
         return trials
+
+
+def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:
+    """Return a copy whose predictors' own models, if they have any, are metered too."""
+    copied = copy_of(student)
+    for _, predictor in predictors(copied):
+        if predictor.lm is not None:
+            predictor.lm = meter.wrap(predictor.lm)
+    return copied
 
 
 def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:

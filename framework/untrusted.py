@@ -13,6 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Optional, Union
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
 MOST_BYTES: Final = 16_000_000
 """Of one file."""
 
@@ -130,6 +134,24 @@ def _refuse_surrogates(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise Malformed(f"holds half a character in {shown(text)}") from error
+
+
+def tensors(content: bytes) -> dict[str, Any]:
+    """Return the arrays of a safetensors file by name: finite numbers of 32 bits, and nothing else.
+
+    Raises:
+        Malformed: If it is something else.
+    """
+    try:
+        found = load(content)
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Malformed(f"is no safetensors file: {shown(str(error))}") from error
+    for name, array in found.items():
+        if array.dtype != np.float32:
+            raise Malformed(f"holds {shown(name)} of type {array.dtype}, not float32")
+        if not np.isfinite(array).all():
+            raise Malformed(f"holds {shown(name)} with numbers that aren't finite")
+    return found
 
 
 _PLAIN: Final[Mapping[str, Any]] = {

@@ -145,7 +145,7 @@ class APE(Teleprompter):
         if self.mode == "labels":
             _refuse_without_labels(task)
         best, rows = self._seed(task)
-        pairs = _pairs(task, rows)
+        pairs = demonstrations(task, rows)
         trials: Sequence[Trial] = []
         names = list(task.signatures)
         for at, name in enumerate(names):
@@ -172,8 +172,9 @@ class APE(Teleprompter):
             if room <= 0:
                 break
             prompts = [RESAMPLE.substitute(instruction=one.instructions[name]) for one in kept[:room]]
-            fresh = [clean(text) for text in task.propose(prompts, self._sampling)]
-            pool |= {one.key: one for one in _distinct(task, seed, name, fresh)}
+            texts = task.propose(prompts, self._sampling)  # all or none: of so few none may fail
+            for one, text in zip(kept, texts, strict=False):
+                pool |= {made.key: made for made in _distinct(task, one, name, [clean(text)], "variation")}
             trials = self._race(task, list(pool.values()), rows)
         return trials
 
@@ -280,7 +281,7 @@ def _refuse_without_labels(task: Task) -> None:
         raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
 
 
-def _pairs(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
+def demonstrations(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
     """Return each predictor's demonstrations as text, in the order of `rows`.
 
     A single predictor's are the rows themselves, where they have its fields. Else they are what the seed's
@@ -327,7 +328,10 @@ def clean(text: str) -> str:
     return quoted[2].strip() if quoted and quoted[1][0] not in quoted[2] else body
 
 
-def _distinct(task: Task, seed: Candidate, name: str, texts: Sequence[str]) -> list[Candidate]:
+def _distinct(task: Task, seed: Candidate, name: str, texts: Sequence[str], how: str = "proposal") -> list[Candidate]:
     """Return one candidate per new text, in the order they came; copies of training text are left out."""
     fresh = [text for text in dict.fromkeys(texts) if text and text != seed.instructions[name]]
-    return [seed.with_instruction(name, text) for text in Guard.of(task.train, task.signatures).originals(fresh)]
+    made = [seed.with_instruction(name, text) for text in Guard.of(task.train, task.signatures).originals(fresh)]
+    for one in made:
+        task.made(one, seed, name, how)
+    return made

@@ -52,6 +52,8 @@ class _Wrapped(Teleprompter):
     The seed is scored first, on the rows the optimizer will judge candidates by.
     """
 
+    is_alone: ClassVar[bool] = True
+
     def search(self, task: Task) -> Sequence[Trial]:
         """Run the optimizer; return the trial of what it chose, then the others, best first."""
         what, rows = f"{type(self).__name__} scores rows", len(task.order)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +15,17 @@ from typing import ClassVar
 import pytest
 
 from preceptor.cli import run
-from preceptor.teleprompters import APE, COPRO, GEPA, MIPROv2
+from preceptor.lm.embedding import Embedder
+from preceptor.teleprompters import (
+    APE,
+    COPRO,
+    GEPA,
+    ConstitutionalExperts,
+    InstructZero,
+    MIPROv2,
+    MixtureOfExperts,
+    ProTeGi,
+)
 from preceptor.testing import toy
 from preceptor.testing.conformance import Conformance
 
@@ -41,13 +53,46 @@ class TestCOPRO(Conformance):
     settings: ClassVar = {"breadth": 3, "depth": 1}
 
 
+class TestConstitutionalExperts(Conformance):
+    method = ConstitutionalExperts
+    settings: ClassVar = {"steps": 1, "errors": 2, "edits": 2}
+
+
 class TestGEPA(Conformance):
     method = GEPA
     estimate_bound = 0.7  # it meets most of so few rows again, with the same instruction: nothing is asked then
 
 
+class TestInstructZero(Conformance):
+    method = InstructZero
+    settings: ClassVar = {"start": 3, "batch": 2, "iterations": 2, "exemplars": 2}
+
+
 class TestMIPROv2(Conformance):
     method = MIPROv2
+
+
+class TestProTeGi(Conformance):
+    method = ProTeGi
+    settings: ClassVar = {"rounds": 1, "minibatch": 8, "gradients": 2, "paraphrases": 1, "successors": 4}
+
+
+def by_number(texts: Sequence[str]) -> list[list[float]]:
+    """Embed rows in two directions, so that both have rows of either label."""
+    numbers = [int(found[0]) if (found := re.findall(r"\d+", text)) else 0 for text in texts]
+    return [[1.0, 0.0] if number // 2 % 2 else [0.0, 1.0] for number in numbers]
+
+
+class TestMixtureOfExperts(Conformance):
+    method = MixtureOfExperts
+    settings: ClassVar = {
+        "method": APE,
+        "settings": TestAPE.settings,
+        "regions": 2,
+        "least_rows": 2,
+        "embedder": Embedder("by number", by_number),
+    }
+    confirm = 64  # so that a region's half of them can confirm its expert
 
 
 class TestHillClimbing(Conformance):
@@ -55,7 +100,17 @@ class TestHillClimbing(Conformance):
     settings: ClassVar = {"steps": 3}
 
 
-SUITES: tuple[type[Conformance], ...] = (TestAPE, TestCOPRO, TestGEPA, TestMIPROv2, TestHillClimbing)
+SUITES: tuple[type[Conformance], ...] = (
+    TestAPE,
+    TestCOPRO,
+    TestConstitutionalExperts,
+    TestGEPA,
+    TestInstructZero,
+    TestMIPROv2,
+    TestMixtureOfExperts,
+    TestProTeGi,
+    TestHillClimbing,
+)
 
 
 def test_every_installed_method_is_tested_here() -> None:

@@ -108,6 +108,12 @@ def test_a_program_of_another_form_is_refused(change: Callable[[Any], object], m
         ({"probes": [{"inputs": {}}]}, "a probe.answer is missing"),
         ({"probes": [{"answer": "a", "inputs": []}]}, "a probe.inputs must be an object, got []"),
         ({"program": "here"}, "run is missing"),
+        ({"regions": {}}, "regions must be a list, got a dict"),
+        ({"regions": ["a"]}, "a region must be an object, got 'a'"),
+        ({"regions": [{"seed": [1]}]}, "a region.seed must be a text or a number, got a list"),
+        ({"principles": {}}, "principles must be a list, got a dict"),
+        ({"principles": ["a"]}, "a principle must be an object, got 'a'"),
+        ({"principles": [{"worth": {}}]}, "a principle.worth must be a text or a number, got a dict"),
     ],
     ids=str,
 )

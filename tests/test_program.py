@@ -9,10 +9,11 @@ import dspy
 import pytest
 
 from preceptor import load
+from preceptor.difference import diff
 from preceptor.errors import ArtifactError
 from preceptor.lm.adapter import declare
 from preceptor.modules import Classify, Generate
-from preceptor.program import apply, candidate_of, diff, read, save, type_text
+from preceptor.program import apply, candidate_of, read, save, type_text
 from preceptor.scoring.trial import Candidate
 from preceptor.testing import asked, simulated
 

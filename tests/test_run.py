@@ -10,6 +10,7 @@ import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import RunError
+from preceptor.lineage import Birth
 from preceptor.lm.ledger import Answer, Call
 from preceptor.run import fingerprint, open_run, read_run, remember_command
 from preceptor.scoring.trial import Candidate, Outcome, Trial
@@ -57,6 +58,16 @@ def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(t
             run.write_trials([TRIAL])
         lines = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == [expected, expected]
+
+
+def test_the_lineage_begins_anew_when_the_run_is_resumed(tmp_path: Path) -> None:
+    birth = Birth(TRIAL.candidate, Candidate({"predict": "Groß?"}), "predict", "edit", "Größe fehlt.")
+    for _ in range(2):
+        with open_run(tmp_path, PARTS) as run:
+            run.ledger.write([ANSWERED])
+            run.write_lineage(birth)
+        lines = (tmp_path / "lineage.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [birth.as_dict()]
 
 
 def test_the_result_is_readable_json(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from dspy.lm15 import (
 )
 
 from preceptor.cli import run
-from preceptor.errors import LMFailed, PreceptorError
+from preceptor.errors import ConfigError, LMFailed, PreceptorError
 from preceptor.lm.dispatch import Patience
 from preceptor.modules import Classify
 from preceptor.run import read_run, remember_command
@@ -197,6 +197,25 @@ def test_so_does_one_with_a_key_of_the_proposers_or_a_predictors_own(tmp_path: P
         compiled(lm(echo, api_key="none"), tmp_path / "run", proposer=lm(echo, "openai/y", api_key=KEY))
 
     assert 0 < sum(KEY in told for told in echo.told) < len(echo.told)
+    assert leaks(tmp_path) == []
+
+
+@pytest.mark.parametrize("role", ["model", "proposer", "predictor"])
+def test_a_secret_among_the_settings_that_are_recorded_is_refused_before_the_first_call(
+    tmp_path: Path, echo: Echo, role: str
+) -> None:
+    student, model, proposer = Classify(SIGNATURE, "Sort."), lm(echo, api_key="none"), None
+    if role == "predictor":
+        student.predict.config["api_key"] = KEY
+    elif role == "model":
+        model = lm(echo, api_key="none", aws_secret_access_key=KEY)
+    else:
+        proposer = lm(echo, api_key="none", extra_body={"session_token": KEY})
+
+    with pytest.raises(ConfigError, match="which would be recorded with every call"):
+        compiled(model, tmp_path / "run", student=student, proposer=proposer)
+
+    assert echo.told == []
     assert leaks(tmp_path) == []
 
 

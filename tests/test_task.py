@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Request
+from dspy.lm15 import Request, Response, TokenLogprob, TopLogprob
 
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
 from preceptor.lm.budget import Account, Budget
@@ -197,6 +199,66 @@ def test_one_proposal_in_twenty_may_fail_and_no_more(make: Open) -> None:
             task.propose(["a", "bad", "b"], SAMPLING)
 
 
+def test_a_prompt_that_is_drawn_again_gets_another_answer_the_same_in_every_run(make: Open) -> None:
+    def seeded(request: Request) -> str:
+        return f"{prompt(request)} {request.config.seed}"
+
+    with make(simulated(answer), proposer=simulated(seeded, name="writer")) as task:
+        texts = task.draw(["one", "one", "two"], SAMPLING) + task.draw(["one"], SAMPLING)
+        assert [text.split()[0] for text in texts if text] == ["one", "one", "two", "one"]
+        assert len(set(texts)) == 4
+        assert task.propose(["one"], SAMPLING, samples=3) == [texts[0], texts[1], texts[3]]
+        assert task.meter.account.spent.calls == 7
+    lm = simulated(seeded, name="writer")
+    with make(simulated(answer), proposer=lm) as task:
+        assert task.draw(["one", "one", "two", "one"], SAMPLING) == [texts[0], texts[1], texts[2], texts[3]]
+        assert asked(lm) == []
+
+
+def test_a_draw_that_failed_leaves_a_gap(make: Open) -> None:
+    def moody(request: Request) -> str:
+        if "bad" in prompt(request):
+            raise ConnectionError("no route")
+        return prompt(request)
+
+    with make(simulated(moody)) as task:
+        good = [f"proposal {n}" for n in range(19)]
+        assert task.draw([*good[:3], "bad", *good[3:]], SAMPLING) == [*good[:3], None, *good[3:]]
+        with pytest.raises(LMFailed, match=r"^The proposer simulated/model failed 1 of 2 requests"):
+            task.draw(["a", "bad"], SAMPLING)
+
+
+def test_candidates_walk_rows_of_their_own(make: Open) -> None:
+    lm, seen = simulated(answer), list[str]()
+    with make(lm, report=lambda what, done, total: seen.append(what)) as task:
+        trials = task.score_each([(GOOD, [5]), (task.seed, [2, 3]), (GOOD, [])])
+
+    assert [(trial.candidate, trial.rows, trial.score) for trial in trials[:2]] == [
+        (GOOD, (5,), 1.0),
+        (candidate_of(student()), (2, 3), 0.5),
+    ]
+    assert (trials[2].rows, trials[2].outcomes) == ((), ())
+    assert [prompt(request) for request in asked(lm)] == ["text: 5 no", "text: 2 yes", "text: 3 no"]
+    assert seen[0] == "scoring 3 candidates on 0 to 2 rows"
+
+
+def test_steps_are_those_of_the_candidate_that_is_asked_for(make: Open) -> None:
+    with make(simulated(answer)) as task:
+        [(outcome, [step])] = task.steps([1], GOOD)
+        [(_, [seeds])] = task.steps([1])
+    assert (outcome.score, dict(step.outputs), dict(seeds.outputs)) == (1.0, {"label": "no"}, {"label": "yes"})
+
+
+def test_a_candidates_origin_is_written_once_and_the_seed_has_none(make: Open, tmp_path: Path) -> None:
+    with make(simulated(answer)) as task:
+        other = task.seed.with_instruction("predict", "Sort well.")
+        task.made(GOOD, task.seed, "predict", "gradient", "It is vague.")
+        task.made(GOOD, other, "predict", "paraphrase")
+        task.made(task.seed, GOOD, "predict", "paraphrase")
+    [line] = (tmp_path / "lineage.jsonl").read_text(encoding="utf-8").splitlines()
+    assert (json.loads(line)["how"], json.loads(line)["because"]) == ("gradient", "It is vague.")
+
+
 def test_steps_show_what_every_predictor_of_the_seed_was_given_and_answered(make: Open) -> None:
     with make(simulated(lambda request: "no"), program=Twice()) as task:
         [(outcome, steps)] = task.steps([1])
@@ -233,3 +295,36 @@ def test_the_likelihood_of_a_label_is_a_log_probability(make: Open, smollm: dspy
         assert all(score is not None and -20 < score < 0 for score in scores)
         assert trials[0].score == pytest.approx(sum(score or 0.0 for score in scores[:8]) / 8)
         assert [trial.score for trial in task.likelihood([task.seed], range(8))] == [trials[0].score]
+
+
+class Choosing(Simulated):
+    """Answers as a model in this process does: with the odds of the choices, each a third of those before it."""
+
+    supports_choices = True
+
+    def complete(self, request: Request) -> Response:
+        texts: Any = (request.config.extensions or {})["choices"]
+        top = [TopLogprob(text, -at * math.log(3)) for at, text in enumerate(texts)]
+        response = super().complete(request)
+        return dataclasses.replace(response, logprobs=(TokenLogprob(texts[0], 0.0, top=tuple(top)),))
+
+
+@pytest.mark.parametrize(("temperature", "first"), [(1.0, 0.75), (0.5, 0.9), (0.0, 1.0)])
+def test_a_choice_is_drawn_by_the_odds_a_model_in_this_process_gives(
+    make: Open, temperature: float, first: float
+) -> None:
+    engine = Choosing(lambda request: "a", "simulated/chooser")
+    proposer = dspy.LM("simulated/chooser", engine=engine, cache=False)
+    with make(simulated(answer), proposer=proposer) as task:
+        picked = task.choose(400 * [("Which?", ["a", "b"])], Sampling(temperature))
+    assert set(picked) <= {"a", "b"}
+    assert picked.count("a") / 400 == pytest.approx(first, abs=0.06)
+
+
+def test_another_model_may_answer_a_choice_as_it_likes(make: Open) -> None:
+    texts = iter(["The second.", "2"])
+    proposer = simulated(lambda request: next(texts), name="writer")
+    with make(simulated(answer), proposer=proposer) as task:
+        assert sorted(map(str, task.choose(2 * [("Which?", ["1", "2"])], SAMPLING))) == ["2", "The second."]
+    assert len({request.config.seed for request in asked(proposer)}) == 2
+    assert all(request.config.extensions is None for request in asked(proposer))

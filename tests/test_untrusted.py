@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from preceptor.program import type_text
-from preceptor.untrusted import MOST_BYTES, Malformed, annotation, content, json_object, shown
+from preceptor.untrusted import MOST_BYTES, Malformed, annotation, content, json_object, shown, tensors
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,22 @@ def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path) -> None:
         assert str(caught.value) == message
     with pytest.raises(FileNotFoundError):
         content(tmp_path / "missing")
+
+
+def test_tensors_are_finite_numbers_of_32_bits_or_malformed() -> None:
+    numbers = np.array([[1.0, -2.5]], dtype=np.float32)
+    [(name, read)] = tensors(save({"a": numbers})).items()
+    assert (name, read.tolist()) == ("a", [[1.0, -2.5]])
+
+    for bad, message in {
+        b"": "is no safetensors file: ",
+        (100).to_bytes(8, "little") + b"{}": "is no safetensors file: ",
+        save({"a": numbers.astype(np.float64)}): "holds 'a' of type float64, not float32",
+        save({"a\n": np.array([np.inf], dtype=np.float32)}): "holds 'a\\n' with numbers that aren't finite",
+    }.items():
+        with pytest.raises(Malformed) as caught:
+            tensors(bad)
+        assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Command:
     validation: str | None = None
     instructions: str | None = None
     method: str = "ape"
+    mixture: int | None = None
     lm: str = DEFAULT_LM
     api_base: str | None = None
     proposer: str | None = None
@@ -88,6 +89,9 @@ def compile_(
     val: Annotated[str | None, typer.Option(help="Rows to confirm on; by default half of --data.")] = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
     method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",
+    mixture: Annotated[
+        int | None, typer.Option(min=0, help="Regions that may get a prompt of their own; 0 chooses their number.")
+    ] = None,
     lm: Lm = DEFAULT_LM,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     proposer: Annotated[str | None, typer.Option(help="Model that writes instructions; by default --lm.")] = None,
@@ -113,6 +117,7 @@ def compile_(
         validation=val,
         instructions=instructions,
         method=method,
+        mixture=mixture,
         lm=lm,
         api_base=api_base,
         proposer=proposer,
@@ -154,8 +159,7 @@ def _run(command: Command, folder: Path) -> Evidence:
     program = program_of(command.target, command.instructions)
     train = rows_of(program, command.data)
     confirm = rows_of(program, command.validation, part="validation") if command.validation else None
-    kind = _method(command.method)
-    knobs = _knobs(kind, command.knobs)
+    kind, knobs = _configured(command)
     budget = Budget.parse(command.budget) if command.budget else Budget()
     budget = dataclasses.replace(budget, prices=dict(_price(text) for text in command.prices))
     metric = metric_of(command.metric, program)
@@ -198,11 +202,29 @@ def _method(name: str) -> Any:
     return methods[name].load()
 
 
+def _configured(command: Command) -> tuple[Any, dict[str, Any]]:
+    """Return the method, or the mixture of it, with its settings."""
+    kind, given = _method(command.method), command.knobs
+    if command.mixture is None:
+        return kind, _knobs(kind, given)
+    mixture = _method("mixture")
+    own = {name: value for name, value in given.items() if name in _settable(mixture)}
+    settings = _knobs(kind, {name: value for name, value in given.items() if name not in own})
+    return mixture, {"regions": command.mixture, **_knobs(mixture, own), "method": kind, "settings": settings}
+
+
+def _settable(kind: Any) -> dict[str, Any]:
+    """Return the types of a method's own settings that can be written as text."""
+    return {
+        field.name: type(field.default)
+        for field in dataclasses.fields(kind)
+        if field.name not in _CONTRACT and isinstance(field.default, (str, int, float))
+    }
+
+
 def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:
     """Return a method's settings as its fields' types."""
-    own: dict[str, Any] = {
-        field.name: type(field.default) for field in dataclasses.fields(kind) if field.name not in _CONTRACT
-    }
+    own = _settable(kind)
     unknown = [name for name in given if name not in own]
     if unknown:
         raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; it has {', '.join(own)}.")

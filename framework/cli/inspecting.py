@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import shorten
+from typing import Annotated, Any, Final
 
 import dspy
 import typer
 from dspy.utils.exceptions import AdapterParseError
+from rich.text import Text
+from rich.tree import Tree
 
 from preceptor import program as artifact
 from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Student, eval_, load
 from preceptor.cli.inputs import lm_of
 from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say
+from preceptor.difference import compared
 from preceptor.errors import ArtifactError, LMFailed
+from preceptor.lineage import Descendant, descendants, folder_of
 from preceptor.lm.dispatch import hide_secrets, reason
 from preceptor.lm.seam import predictors
 from preceptor.scoring.metrics import text_of
+
+_WIDTH: Final = 140
+"""Characters of a text in the tree of a run's candidates; `--json` has the whole."""
 
 Program = Annotated[Path, typer.Argument(help="A saved program.")]
 
@@ -31,14 +40,26 @@ def add_to(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def show(program: Program, json: Json = False) -> None:
+def show(
+    program: Annotated[Path, typer.Argument(help="A saved program; with --lineage its run folder too.")],
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Show which candidate of its run was made of which, and why.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Print a saved program: what it does, its instructions and its evidence."""
+    if lineage:
+        found = descendants(folder_of(program))
+        print_json({"candidates": [asdict(one) for one in found]}) if json else _print_tree(found)
+        return
     saved = artifact.read(program)
     if json:
         print_json({"program": saved.program, "evidence": saved.evidence})
         return
     console = out()
     console.print(plain(f"{saved.program['module']} on {saved.program['lm']}"))
+    if saved.is_routed:
+        console.print(plain(f"\nrouter: {saved.router}"), soft_wrap=True)
     for name, predictor in saved.program["predictors"].items():
         sides = [
             ", ".join(f"{field}: {info['type']}" for field, info in predictor[side].items())
@@ -51,9 +72,33 @@ def show(program: Program, json: Json = False) -> None:
         print_verdict(saved.evidence)
 
 
+def _print_tree(found: Sequence[Descendant]) -> None:
+    """Print every candidate below the one it was made of."""
+    known = {one.key for one in found}
+    children: dict[str, list[Descendant]] = {}
+    for one in found:
+        children.setdefault(one.parent if one.parent in known else "", []).append(one)
+    for root in children.get("", []):
+        tree = Tree(_label(root))
+        waiting = [(root, tree)]
+        while waiting:
+            parent, node = waiting.pop()
+            waiting += [(child, node.add(_label(child))) for child in children.get(parent.key, [])]
+        out().print(tree)
+
+
+def _label(one: Descendant) -> Text:
+    """Return one candidate in two lines or three: its score, why it was made, and its instruction."""
+    score = "not scored" if one.score is None else f"{one.score:.3f} on {counted(one.rows, 'row')}"
+    head = [one.how, *([one.predictor] if one.predictor else []), score, *(["kept"] if one.is_kept else [])]
+    texts = [one.instructions[one.predictor]] if one.predictor in one.instructions else list(one.instructions.values())
+    lines = [", ".join(head), *([f"because: {one.because}"] if one.because else []), *texts]
+    return plain("\n".join(shorten(line, _WIDTH, placeholder=" ...") for line in lines), "bold" if one.is_kept else "")
+
+
 def diff(before: Program, after: Program, json: Json = False) -> None:
     """Show how the instructions of two saved programs differ."""
-    text = artifact.diff(artifact.read(before).instructions, artifact.read(after).instructions)
+    text = compared(artifact.read(before), artifact.read(after))
     if json:
         print_json({"equal": not text, "diff": text})
     else:

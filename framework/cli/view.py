@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from preceptor.program import diff
+from preceptor.difference import diff
 from preceptor.task import Report
 
 _STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -74,14 +74,16 @@ def _lines() -> Report:
 
 def _bar(bars: Progress) -> Report:
     current: dict[str, TaskID] = {}
+    lock = threading.Lock()
 
     def report(what: str, done: int, total: int) -> None:
-        if what not in current:
-            for task in current.values():
-                bars.remove_task(task)
-            current.clear()
-            current[what] = bars.add_task(what, total=total or None)
-        bars.update(current[what], completed=done)
+        with lock:
+            if what not in current:
+                for task in current.values():
+                    bars.remove_task(task)
+                current.clear()
+                current[what] = bars.add_task(what, total=total or None)
+            bars.update(current[what], completed=done)
 
     return report
 
@@ -109,6 +111,10 @@ def print_verdict(result: Mapping[str, Any]) -> None:
         console.print(Text(f"\n{selection}"), soft_wrap=True)
     console.print()
     console.print(_totals(result))
+    if result.get("regions"):
+        print_regions(result["regions"])
+    if result.get("principles"):
+        print_principles(result["principles"])
     changed = diff(result["seed_instructions"], result["instructions"])
     if changed:
         console.print("\nInstructions, before and after:")
@@ -119,6 +125,41 @@ def print_verdict(result: Mapping[str, Any]) -> None:
         )
     if result.get("program"):
         console.print(plain(f"\nProgram  {result['program']}\nRun      {result['run']}"), soft_wrap=True)
+
+
+def print_regions(regions: Sequence[Mapping[str, Any]]) -> None:
+    """Print what became of each region of a mixture: rows, the test that chose its expert, and the scores."""
+    cells: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "region": lambda row: str(row.get("region", "")),
+        "train rows": lambda row: str(row.get("train_rows", "")),
+        "choosing rows": lambda row: str(row.get("choosing_rows", "")),
+        "gain there": lambda row: _points(row.get("gain")),
+        "p (Holm)": lambda row: f"{row['p_value']:.2g}" if isinstance(row.get("p_value"), float) else "",
+        "measuring rows": lambda row: str(row.get("measuring_rows", "")),
+        "yours": lambda row: _score(row.get("seed")),
+        "compiled": lambda row: _score(row.get("compiled")),
+        "expert": lambda row: str(row.get("expert", "")),
+    }
+    out().print()
+    print_table("Regions", list(cells), [[cell(row) for cell in cells.values()] for row in regions])
+
+
+def print_principles(principles: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each principle of a program's constitutions is worth, and how it came to be."""
+    cells: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+        "expert": lambda row: str(row.get("expert", "")),
+        "predictor": lambda row: str(row.get("predictor", "")),
+        "principle": lambda row: str(row.get("principle", "")),
+        "worth": lambda row: _points(row["worth"]) if isinstance(row.get("worth"), float) else "not measured",
+        "train rows": lambda row: str(row.get("rows", "")),
+        "history": lambda row: str(row.get("history", "")),
+    }
+    told = {name: [cell(row) for row in principles] for name, cell in cells.items()}
+    kept = {
+        name: column for name, column in told.items() if len(set(column)) > 1 or name not in ("expert", "predictor")
+    }
+    out().print()
+    print_table("Principles", list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

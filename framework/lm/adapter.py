@@ -11,9 +11,9 @@ import dataclasses
 import enum
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import dspy
 from dspy.adapters.utils import format_field_value, parse_value
@@ -22,6 +22,7 @@ from dspy.lm15 import Message, Request, Response, request_from_openai_chat
 from dspy.utils.exceptions import AdapterParseError
 
 Signature = type[dspy.Signature]
+T = TypeVar("T")
 
 _PLAIN: Final = (str, int, float, bool)
 _AS_IT_IS: Final = (str, int, float, type(None))
@@ -166,20 +167,25 @@ class DirectAdapter(dspy.Adapter):
         return {name: value}
 
 
+def _remembered(function: Callable[[Signature], T]) -> Callable[[Signature], T]:
+    """Ask a signature once: DSPy makes its fields anew each time they are read."""
+    return cast("Callable[[Signature], T]", cache(function))
+
+
 def declare(signature: Any, instructions: str | None = None) -> Signature:
     """Return a signature from its text or class, with other instructions where they are given."""
     declared: Any = dspy.ensure_signature(signature)
     return cast("Signature", declared if instructions is None else declared.with_instructions(instructions))
 
 
-@cache
+@_remembered
 def output_name(signature: Signature) -> str:
     """Return the name of the only output field."""
     [name] = signature.output_fields
     return str(name)
 
 
-@cache
+@_remembered
 def is_direct(signature: Signature) -> bool:
     """Return True if the bare reply can be the answer: one output that is text, a number or a choice."""
     if len(signature.output_fields) != 1:
@@ -188,7 +194,7 @@ def is_direct(signature: Signature) -> bool:
     return bare(annotation) in _PLAIN or bool(_options(annotation))
 
 
-@cache
+@_remembered
 def choices(signature: Signature) -> tuple[str, ...]:
     """Return the texts the only output may take, empty if it is free; `None` is one where the type allows it."""
     return tuple(_options(signature.output_fields[output_name(signature)].annotation))

@@ -18,6 +18,7 @@ class Draw:
 
     Attributes:
         suffix: The prompt's tokens after the shared prefix, at least one.
+        soft: Embeddings that stand before the suffix, in place of tokens.
         max_tokens: Most tokens to decode.
         temperature: 0 takes the likeliest token.
         top_p: Mass of the likeliest tokens to sample from, in (0, 1].
@@ -33,6 +34,12 @@ class Draw:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    soft: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """How many places of the sequence it takes, soft tokens included."""
+        return len(self.soft) + len(self.suffix)
 
 
 @dataclass(slots=True)
@@ -91,24 +98,40 @@ def decode(
 
 
 def _prefill(model: Any, cache: Any, draws: Sequence[Draw]) -> tuple[Any, Any]:
-    """Read every distinct suffix once, left-padded, then give each draw its copy."""
-    distinct = list(dict.fromkeys(draw.suffix for draw in draws))
-    prefix, width = cache.get_seq_length(), max(map(len, distinct))
-    padded = torch.tensor([[0] * (width - len(suffix)) + list(suffix) for suffix in distinct])
-    own = torch.tensor([[0] * (width - len(suffix)) + [1] * len(suffix) for suffix in distinct])
+    """Read every distinct prompt once, left-padded, then give each draw its copy."""
+    places: dict[Any, int] = {}
+    copied = [places.setdefault((draw.soft, draw.suffix), len(places)) for draw in draws]
+    distinct = [draws[copied.index(place)] for place in range(len(places))]
+    prefix, width = cache.get_seq_length(), max(draw.length for draw in distinct)
+    padded = torch.tensor([[0] * (width - len(draw.suffix)) + list(draw.suffix) for draw in distinct])
+    own = torch.tensor([[0] * (width - draw.length) + [1] * draw.length for draw in distinct])
     mask = torch.cat([torch.ones(len(distinct), prefix, dtype=torch.long), own], dim=1).to(model.device)
     if prefix:
         cache.batch_repeat_interleave(len(distinct))
-    logits = _forward(model, cache, padded.to(model.device), mask)
-    copies = torch.tensor([distinct.index(draw.suffix) for draw in draws], device=model.device)
+    fed = padded.to(model.device)
+    logits = _forward(model, cache, fed, mask, _embedded(model, fed, distinct))
+    copies = torch.tensor(copied, device=model.device)
     cache.batch_select_indices(copies)
     return logits[copies.cpu()], mask[copies]
 
 
-def _forward(model: Any, cache: Any, tokens: Any, mask: Any) -> Any:
+def _embedded(model: Any, tokens: Any, draws: Sequence[Draw]) -> Any:
+    """Return the embeddings to be read, soft tokens in their places; None if no draw has any."""
+    if not any(draw.soft for draw in draws):
+        return None
+    embedded = model.get_input_embeddings()(tokens)
+    for at, draw in enumerate(draws):
+        start = tokens.shape[1] - draw.length
+        if draw.soft:
+            embedded[at, start : start + len(draw.soft)] = torch.tensor(draw.soft, dtype=embedded.dtype)
+    return embedded
+
+
+def _forward(model: Any, cache: Any, tokens: Any, mask: Any, embedded: Any = None) -> Any:
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
     output = model(
-        input_ids=tokens,
+        input_ids=tokens if embedded is None else None,
+        inputs_embeds=embedded,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,

@@ -44,6 +44,8 @@ _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
 _LONGEST_WAIT: Final = 60.0
 BROKEN_RETRIES: Final = 3
 """Times an answer that came empty or cut off is asked for again, at once, before it is taken as it is."""
+NOT_SENT: Final = "Not sent: the compile has stopped."
+"""What a call fails with that waited when others failed for good."""
 
 _REDIRECT: Final = 300
 _UNAVAILABLE: Final = 503
@@ -134,7 +136,7 @@ class Limiter:
         with self._changed:
             while True:
                 if self._is_closed:
-                    raise LMError("Not sent: the compile has stopped.")
+                    raise LMError(NOT_SENT)
                 pause = self._open_again - self._clock()
                 if pause <= 0 and self._flying < self.limit:
                     break

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -20,11 +21,12 @@ import dspy
 import torch
 from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
-from preceptor.errors import InputTooLong, ModelError
+from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
 from preceptor.lm.seam import InThread, text_of_parts
+from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
 
 MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
@@ -33,6 +35,7 @@ _PACK: Final = 384
 """Tokens of one packed pass: beyond, attention grows faster than matrix products gain (bench engine)."""
 
 _DECODED_TOGETHER: Final = 32
+_EMBEDDED_TOGETHER: Final = 8192
 _PREFIXES: Final = 8
 """Prefixes whose keys and values are kept for the next batch."""
 
@@ -48,18 +51,20 @@ class _Prompt:
     prefix: Tokens
     suffix: Tokens
     choices: tuple[Tokens, ...]
+    soft: tuple[tuple[float, ...], ...] = ()
 
     @property
     def length(self) -> int:
-        return len(self.prefix) + len(self.suffix)
+        return len(self.prefix) + len(self.soft) + len(self.suffix)
 
 
 class LocalEngine:
     """A DSPy engine (`complete(Request) -> Response`) around one model in this process.
 
     Requests may carry `config.extensions["choices"]`, a list of texts: the answer is then the
-    likeliest one, and `logprobs[0].top` holds log P of each. One call at a time runs; deep copies
-    are the engine itself, so that copying a program never copies the weights.
+    likeliest one, and `logprobs[0].top` holds log P of each. Or they may carry soft tokens (`soft.py`),
+    which the model reads just before the last message's text. One call at a time runs; deep copies are
+    the engine itself, so that copying a program never copies the weights.
 
     Args:
         model: A causal language model of `transformers`.
@@ -108,6 +113,25 @@ class LocalEngine:
             raise result
         return result
 
+    @cached_property
+    def embedding_space(self) -> EmbeddingSpace:
+        """What soft tokens for this model have to look like."""
+        embed = self._model.get_input_embeddings()
+        with torch.inference_mode():
+            ids = torch.arange(embed.weight.shape[0], device=self._model.device)
+            parts = [ids[at : at + _EMBEDDED_TOGETHER] for at in range(0, len(ids), _EMBEDDED_TOGETHER)]
+            norms = torch.cat([torch.linalg.vector_norm(embed(part).float(), dim=-1) for part in parts])
+        return EmbeddingSpace(embed.weight.shape[1], float(norms.median()))
+
+    def generate(self, request: Request, embeddings: SoftTokens) -> Response:
+        """Answer a request with made-up token embeddings just before its last message's text.
+
+        Raises:
+            InputTooLong: If prompt and answer don't fit the model's context.
+            ConfigError: If the embeddings are not as wide as the model's.
+        """
+        return self.complete(with_soft_tokens(request, embeddings))
+
     def score(self, request: Request, continuation: str) -> float:
         """Return log P(continuation | request) per token of the continuation, natural logarithm."""
         config = copy.copy(request.config)
@@ -129,16 +153,16 @@ class LocalEngine:
         """
         with self._lock, torch.inference_mode():
             refused: list[tuple[int, Result]] = []
-            groups: dict[tuple[Tokens, bool], list[tuple[int, _Prompt]]] = defaultdict(list)
+            groups: dict[tuple[Tokens, bool, bool], list[tuple[int, _Prompt]]] = defaultdict(list)
             for index, request in enumerate(requests):
                 try:
                     prompt = self._prompt(request)
-                    groups[prompt.prefix, bool(prompt.choices)].append((index, prompt))
-                except InputTooLong as error:
+                    groups[prompt.prefix, bool(prompt.choices), bool(prompt.soft)].append((index, prompt))
+                except (InputTooLong, ConfigError) as error:
                     refused.append((index, error))
             if refused:
                 yield refused
-            for (prefix, has_choices), members in groups.items():
+            for (prefix, has_choices, _), members in groups.items():
                 yield from self._choose(prefix, members) if has_choices else self._decode(prefix, members)
 
     def _choose(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
@@ -177,7 +201,8 @@ class LocalEngine:
         last = str(messages[-1]["content"]).strip()
         cut = max(0, rendered.rfind(last)) if last else 0
         choices = branch_texts(self, cast("list[str]", (request.config.extensions or {}).get("choices", [])))
-        prompt = _Prompt(request, self._tokens(rendered[:cut]), self._tokens(rendered[cut:]), choices)
+        prefix, suffix = self._tokens(rendered[:cut]), self._tokens(rendered[cut:])
+        prompt = _Prompt(request, prefix, suffix, choices, self._soft(request))
         answer = max(map(len, choices)) if choices else 1
         if prompt.length + answer > self.context:
             raise InputTooLong(
@@ -185,6 +210,15 @@ class LocalEngine:
                 f"Shorten the input that begins {last[:60]!r}."
             )
         return prompt
+
+    def _soft(self, request: Request) -> tuple[tuple[float, ...], ...]:
+        soft = soft_tokens(request)
+        width = self._model.get_input_embeddings().weight.shape[1]
+        if any(len(token) != width for token in soft):
+            raise ConfigError(f"{self.name} takes soft tokens of {width} numbers, not of {[*map(len, soft)]}.")
+        if soft and (request.config.extensions or {}).get("choices"):
+            raise ConfigError("A request has soft tokens or choices, not both: choices share what they are read after.")
+        return soft
 
     def _tokens(self, text: str) -> Tokens:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
@@ -269,6 +303,7 @@ def _draw(prompt: _Prompt, context: int) -> decoding.Draw:
         top_k=config.top_k or 0,
         stop=config.stop,
         seed=config.seed or 0,
+        soft=prompt.soft,
     )
 
 

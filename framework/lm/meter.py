@@ -6,6 +6,7 @@ tracker is empty once evaluation uses threads, and exceptions in its callbacks a
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -34,7 +35,9 @@ from preceptor.lm.dispatch import (
     reason,
 )
 from preceptor.lm.ledger import Answer, Call, Ledger
+from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.seam import InThread
+from preceptor.lm.soft import EmbeddingSpace, soft_tokens
 
 Result: TypeAlias = Response | Exception
 
@@ -76,10 +79,18 @@ class Meter:
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
 
+    def within(self, account: Account) -> Meter:
+        """Return a meter that counts on another account; recorded answers and calls in flight are shared."""
+        other = copy.copy(self)
+        other.account = account
+        return other
+
     def wrap(self, lm: dspy.LM) -> dspy.LM:
         """Return a `dspy.LM` of the same name and settings whose calls are metered."""
         if isinstance(lm.engine, MeteredEngine):
-            return lm
+            if lm.engine.meter is self:
+                return lm
+            lm = lm.engine.lm
         settings = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
         if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
             settings["max_tokens"] = settings.pop("max_completion_tokens")
@@ -95,12 +106,14 @@ class Meter:
         )
 
     def check(self, lm: dspy.LM) -> None:
-        """Raise unless what a call may cost can be bounded in the budget's units.
+        """Raise unless calls can be recorded, and what one may cost be bounded in the budget's units.
 
         Raises:
-            ConfigError: If tokens or dollars are budgeted and the model lacks `max_tokens` or a known price.
+            ConfigError: If tokens or dollars are budgeted and the model lacks `max_tokens` or a known price, or
+                if a secret is among the settings that are recorded with each call.
         """
         lm, budget = _unwrapped(lm), self.account.budget
+        refuse_secrets(f"The model {lm.model}", lm.kwargs, CONNECTION)
         if budget.tokens is None and budget.dollars is None:
             return
         if not (lm.kwargs.get("max_tokens") or lm.kwargs.get("max_completion_tokens")):
@@ -269,7 +282,7 @@ class Meter:
             return Cost(1)
         engine = batching_engine(lm)
         texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
-        size = sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts)
+        size = sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
         try:
             prompt = engine.count_tokens(request) if engine is not None else size
         except InputTooLong:  # the engine refuses it, at no cost
@@ -303,6 +316,11 @@ class MeteredEngine:
         self.lm = lm
         self.meter = meter
         self.supports_choices = bool(getattr(lm.engine, "supports_choices", False))
+
+    @property
+    def embedding_space(self) -> EmbeddingSpace | None:
+        """As the wrapped LM's engine says; None if it takes no soft tokens."""
+        return getattr(self.lm.engine, "embedding_space", None)
 
     def __copy__(self) -> MeteredEngine:
         return self

@@ -12,12 +12,20 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import dspy
+from dspy.clients.backend_selection import CLIENT_KEYS
+
+from preceptor.errors import ConfigError
 
 HIDDEN: Final = "[hidden]"
 
 _SETTINGS: Final = ("api_key", "api_base", "base_url", "headers", "extra_headers", "extra_query", "organization")
 _VARIABLE: Final = re.compile("key|token|secret|passw|credential", re.IGNORECASE)
 _TOKEN: Final = re.compile(r"\b(?:sk-[\w-]{6,}|(?<=bearer )[\w.~+/=-]{6,}|(?<=basic )[\w+/=]{6,})", re.IGNORECASE)
+CONNECTION: Final = frozenset(CLIENT_KEYS)
+"""Settings of `dspy.LM` that belong to the connection."""
+
+_SECRET_NAME: Final = re.compile(r"key\b|key_|secret|passw|credential|token\b|authorization", re.IGNORECASE)
+_NO_SECRETS: Final = {"prompt_cache_key"}
 _SHORTEST: Final = 4
 """Characters of a secret; shorter ones would hide words that say what went wrong."""
 
@@ -39,6 +47,32 @@ def hidden(text: str, lm: dspy.LM) -> str:
     for secret in sorted(_secrets(lm), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _TOKEN.sub(HIDDEN, text)
+
+
+def refuse_secrets(owner: str, settings: Mapping[str, Any], kept: frozenset[str] = frozenset()) -> None:
+    """Raise if a setting that is sent and recorded with every call is a secret, by its name.
+
+    Args:
+        owner: Whose settings these are, for the message.
+        settings: As given to `dspy.LM` or to a predictor.
+        kept: Settings that belong to the connection, which is recorded nowhere.
+
+    Raises:
+        ConfigError: Naming the setting and where its value belongs.
+    """
+    for name in _secret_names({name: value for name, value in settings.items() if name not in kept}):
+        raise ConfigError(
+            f"{owner} is given {name}, which would be recorded with every call. Put its value into the environment "
+            "variable that the provider documents, or give it to dspy.LM as api_key or in extra_headers."
+        )
+
+
+def _secret_names(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
+        if _SECRET_NAME.search(name) and name not in _NO_SECRETS and value is not None:
+            yield name
+        elif isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _secret_names(value))
 
 
 def without_credentials(address: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from preceptor.constitution import Constitution
+
 Kind = Literal["scored", "unparsable", "failed"]
 Demos = tuple[Mapping[str, Any], ...]
 
@@ -19,6 +21,7 @@ class Candidate:
     Attributes:
         instructions: Predictor name -> text.
         demos: Predictor name -> demonstrations; a predictor without an entry keeps its own.
+        constitutions: Predictor name -> the constitution its instructions render, where the method knows one.
 
     Example:
         >>> Candidate({"predict": "Sort the mail."}).key
@@ -27,6 +30,7 @@ class Candidate:
 
     instructions: Mapping[str, str]
     demos: Mapping[str, Demos] = field(default_factory=lambda: MappingProxyType({}))
+    constitutions: Mapping[str, Constitution] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
     @property
     def key(self) -> str:
@@ -34,9 +38,20 @@ class Candidate:
         demos = {name: [dict(demo) for demo in several] for name, several in self.demos.items()}
         return json.dumps({"instructions": dict(self.instructions), "demos": demos}, sort_keys=True, default=str)
 
+    @property
+    def principles(self) -> list[dict[str, Any]]:
+        """A row of a table for each principle of its constitutions: texts and numbers by name."""
+        return [row for name, one in self.constitutions.items() for row in one.as_rows(name)]
+
     def with_instruction(self, predictor: str, text: str) -> Candidate:
         """Return a copy with one instruction replaced."""
-        return Candidate({**self.instructions, predictor: text}, self.demos)
+        others = {name: one for name, one in self.constitutions.items() if name != predictor}
+        return Candidate({**self.instructions, predictor: text}, self.demos, others)
+
+    def with_constitution(self, predictor: str, constitution: Constitution) -> Candidate:
+        """Return a copy with one instruction replaced by what a constitution renders."""
+        fresh = self.with_instruction(predictor, constitution.text)
+        return Candidate(fresh.instructions, self.demos, {**fresh.constitutions, predictor: constitution})
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ import pytest
 from dspy.lm15 import Request, ServerError
 
 from preceptor import program as artifact
-from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, Unaffordable
+from preceptor.errors import ConfigError, DataError, LMFailed, Unaffordable
 from preceptor.leaks import copied
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
@@ -128,7 +128,7 @@ class Conformance:
         program, train, confirm = toy.Sorter(), toy.rows(TRAIN), toy.rows(self.confirm, TRAIN)
         state, before = program.dump_state(), copy.deepcopy([*train, *confirm])
 
-        compiled = self.made(self.models(), tmp_path).compile(program, trainset=train, valset=confirm)
+        compiled = self.made(self.models(toy.right), tmp_path).compile(program, trainset=train, valset=confirm)
 
         assert program.dump_state() == state
         assert [*train, *confirm] == before

@@ -17,18 +17,25 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import ConfigError, DataError
 from preceptor.lm.seam import InThread, text_of_parts
+from preceptor.lm.soft import EmbeddingSpace, soft_tokens
 from preceptor.testing.draws import draw, number, uniform
 
 
 class Simulated:
     """An engine that answers by a function; safe to share between threads.
 
+    It takes soft tokens too, as a model in this process does. A proposal's request seed is drawn from
+    them (`Task.propose_from`), so a function of the seed is one of the embeddings, as `coin_flip` and
+    `graded` are; `preceptor.lm.soft.soft_tokens(request)` returns the embeddings themselves.
+
     Attributes:
         requests: What it was asked, in order.
         supported_params: The settings of a request that reach the function.
+        embedding_space: What soft tokens for it have to look like.
     """
 
     supported_params: Final = frozenset({"temperature", "top_p", "max_tokens", "stop", "seed"})
+    embedding_space: Final = EmbeddingSpace(width=8, norm=1.0)
 
     def __init__(self, answer: Callable[[Request], str], name: str, latency: float = 0.0) -> None:
         self._answer = answer
@@ -41,13 +48,14 @@ class Simulated:
         return self
 
     def complete(self, request: Request) -> Response:
-        """Answer one request; tokens are counted as words."""
+        """Answer one request; tokens are counted as words, and soft tokens as one each."""
         with self._lock:
             self.requests.append(request)
         if self._latency:
             time.sleep(self._latency)
         text = self._answer(request)
         words = sum(len((message.text or "").split()) for message in request.messages) + len(system(request).split())
+        words += len(soft_tokens(request))
         return Response(
             id=None,
             model=self._name,

@@ -96,7 +96,7 @@ def test_bad_rows_are_refused_with_file_row_and_field(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--method", "magic"], "No method 'magic'; installed are ape, copro, gepa, miprov2."),
+        (["--method", "magic"], "No method 'magic'; installed are ape, "),
         (["--set", "speed=9"], "APE has no setting 'speed'; it has candidates"),
         (["--budget", "calls=lots"], "'calls=lots' is not name=number"),
         (["--lm", "local/gpt-9"], "No model 'gpt-9'."),
@@ -148,7 +148,7 @@ def test_methods_models_and_doctor_answer_in_json(capsys: pytest.CaptureFixture[
         found[command] = json.loads(capsys.readouterr().out)
     assert found["methods"]["ape"]["paper"] == "arXiv:2211.01910"
     assert found["models"]["local/qwen2.5-coder-1.5b"]["licence"] == "Apache-2.0"
-    assert found["doctor"]["methods"] == "ape, copro, gepa, miprov2"
+    assert found["doctor"]["methods"] == ", ".join(sorted(found["methods"]))
 
 
 def test_a_program_file_is_compiled_by_its_name(rows: Path, tmp_path: Path, smollm: dspy.LM) -> None:

@@ -12,6 +12,8 @@ import pytest
 from preceptor import program as artifact
 from preceptor.cli import run
 from preceptor.lm.adapter import declare
+from preceptor.teleprompters import ProTeGi
+from preceptor.testing import simulated, toy
 
 RULE = """
 import dspy
@@ -81,3 +83,74 @@ def test_show_counts_the_demonstrations(
     out = capsys.readouterr().out
     assert out.startswith("dspy.Predict on openai/model\n\nself: text: str -> label: str\nSort [bold]all[/bold].\n")
     assert text in out
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Path:
+    """A run folder of a search that made two prompts of the user's, and a third of the second."""
+    texts = iter(["Too short.", "Say yes.", "One.", "Two."])
+    toy_lm = simulated(toy.answer)
+    method = ProTeGi(
+        metric="accuracy",
+        lm=toy_lm,
+        proposer=simulated(lambda request: next(texts)),
+        run_dir=tmp_path / "run",
+        rounds=1,
+        gradients=1,
+        paraphrases=1,
+    )
+    method.compile(toy.Sorter(), trainset=toy.rows(6), valset=toy.rows(6, 6))
+    return tmp_path / "run"
+
+
+def test_the_lineage_of_a_run_is_shown_as_a_tree(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[str] = []
+    for place in (searched, searched / "program"):
+        assert run(["show", str(place), "--lineage"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert [line.rstrip() for line in shown[0].splitlines()] == [
+        "seed, 0.500 on 6 rows, kept",
+        "Sort.",
+        "├── gradient, predict, 0.500 on 6 rows",
+        "│   because: Too short.",
+        "│   Say yes.",
+        "│   └── paraphrase, predict, 0.500 on 6 rows",
+        "│       One.",
+        "└── paraphrase, predict, 0.500 on 6 rows",
+        "    Two.",
+    ]
+
+
+def test_the_lineage_as_json_has_every_candidate_whole(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(searched), "--lineage", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["candidates"]
+    assert [(one["how"], one["instructions"]["predict"], one["rows"], one["is_kept"]) for one in found] == [
+        ("seed", "Sort.", 6, True),
+        ("gradient", "Say yes.", 6, False),
+        ("paraphrase", "One.", 6, False),
+        ("paraphrase", "Two.", 6, False),
+    ]
+    assert [one["parent"] for one in found] == ["", found[0]["key"], found[1]["key"], found[0]["key"]]
+
+
+def test_texts_in_the_tree_are_cut_and_cant_steer_the_terminal(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {
+        "instructions": {"predict": "word " * 100 + "end"},
+        "how": "edit",
+        "parent": "lost",
+        "because": "\x1b[2Jgone",
+    }
+    (searched / "lineage.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert run(["show", str(searched), "--lineage"]) == 0
+    printed = capsys.readouterr().out
+    assert "because: \\x1b[2Jgone" in printed
+    assert "word word ...\n" in printed
+    assert "end" not in printed
+
+
+def test_a_place_without_lineage_is_a_wrong_use(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(saved), "--lineage"]) == 2
+    assert "is no run folder with a lineage.jsonl" in capsys.readouterr().err

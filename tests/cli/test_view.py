@@ -123,6 +123,54 @@ def test_without_a_candidate_only_the_users_instructions_are_shown(capsys: pytes
     assert lines[3:5] == ["your instructions       0.292           0.540  0.220 to 0.364", ""]
 
 
+def test_principles_are_listed_with_what_they_are_worth_whoever_wrote_them(capsys: pytest.CaptureFixture[str]) -> None:
+    principles = (
+        {"predictor": "predict", "principle": "Red is yes.", "worth": 0.125, "rows": 32, "history": "add, revise"},
+        {"predictor": "predict", "principle": "\x1b[2JBe kind.", "worth": None, "rows": 0},
+        {"worth": "much"},
+    )
+    lines = printed(dataclasses.replace(REPLACED, principles=principles), capsys)
+
+    at = lines.index("Principles")
+    assert lines[at + 1].split() == ["predictor", "principle", "worth", "train", "rows", "history"]
+    assert lines[at + 2].split() == ["predict", "Red", "is", "yes.", "+12.5", "points", "32", "add,", "revise"]
+    assert lines[at + 3].split() == ["predict", "\\x1b[2JBe", "kind.", "not", "measured", "0"]
+    assert lines[at + 4].split() == ["not", "measured"]
+
+
+def test_regions_are_listed_with_what_chose_their_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    regions = (
+        {
+            **{"region": "region 1", "train_rows": 40, "choosing_rows": 16, "gain": 0.5, "low": 0.2, "high": 0.7},
+            **{"p_value": 0.0078, "measuring_rows": 15, "seed": 0.4, "compiled": 1.0, "expert": "its own"},
+        },
+        {
+            **{"region": "region 2", "train_rows": 7, "choosing_rows": 0, "measuring_rows": 0},
+            "expert": "default: fewer than 10 train rows",
+        },
+    )
+    lines = printed(dataclasses.replace(REPLACED, regions=regions), capsys)
+
+    assert lines[0].endswith(" 1 of 2 regions have an expert of their own.")
+    at = lines.index("Regions")
+    assert [line.split("  ")[0] for line in lines[at + 1 : at + 4]] == ["region", "region 1", "region 2"]
+    assert lines[at + 2].split() == [
+        "region",
+        "1",
+        "40",
+        "16",
+        "+50.0",
+        "points",
+        "0.0078",
+        "15",
+        "0.400",
+        "1.000",
+        "its",
+        "own",
+    ]
+    assert lines[at + 3].split() == ["region", "2", "7", "0", "0", "default:", "fewer", "than", "10", "train", "rows"]
+
+
 def test_evidence_of_an_older_version_is_shown_as_far_as_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
     old = REPLACED.stable()
     for name in ("seed_search_score", "has_candidate", "tested_gain", "ci"):

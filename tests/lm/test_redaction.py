@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import dspy
 import pytest
 from dspy._vendor.lm15.credentials import AwsCredentials, BearerToken
 
-from preceptor.lm.redaction import hidden, without_credentials
+from preceptor.errors import ConfigError
+from preceptor.lm.redaction import CONNECTION, hidden, refuse_secrets, without_credentials
 
 SECRET = "correct-horse/battery+staple"
 
@@ -76,3 +78,25 @@ def test_everything_else_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_address_keeps_host_port_and_path(address: str, rest: str) -> None:
     assert without_credentials(address) == rest
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"aws_secret_access_key": SECRET}, "aws_secret_access_key"),
+        ({"aws_access_key_id": "AKIA"}, "aws_access_key_id"),
+        ({"aws_session_token": SECRET}, "aws_session_token"),
+        ({"vertex_credentials": SECRET}, "vertex_credentials"),
+        ({"extra_body": {"auth": {"apikey": SECRET}}}, "extra_body.auth.apikey"),
+    ],
+)
+def test_a_secret_that_would_be_recorded_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^The model is given {re.escape(named)}, which would be recorded"):
+        refuse_secrets("The model", settings)
+
+
+def test_settings_of_the_connection_and_numbers_of_tokens_are_no_secrets_to_refuse() -> None:
+    settings = {"api_key": SECRET, "max_tokens": 9, "max_completion_tokens": 9, "prompt_cache_key": "a", "top_k": 3}
+    refuse_secrets("The model", settings, CONNECTION)
+    with pytest.raises(ConfigError, match="is given api_key,"):
+        refuse_secrets("The predictor", settings)

@@ -1,0 +1,205 @@
+"""`preceptor bench papers`: published tasks x methods x seeds, one model, one budget of all calls; one file a run.
+
+Nothing is tuned on test rows: they are scored once a compile is over, with answers in a ledger that no compile
+sees. All methods get the same rows, model, adapter and budget, the confirmation's calls included. A run that is
+in the folder of results is not made again, and one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import dspy
+import typer
+
+from preceptor.benchmarks import tasks
+from preceptor.benchmarks.table import FOLDER, summary
+from preceptor.benchmarks.tasks import Published
+from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
+from preceptor.cli.view import print_json, progress, say
+from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
+from preceptor.lm.budget import Account, Budget
+from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.ledger import Ledger
+from preceptor.lm.meter import Meter, batching_engine
+from preceptor.program import apply
+from preceptor.scoring.evaluate import Counter, Evaluator, Job
+from preceptor.scoring.statistics import compare
+from preceptor.scoring.trial import Candidate, Outcome
+from preceptor.task import Report
+
+DEFAULT_TASKS: Final = ("subj", "trec", "ethos", "antonyms")
+DEFAULT_METHODS: Final = ("ape", "protegi", "instruct_zero")
+PACKAGES: Final = ("dspy-ai", "transformers", "torch", "preceptor")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One compile of the benchmark, and where its result goes."""
+
+    task: str
+    method: str
+    seed: int
+    calls: int
+    model: str
+
+    @property
+    def name(self) -> str:
+        """Of the run folder and the file of the result."""
+        return f"{self.task}-{self.method}-{self.seed}"
+
+    @property
+    def group(self) -> str:
+        """Of the folder that holds it: what must be equal for results to be compared."""
+        short = self.model.rpartition("/")[2].partition("@")[0]
+        return f"{short}-{self.calls}"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with command-line arguments."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    app(arguments, standalone_mode=False, prog_name="preceptor bench papers")
+
+
+def run(
+    data_dir: Annotated[Path, typer.Option(help="Folder that holds the data sets in their upstream's layout.")],
+    task: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_TASKS)}.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_METHODS)}.")] = None,
+    lm: Annotated[str, typer.Option("--lm")] = DEFAULT_LM,
+    seeds: Annotated[int, typer.Option(min=1, help="Compiles per task and method.")] = 2,
+    calls: Annotated[int, typer.Option(min=1, help="Budget of one compile.")] = 600,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Compile, score on test rows, write one file a run, and print the table."""
+    known = entries("teleprompters")
+    unknown = set(method or ()) - set(known)
+    if unknown:
+        raise ConfigError(f"No method {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}.")
+    model = lm_of(lm)
+    names = [tasks.find(name).name for name in task or DEFAULT_TASKS]
+    runs = [
+        Run(name, how, seed, calls, model.model)
+        for seed in range(seeds)
+        for name in names
+        for how in method or DEFAULT_METHODS
+    ]
+    found: list[dict[str, Any]] = []
+    with progress() as report:
+        for one in runs:
+            path = out / one.group / f"{one.name}.json"
+            if not path.is_file():
+                result = _Bench(tasks.find(one.task), data_dir, model, report).measure(one, known[one.method].load())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+            say(f"{one.name}: {found[-1]['seed_score']:.3f} -> {found[-1]['compiled']:.3f}")
+    print_json({"runs": found}) if as_json else summary(found)
+
+
+class _Bench:
+    """One task of the benchmark."""
+
+    def __init__(self, task: Published, data_dir: Path, lm: dspy.LM, report: Report) -> None:
+        self.task, self.data_dir, self.report = task, data_dir, report
+        self.lm = lm.copy(max_tokens=task.max_tokens)
+        self.metric = task.scorer()
+
+    def measure(self, run: Run, kind: Any) -> dict[str, Any]:
+        """Compile with one method and seed, and score on the test rows."""
+        parts = self.task.rows(self.data_dir, run.seed)
+        student = self.task.student()
+        method = kind(
+            metric=self.task.metric,
+            lm=self.lm,
+            budget=Budget(calls=run.calls),
+            run_dir=cache_folder() / "runs" / "papers" / run.group / run.name,
+            seed=run.seed,
+            report=self.report,
+        )
+        known = {
+            "task": run.task,
+            "method": run.method,
+            "seed": run.seed,
+            "lm": run.model,
+            "budget": run.calls,
+            "metric": self.metric.name,
+            "train_rows": len(parts.train),
+            "confirm_rows": len(parts.val),
+            "test_rows": len(parts.test),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        }
+        before = self._scored(student, parts.test)
+        try:
+            program = method.compile(student, trainset=parts.train, valset=parts.val)
+        except (Unaffordable, BudgetExhausted) as error:
+            kept = compare(before, before, self.metric)
+            return {**known, **_compared(kept), "replaced": False, "refused": str(error), "calls": 0, "seconds": 0}
+        return {**known, **self._compiled(student, program, before, parts.test)}
+
+    def _compiled(
+        self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
+    ) -> dict[str, Any]:
+        evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
+        ours = compare(before, self._scored(program, test), self.metric)
+        best = _best_candidate(Path(evidence.run))
+        unconfirmed = compare(before, self._scored(apply(student, Candidate(best)), test), self.metric)
+        return {
+            **_compared(ours),
+            "replaced": evidence.replaced,
+            "candidate": unconfirmed.after,
+            "candidate_gain": unconfirmed.gain,
+            "candidate_low": unconfirmed.low,
+            "candidate_high": unconfirmed.high,
+            "confirmed_gain": evidence.comparison.gain,
+            "search_score": evidence.search_score,
+            "calls": evidence.spent.calls,
+            "tokens": evidence.spent.tokens,
+            "seconds": round(evidence.seconds),
+            "instructions": evidence.instructions,
+            "best_candidate": best,
+        }
+
+    def _scored(self, program: dspy.Module, rows: Sequence[dspy.Example]) -> Sequence[Outcome]:
+        """Score on the test rows, through a ledger of its own: no compile ever sees these answers."""
+        place = cache_folder() / "runs" / "papers"
+        place.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(place / f"{self.task.name}-test.sqlite")
+        lm = Meter(ledger, Account(Budget())).wrap(self.lm)
+        what = f"{self.task.name}: test rows"
+        told = Counter(lambda done: self.report(what, done, len(rows)))
+        scorer = Evaluator(lm, self.metric, self.task.output, batching_engine(self.lm) is not None, on_row=told)
+        outcomes = scorer.run([Job(program, row) for row in rows])
+        ledger.close()
+        return outcomes
+
+
+def _compared(comparison: Any) -> dict[str, float]:
+    return {
+        "seed_score": comparison.before,
+        "compiled": comparison.after,
+        "gain": comparison.gain,
+        "low": comparison.low,
+        "high": comparison.high,
+    }
+
+
+def _best_candidate(run: Path) -> dict[str, str]:
+    """Return the instructions that won the search: of those that saw the most rows, the best."""
+    totals: dict[str, dict[int, float]] = {}
+    with (run / "trials.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            trial = json.loads(line)
+            seen = totals.setdefault(json.dumps(trial["instructions"]), {})
+            seen |= {row: score or 0.0 for row, score in zip(trial["rows"], trial["scores"], strict=True)}
+    most = max(map(len, totals.values()))
+    best = max((text for text in totals if len(totals[text]) == most), key=lambda text: sum(totals[text].values()))
+    found: dict[str, str] = json.loads(best)
+    return found

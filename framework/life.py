@@ -1,0 +1,315 @@
+"""The life of a compile, the same for every method: check, open, search, confirm, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.clients.backend_selection import CLIENT_KEYS
+
+from preceptor import program as artifact
+from preceptor.checks import check_metric, check_settings, label_field, needed_inputs
+from preceptor.data import check_examples, split, stratified
+from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
+from preceptor.evidence import Evidence
+from preceptor.leaks import Guard
+from preceptor.lm.budget import Account, Cost
+from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.meter import Meter
+from preceptor.lm.seam import predictors
+from preceptor.run import fingerprint, open_run
+from preceptor.scoring.evaluate import Job
+from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.racing import best_so_far
+from preceptor.scoring.statistics import compare, interval, smallest_gain
+from preceptor.scoring.trial import Candidate, Outcome, Trial
+from preceptor.task import Task, evaluator, with_models
+
+if TYPE_CHECKING:
+    from preceptor.teleprompter import Teleprompter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        winner: The best trial that copies no training text, None if there is none.
+        stopped: Why it ended early, "" if it didn't.
+        copied: What a better trial copies from a training input, "" if none does.
+    """
+
+    winner: Trial | None
+    stopped: str = ""
+    copied: str = ""
+
+    def candidate(self, seed: Candidate) -> Candidate | None:
+        """Return the winner's candidate, None if it is the seed."""
+        is_new = self.winner is not None and self.winner.candidate.key != seed.key
+        return self.winner.candidate if self.winner is not None and is_new else None
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """One compile's checked inputs, and the steps of its life."""
+
+    method: Teleprompter
+    student: dspy.Module
+    train: list[dspy.Example]
+    confirm: list[dspy.Example]
+    output: str
+    metric: Metric
+    lm: dspy.LM
+    proposer: dspy.LM
+
+    @classmethod
+    def prepare(
+        cls,
+        method: Teleprompter,
+        student: dspy.Module,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None,
+    ) -> Compile:
+        """Check everything that can be checked for nothing.
+
+        Raises:
+            ConfigError: If something can't work.
+        """
+        parts = predictors(student)
+        if not parts:
+            raise ConfigError(f"{type(student).__name__} has no predictor to improve.")
+        lm = method.lm or dspy.settings.lm
+        if not isinstance(lm, dspy.LM):
+            raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
+        check_settings(student)
+        inputs = needed_inputs(student)
+        train = check_examples(trainset, inputs, name="trainset")
+        output = label_field(student, train[0])
+        if valset is None:
+            train, confirm = split(train, output, seed=method.seed)
+        else:
+            confirm = check_examples(valset, inputs, name="valset")
+        if len(train) < 2 or len(confirm) < 2:
+            raise ConfigError(
+                f"Too few rows: {len(train)} to search on, {len(confirm)} to confirm on; 2 each at least."
+            )
+        metric = wrap(method.metric, output)
+        for name, rows in (("trainset", train), ("valset", confirm)):
+            check_metric(metric, rows[0], name)
+        return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
+
+    @contextmanager
+    def open(self) -> Generator[Task]:
+        """Open the run folder and check that the budget can pay."""
+        method, parts = self.method, self._parts()
+        folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
+        with open_run(folder, parts) as run:
+            account = Account(method.budget, lost=Cost(*run.ledger.failures))
+            meter = Meter(run.ledger, account, threads=method.threads, patience=method.patience)
+            own = [
+                predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)
+            ]
+            for lm in (self.lm, self.proposer, *own):
+                meter.check(lm)
+            rng = random.Random(method.seed)
+            task = Task(
+                student=with_models(self.student, meter),
+                seed=artifact.candidate_of(self.student),
+                train=self.train,
+                order=stratified(self.train, self.output, rng),
+                output=self.output,
+                metric=self.metric,
+                lm=meter.wrap(self.lm),
+                proposer=meter.wrap(self.proposer),
+                meter=meter,
+                run=run,
+                rng=rng,
+                threads=method.threads,
+                report=method.report,
+                confirm_rows=len(self.confirm),
+                confirms=method.confirmed,
+            )
+            self._refuse_unaffordable(task)
+            yield task
+
+    def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
+        """Search to the end, or to that of the budget."""
+        stopped = ""
+        try:
+            trials = list(search(task))
+        except BudgetExhausted as error:
+            stopped = str(error)
+            trials = best_so_far(task.scored, self.metric.aggregate)
+        winner, copied = self._first_original(trials)
+        return Found(winner, stopped, copied)
+
+    def conclude(self, task: Task, found: Found) -> dspy.Module:
+        """Open the confirmation rows, once: the seed and the winner, paired; save and return the better program."""
+        candidate = found.candidate(task.seed)
+        programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
+        outcomes = self.asked(task, [Job(program, row) for program in programs for row in self.confirm])
+        rows = len(self.confirm)
+        return self.decide(task, found, outcomes[:rows], outcomes[-rows:])
+
+    def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run jobs on confirmation rows; what was kept back for them is free to be spent."""
+        task.meter.account.hold(0)
+        return evaluator(task, len(jobs), f"confirming on {len(self.confirm)} untouched rows").run(jobs)
+
+    def decide(
+        self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome], **told: Any
+    ) -> dspy.Module:
+        """Save and return the winner if it is better than the seed on all confirmation rows, else the seed.
+
+        Args:
+            task: The compile.
+            found: With the winner.
+            before: The seed's outcomes.
+            after: The winner's.
+            told: Further fields of the evidence.
+        """
+        candidate, evidence = found.candidate(task.seed), self.judged(task, found, before, after)
+        is_new = candidate is not None and evidence.replaced
+        adopted = candidate if candidate is not None and is_new else task.seed
+        demos = sum(map(len, adopted.demos.values())) if is_new else 0
+        told |= {"instructions": dict(adopted.instructions), "demos": demos, "principles": tuple(adopted.principles)}
+        evidence = dataclasses.replace(evidence, **told)
+        answers = zip(self.confirm, after if is_new else before, strict=True)
+        return self.finished(task, artifact.apply(self.student, adopted), evidence, answers)
+
+    def finished(
+        self, task: Task, compiled: dspy.Module, evidence: Evidence, answers: Iterable[tuple[dspy.Example, Outcome]]
+    ) -> dspy.Module:
+        """Save a program with what was measured, and its first answers; return it."""
+        compiled._compiled = True
+        setattr(compiled, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
+        probes = [
+            {"inputs": row.inputs().toDict(), "output": self.output, "answer": outcome.answer}
+            for row, outcome in islice(answers, 3)
+            if outcome.kind == "scored" and self.output
+        ]
+        artifact.save(
+            compiled, task.run.program, evidence={**evidence.stable(), "probes": probes}, lm=self.lm.model, replace=True
+        )
+        task.run.write_result(evidence.as_dict())
+        logger.info("%s", evidence.verdict)
+        return compiled
+
+    def judged(self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome]) -> Evidence:
+        """Return what the outcomes of the seed and of another program on the same rows say, in figures."""
+        account, verdict = task.meter.account, compare(before, after, self.metric, seed=self.method.seed)
+        has_candidate = found.candidate(task.seed) is not None
+        replaced = has_candidate and verdict.is_confirmed
+        return Evidence(
+            method=type(self.method).__name__,
+            metric=self.metric.name,
+            comparison=verdict,
+            baseline_ci=interval(before, self.metric),
+            compiled_ci=interval(after if replaced else before, self.metric),
+            replaced=replaced,
+            has_candidate=has_candidate,
+            train_rows=len(self.train),
+            smallest_gain=verdict.smallest_gain,
+            search_score=found.winner.score if found.winner is not None else None,
+            seed_search_score=self._seed_search_score(task),
+            instructions=dict(task.seed.instructions),
+            seed_instructions=dict(task.seed.instructions),
+            spent=account.spent,
+            billed=account.billed,
+            lost=account.lost,
+            seconds=account.seconds,
+            seed=self.method.seed,
+            lm=self.lm.model,
+            proposer=self.proposer.model,
+            stopped=found.stopped,
+            copied=found.copied,
+            run=str(task.run.folder),
+            program=str(task.run.program),
+        )
+
+    def _first_original(self, trials: Sequence[Trial]) -> tuple[Trial | None, str]:
+        """Return the best trial that copies no training text, and what a better one copies, if one does."""
+        signatures = {name: predictor.signature for name, predictor in predictors(self.student)}
+        guard, copied = Guard.of(self.train, signatures), ""
+        for trial in trials:
+            passage = max(map(guard.copied, trial.candidate.instructions.values()), key=len)
+            if not passage:
+                return trial, copied
+            copied = copied or passage
+        return None, copied
+
+    def _seed_search_score(self, task: Task) -> float | None:
+        """Return the seed's score over all train rows the search scored it on, None if there are none."""
+        trials = best_so_far(
+            [trial for trial in task.scored if trial.candidate.key == task.seed.key], self.metric.aggregate
+        )
+        return trials[0].score if trials else None
+
+    def so_far(self, task: Task) -> str:
+        """Return what a compile that can't go on has spent, and how to resume it."""
+        account = task.meter.account
+        failed = f", {account.lost.calls} failed attempts" if account.lost.calls else ""
+        return (
+            f"Spent so far: {account.spent.calls} calls, {account.spent.tokens} tokens, ${account.spent.dollars:.2f}"
+            f"{failed}. Every answer is kept; go on with: preceptor resume {task.run.folder}"
+        )
+
+    @property
+    def confirmation(self) -> int:
+        """Calls set aside for confirming: for as many programs as are confirmed, every row, every predictor."""
+        return self.method.confirmed * len(self.confirm) * len(predictors(self.student))
+
+    def _refuse_unaffordable(self, task: Task) -> None:
+        confirm, calls = self.confirmation, self.method.budget.calls
+        for_search = None if calls is None else calls - confirm
+        estimate = self.method.estimate(task.signatures, len(self.train), for_search)
+        if calls is not None and calls < confirm + estimate.least:
+            raise Unaffordable(
+                f"{type(self.method).__name__} needs at least {confirm + estimate.least} calls here: {confirm} to "
+                f"confirm on {len(self.confirm)} rows and {estimate.least} to search. The budget has {calls}. "
+                "No call was made. Raise the budget or give fewer rows."
+            )
+        logger.info(
+            "%s: about %d calls (%d to search, %d to confirm); %d rows can confirm a gain of %.0f points or more in a "
+            "score of 0 or 1",
+            type(self.method).__name__,
+            confirm + estimate.expected,
+            estimate.expected,
+            confirm,
+            len(self.confirm),
+            100 * smallest_gain(len(self.confirm)),
+        )
+        self.method.report(f"about {confirm + estimate.expected} calls", 0, 0)
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what the run depends on: the same parts take the same path."""
+        return {
+            "method": [type(self.method).__name__, self.method.knobs],
+            "student": _student_state(self.student),
+            "trainset": [row.toDict() for row in self.train],
+            "valset": [row.toDict() for row in self.confirm],
+            "metric": self.metric.name,
+            "lm": _lm_state(self.lm),
+            "proposer": _lm_state(self.proposer),
+        }
+
+
+def _student_state(student: dspy.Module) -> Any:
+    return [
+        [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos]]
+        for name, predictor in predictors(student)
+    ]
+
+
+def _lm_state(lm: dspy.LM) -> Any:
+    return [lm.model, {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}]

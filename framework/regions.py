@@ -1,0 +1,253 @@
+"""Regions: inputs of similar meaning, and the router that sends an input to the nearest.
+
+Inputs are embedded as unit vectors and clustered by spherical k-means (Dhillon and Modha 2001), which FAISS
+runs. The nearest centroid by cosine answers; beyond a radius an input belongs to no region.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+
+from preceptor.errors import ArtifactError, ConfigError
+from preceptor.lm.embedding import Embedder, Vectors
+
+MOST_REGIONS: Final = 8
+"""Regions tried where the number isn't given."""
+
+RESTARTS: Final = 10
+ROUNDS: Final = 25
+"""Of k-means, each; FAISS's own default of rounds."""
+
+OUTSIDE: Final = 0.01
+"""Share of new inputs, like those the regions were made of, that may lie beyond the radius."""
+
+PROBE: Final = "The quick brown fox jumps over the lazy dog."
+"""Embedded when a router is made: an embedder that embeds it elsewhere isn't the one it was made with."""
+
+_SAME: Final = 0.999
+"""Cosine of two embeddings of `PROBE`, from which on they count as the same."""
+
+NOWHERE: Final = ""
+"""The region of an input that lies farther than the radius from every centroid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where an input belongs.
+
+    Attributes:
+        region: Name of the region, "" if the input lies beyond the radius.
+        nearest: Name of the nearest centroid's region.
+        distance: 1 - cosine to that centroid, in [0, 2].
+        cosines: Cosine to every centroid, in the regions' order.
+    """
+
+    region: str
+    nearest: str
+    distance: float
+    cosines: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """Sends inputs to the nearest centroid.
+
+    Attributes:
+        embedder: Embeds what is routed.
+        fields: The inputs that are looked at, in the order they are rendered.
+        names: Of the regions.
+        centroids: Of length 1, shape (regions, dimensions).
+        radius: Largest distance (1 - cosine) at which a region answers, in [0, 2].
+        probe: The embedding of `PROBE`, shape (dimensions,).
+    """
+
+    embedder: Embedder
+    fields: tuple[str, ...]
+    names: tuple[str, ...]
+    centroids: Vectors
+    radius: float
+    probe: Vectors
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Router:
+        return self
+
+    def route(self, inputs: Mapping[str, Any]) -> Route:
+        """Return where an input belongs; embeds one text, unless it was one of the last few hundred.
+
+        Raises:
+            ArtifactError: If the embedder isn't the one the centroids were made with.
+        """
+        return self.routes(_embedded(self, rendered(inputs, self.fields)))[0]
+
+    def routes(self, vectors: Vectors) -> list[Route]:
+        """Return where embedded inputs belong, shape (inputs, dimensions)."""
+        cosines = vectors @ self.centroids.T
+        nearest = cosines.argmax(axis=1)
+        return [self._route(row, int(at)) for row, at in zip(cosines, nearest, strict=True)]
+
+    def _route(self, cosines: Vectors, at: int) -> Route:
+        distance, name = 1 - float(cosines[at]), self.names[at]
+        known = tuple(float(cosine) for cosine in cosines)
+        return Route(name if distance <= self.radius else NOWHERE, name, distance, known)
+
+    def refuse_another_embedder(self) -> None:
+        """Raise unless the embedder embeds `PROBE` as it did when the centroids were made.
+
+        Raises:
+            ArtifactError: If it doesn't.
+        """
+        made = self.embedder([PROBE])[0]
+        if made.shape != self.probe.shape:
+            raise ArtifactError(
+                f"The embedder {self.embedder.name} makes {len(made)} dimensions, the regions were made in "
+                f"{len(self.probe)}. Pass the embedder they were made with."
+            )
+        if float(made @ self.probe) < _SAME:
+            raise ArtifactError(
+                f"The embedder {self.embedder.name} isn't the one the regions were made with: it embeds a text at "
+                f"cosine {float(made @ self.probe):.3f} from where it was. Pass the one they were made with."
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _embedded(router: Router, text: str) -> Vectors:
+    _checked(router)
+    return router.embedder([text])
+
+
+@functools.lru_cache(maxsize=16)
+def _checked(router: Router) -> None:
+    router.refuse_another_embedder()
+
+
+def rendered(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
+    r"""Return an input as the text that is embedded: the value of a single field, else `name: value` lines.
+
+    Fields that are missing or None are left out.
+
+    Example:
+        >>> rendered({"text": "Where is it?"}, ["text"])
+        'Where is it?'
+        >>> rendered({"body": "Twice.", "subject": "Paid", "hint": None}, ["subject", "body", "hint"])
+        'subject: Paid\nbody: Twice.'
+    """
+    given = [(name, inputs[name]) for name in fields if inputs.get(name) is not None]
+    return "\n".join(str(value) if len(fields) == 1 else f"{name}: {value}" for name, value in given)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """A clustering of rows.
+
+    Attributes:
+        centroids: Of length 1, shape (regions, dimensions), the region of most rows first.
+        radius: See `Router`.
+        members: Each row's region, shape (rows,).
+        separation: Mean simplified silhouette in [-1, 1]; 0 with one region.
+    """
+
+    centroids: Vectors
+    radius: float
+    members: Any
+    separation: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`region 1`, `region 2` and so on."""
+        return tuple(f"region {number}" for number in range(1, len(self.centroids) + 1))
+
+    def router(self, embedder: Embedder, fields: Sequence[str]) -> Router:
+        """Return the router to these regions; embeds one text."""
+        probe = embedder([PROBE])[0]
+        return Router(embedder, tuple(fields), self.names, self.centroids, self.radius, probe)
+
+
+def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Regions:
+    """Return the rows in as many regions as given, or as they fall into.
+
+    Where the number isn't given (0), from 2 to `MOST_REGIONS` are tried, and that of the greatest separation
+    is taken whose every region has `least_rows` rows; none has, and all rows are one region.
+
+    Args:
+        vectors: Of length 1, shape (rows, dimensions).
+        regions: Their number, 0 to choose it. A region may then have fewer than `least_rows` rows.
+        least_rows: Fewest rows of a region, at least 1.
+        seed: Equal seeds give equal regions, at any number of threads.
+
+    Raises:
+        ConfigError: If there are more regions than distinct rows.
+    """
+    distinct = len(np.unique(vectors, axis=0))
+    if regions > distinct:
+        raise ConfigError(f"{regions} regions need as many distinct inputs; there are {distinct}. Ask for fewer.")
+    if regions:
+        return _clustered(vectors, regions, seed)
+    most = min(MOST_REGIONS, distinct, len(vectors) // least_rows)
+    tried = [_clustered(vectors, count, seed) for count in range(2, most + 1)]
+    large = [found for found in tried if np.bincount(found.members, minlength=len(found.centroids)).min() >= least_rows]
+    return max(large, key=lambda found: found.separation, default=_clustered(vectors, 1, seed))
+
+
+def _clustered(vectors: Vectors, regions: int, seed: int) -> Regions:
+    centroids = _kmeans(vectors, regions, seed)
+    members = (vectors @ centroids.T).argmax(axis=1)
+    sizes = np.bincount(members, minlength=regions)
+    order = sorted(range(regions), key=lambda at: (-int(sizes[at]), at))
+    centroids, members = centroids[order], np.argsort(order)[members]
+    return Regions(centroids, _radius(vectors, centroids, members), members, _separation(vectors, centroids, members))
+
+
+def _kmeans(vectors: Vectors, regions: int, seed: int) -> Vectors:
+    """Return centroids of length 1: the best of `RESTARTS` runs, of one thread, for another process may be forked."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        means = faiss.Kmeans(
+            vectors.shape[1],
+            regions,
+            niter=ROUNDS,
+            nredo=RESTARTS if regions > 1 else 1,
+            spherical=True,
+            seed=seed,
+            min_points_per_centroid=1,
+        )
+        means.train(np.ascontiguousarray(vectors))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    centroids = np.asarray(means.centroids, dtype=np.float32)
+    return cast("Vectors", centroids / np.linalg.norm(centroids, axis=1, keepdims=True))
+
+
+def _radius(vectors: Vectors, centroids: Vectors, members: Any) -> float:
+    """Return the distance beyond which about one in a hundred new inputs lies: a conformal quantile.
+
+    Of each row's distances to the nearest centroid, its own being that of its region's *other* rows: a row pulls its
+    centroid towards itself, which a new input can't do. With fewer than 99 rows it is the largest distance.
+    """
+    sums = np.stack([vectors[members == at].sum(axis=0) for at in range(len(centroids))])
+    others = sums[members] - vectors
+    lengths = np.linalg.norm(others, axis=1)
+    cosines = vectors @ centroids.T
+    cosines[np.arange(len(vectors)), members] = (vectors * others).sum(axis=1) / np.maximum(lengths, 1e-6)
+    distances = np.sort(1 - cosines.max(axis=1))
+    rank = min(len(vectors), int(np.ceil((len(vectors) + 1) * (1 - OUTSIDE))))
+    return float(np.clip(distances[rank - 1], 0, 2))
+
+
+def _separation(vectors: Vectors, centroids: Vectors, members: Any) -> float:
+    """Return the mean simplified silhouette (Hruschka et al. 2004): 1 far from all other centroids, 0 between two."""
+    if len(centroids) == 1:
+        return 0.0
+    distances = np.maximum(1 - vectors @ centroids.T, 0)
+    rows = np.arange(len(vectors))
+    own = distances[rows, members]
+    distances[rows, members] = np.inf
+    other = distances.min(axis=1)
+    return float(((other - own) / np.maximum(np.maximum(own, other), 1e-12)).mean())

@@ -1,0 +1,146 @@
+"""The run as Optuna studies, which `optuna-dashboard RUN/study.log` opens, while it runs and afterwards.
+
+The study `candidates` has a trial for every candidate, whatever the method; a method that searches a box of
+numbers keeps its own study beside it (`Studies.search`). The file is Optuna's journal, one JSON object a line,
+made anew each time the run is opened: a resumed run scores its candidates again, from the ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from preceptor.scoring.metrics import Aggregate
+from preceptor.scoring.trial import Outcome, Trial
+
+FILE: Final = "study.log"
+CANDIDATES: Final = "candidates"
+
+_ANNOUNCING: Final = threading.Lock()
+"""Held while Optuna's verbosity, which all threads share, is another."""
+
+
+class _Journal(BaseJournalBackend):
+    """Optuna's log, kept in memory and added to the file once a round: each addition waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = JournalFileOpenLock(str(path))
+        self._logs: list[dict[str, Any]] = []
+        self._flushed = 0
+        for old in (path, path.with_name(f"{path.name}.lock")):
+            old.unlink(missing_ok=True)
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self._logs += logs
+
+    def flush(self) -> None:
+        """Write what is new."""
+        fresh, self._flushed = self._logs[self._flushed :], len(self._logs)
+        if fresh:
+            JournalFileBackend(str(self._path), self._lock).append_logs(fresh)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one candidate."""
+
+    trial: int
+    outcomes: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
+    score: float = 0.0
+
+
+class Studies:
+    """The studies of an open run.
+
+    Args:
+        folder: The run folder, this process's alone; an earlier file in it is replaced.
+
+    Raises:
+        OSError: If the file can't be written; so do all methods.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = _Journal(folder / FILE)
+        self._storage = JournalStorage(self._journal)
+        self._study = quiet_study(CANDIDATES, self._storage, RandomSampler())
+        self._seen: dict[str, _Seen] = {}
+
+    def record(self, trials: Sequence[Trial], aggregate: Aggregate, calls: int) -> None:
+        """Write down scores; a candidate that is scored on further rows stays one Optuna trial.
+
+        Each addition is an intermediate value: the score so far, at the number of rows it is of.
+
+        Args:
+            trials: What was scored.
+            aggregate: Makes a score of all rows seen.
+            calls: Of the run, so far.
+        """
+        for trial in trials:
+            seen = self._seen.get(trial.candidate.key) or self._begun(trial)
+            seen.outcomes |= dict(zip(trial.rows, trial.outcomes, strict=True))
+            seen.score = aggregate(list(seen.outcomes.values()))
+            self._storage.set_trial_intermediate_value(seen.trial, len(seen.outcomes), seen.score)
+            for name, value in {"rows": len(seen.outcomes), "score": seen.score, "calls": calls}.items():
+                self._storage.set_trial_user_attr(seen.trial, name, value)
+        self._journal.flush()
+
+    def search(self, name: str, sampler: BaseSampler) -> optuna.Study:
+        """Return a new study of numbers, to be maximized by asking and telling."""
+        return quiet_study(name, self._storage, sampler)
+
+    def conclude(self, result: Mapping[str, Any]) -> None:
+        """Write down what the run came to: each number, text or list of them."""
+        for name, value in result.items():
+            if isinstance(value, (str, int, float, bool, list)):
+                self._study.set_user_attr(name, value)
+        self._journal.flush()
+
+    def close(self) -> None:
+        """End all trials: candidates that saw the most rows are complete, those dropped earlier pruned."""
+        most = max((len(seen.outcomes) for seen in self._seen.values()), default=0)
+        for seen in self._seen.values():
+            state = TrialState.COMPLETE if len(seen.outcomes) == most else TrialState.PRUNED
+            self._storage.set_trial_state_values(seen.trial, state, [seen.score])
+        for study in self._storage.get_all_studies():
+            for trial in self._storage.get_all_trials(study._study_id, states=(TrialState.RUNNING,)):
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        self._journal.flush()
+
+    def _begun(self, trial: Trial) -> _Seen:
+        seen = self._seen[trial.candidate.key] = _Seen(
+            self._storage.create_new_trial(self._study._study_id, _template(trial))
+        )
+        return seen
+
+
+def quiet_study(name: str, storage: BaseStorage, sampler: BaseSampler) -> optuna.Study:
+    """Return a new study, to be maximized; Optuna would announce it on stderr."""
+    with _ANNOUNCING:
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+        try:
+            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+    return optuna.Study(name, storage, sampler)
+
+
+def _template(trial: Trial) -> FrozenTrial:
+    shown = dict(trial.candidate.instructions)
+    demos = {f"demonstrations: {name}": len(several) for name, several in trial.candidate.demos.items()}
+    instructions = {f"instructions: {name}": text for name, text in shown.items()}
+    return create_trial(state=TrialState.RUNNING, user_attrs={**instructions, **demos})

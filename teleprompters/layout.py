@@ -1,0 +1,102 @@
+"""Where the rows of a compile lie: embedded once, the train rows in regions, the confirmation rows routed to them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import dspy
+import numpy as np
+
+from preceptor.data import stratified
+from preceptor.life import Compile
+from preceptor.lm.embedding import Embedder, Report, Vectors
+from preceptor.regions import NOWHERE, Router, divided, rendered
+from preceptor.run import fingerprint
+from preceptor.task import Task
+
+FILE: Final = "embeddings-{}.npy"
+"""In the run folder, named after the texts and the embedder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The regions of a compile.
+
+    Attributes:
+        router: The one that the program will have.
+        separation: Mean simplified silhouette of the train rows.
+        train: Region -> its train rows.
+        confirm: Region, or "" -> its confirmation rows, as the router sends them.
+        gates: The confirmation rows that choose experts; the others measure the mixture.
+    """
+
+    router: Router
+    separation: float
+    train: Mapping[str, Sequence[int]]
+    confirm: Mapping[str, Sequence[int]]
+    gates: frozenset[int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the regions."""
+        return self.router.names
+
+    def gate(self, region: str) -> list[int]:
+        """Return the region's confirmation rows that choose its expert."""
+        return [row for row in self.confirm[region] if row in self.gates]
+
+    def claim(self, region: str) -> list[int]:
+        """Return the region's confirmation rows that measure the mixture."""
+        return [row for row in self.confirm[region] if row not in self.gates]
+
+    @property
+    def places(self) -> list[str]:
+        """The region of each confirmation row, "" beyond the radius."""
+        found = {row: region for region, rows in self.confirm.items() for row in rows}
+        return [found[row] for row in range(len(found))]
+
+
+def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *, least_rows: int, seed: int) -> Layout:
+    """Embed all rows, divide the train rows into regions, and route the confirmation rows.
+
+    Of each region's confirmation rows, a random half, stratified by label, chooses the experts.
+    """
+    train, confirm = compiling.train, compiling.confirm
+    fields = list(train[0].inputs().keys())
+    texts = [rendered(row.inputs().toDict(), fields) for row in (*train, *confirm)]
+    vectors = kept(task.run.folder, embedder, texts, task.report)
+    found = divided(vectors[: len(train)], regions, least_rows=least_rows, seed=seed)
+    router = found.router(embedder, fields)
+    routes = [route.region for route in router.routes(vectors[len(train) :])]
+    places = {
+        region: [row for row, place in enumerate(routes) if place == region] for region in (*router.names, NOWHERE)
+    }
+    members = {
+        name: [row for row, at in enumerate(found.members) if at == number] for number, name in enumerate(router.names)
+    }
+    gates = [row for region, rows in places.items() for row in _half(confirm, rows, task.output, f"{seed} {region}")]
+    return Layout(router, found.separation, members, places, frozenset(gates))
+
+
+def _half(confirm: Sequence[dspy.Example], rows: Sequence[int], output: str, seed: str) -> list[int]:
+    """Return the larger half of the rows, stratified by label."""
+    order = stratified([confirm[row] for row in rows], output, random.Random(seed))
+    return [rows[at] for at in order[: (len(rows) + 1) // 2]]
+
+
+def kept(folder: Path, embedder: Embedder, texts: Sequence[str], report: Report) -> Vectors:
+    """Return the texts' embeddings, from a file in the folder if it has them; a resumed run finds the same bits."""
+    path = folder / FILE.format(fingerprint([embedder.name, list(texts)]))
+    if path.is_file():
+        vectors: Vectors = np.load(path, allow_pickle=False)
+        return vectors
+    vectors = embedder(texts, report)
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+    fresh.replace(path)
+    return vectors

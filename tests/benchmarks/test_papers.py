@@ -1,0 +1,89 @@
+"""One file a run, with what was measured on test rows that no compile has seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dspy
+import pytest
+
+from preceptor.benchmarks.papers import Run, _Bench, _best_candidate
+from preceptor.benchmarks.tasks import Parts, Published
+from preceptor.lm.seam import predictors
+from preceptor.teleprompters import APE
+from preceptor.testing import asked, graded, system
+
+GOOD = "Say heads if the number is even."
+
+
+def rows(start: int, count: int) -> list[dspy.Example]:
+    return [
+        dspy.Example(text=f"toss {n}", side=("tails", "heads")[n % 2]).with_inputs("text")
+        for n in range(start, start + count)
+    ]
+
+
+TASK = Published(
+    name="toss",
+    signature="text -> side: Literal['heads', 'tails']",
+    instructions="Call it.",
+    metric="accuracy",
+    licence="none",
+    citation="none",
+    sizes=(32, 32, 40),
+    rows=lambda data, seed: Parts(rows(0, 32), rows(32, 32), rows(64, 40)),
+)
+
+
+def model() -> dspy.LM:
+    truth = {row.text: row.side for row in rows(0, 104)}
+    return graded(truth, {GOOD: 1.0}, default=0.4, name="toss")
+
+
+def bench(lm: dspy.LM, monkeypatch: pytest.MonkeyPatch, cache: Path) -> _Bench:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(cache))
+    return _Bench(TASK, cache, lm, lambda what, done, total: None)
+
+
+def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+
+    found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model), APE)
+
+    assert (found["compiled"], found["replaced"], found["candidate"]) == (1.0, True, 1.0)
+    assert found["gain"] == pytest.approx(1 - found["seed_score"])
+    assert found["low"] <= found["gain"] <= found["high"]
+    assert found["instructions"] == {"predict": GOOD} == found["best_candidate"]
+    assert found["calls"] <= 300
+    told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
+    tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
+    assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
+
+
+def test_a_budget_that_a_method_refuses_is_a_result_of_no_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+
+    found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 70, lm.model), APE)
+
+    assert (found["gain"], found["replaced"], found["calls"]) == (0.0, False, 0)
+    assert "needs at least" in found["refused"]
+
+
+def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
+    run = Run("subj", "ape", 1, 600, "local/qwen2.5-coder-1.5b@cc324af070c2")
+    assert (run.group, run.name) == ("qwen2.5-coder-1.5b-600", "subj-ape-1")
+
+
+def test_the_best_candidate_is_the_best_of_those_that_saw_the_most_rows(tmp_path: Path) -> None:
+    trials = [
+        {"instructions": {"predict": "seed"}, "rows": [0, 1], "scores": [1.0, 0.0]},
+        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},
+        {"instructions": {"predict": "good"}, "rows": [0, 1], "scores": [1.0, 1.0]},
+        {"instructions": {"predict": "seed"}, "rows": [2, 3], "scores": [0.0, 0.0]},
+        {"instructions": {"predict": "good"}, "rows": [2, 3], "scores": [1.0, None]},
+        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},  # seen again, counted once
+    ]
+    (tmp_path / "trials.jsonl").write_text("\n".join(map(json.dumps, trials)) + "\n", encoding="utf-8")
+    assert _best_candidate(tmp_path) == {"predict": "good"}
+    assert predictors(TASK.student())[0][0] == "predict"

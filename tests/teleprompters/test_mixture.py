@@ -1,0 +1,472 @@
+"""The mixture of experts, over APE: topics with rules of their own, in an embedding that tells them apart."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dspy
+import pytest
+from dspy.lm15 import Request
+
+from preceptor import load
+from preceptor.errors import ConfigError, LMFailed, MetricError
+from preceptor.life import Compile
+from preceptor.lm.budget import Budget
+from preceptor.lm.embedding import Embedder
+from preceptor.modules import Classify, Experts
+from preceptor.program import read
+from preceptor.task import Task
+from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompters import APE, GEPA, MixtureOfExperts
+from preceptor.teleprompters.layout import Layout
+from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
+from preceptor.testing.draws import draw, number
+
+SEED = "Sort."
+SAME, OTHER = "Answer with the last word.", "Answer with the opposite."
+TURNED = {"yes": "no", "no": "yes"}
+TOPICS = ("fruit", "tools")
+
+
+def rows(count: int, start: int = 0) -> list[dspy.Example]:
+    """Rows whose label is their last word, or for tools the opposite."""
+    found: list[dspy.Example] = []
+    for n in range(start, start + count):
+        topic, word = TOPICS[n % 2], ("yes", "no")[n // 2 % 2]
+        label = word if topic == "fruit" else TURNED[word]
+        found.append(dspy.Example(text=f"{topic} {n} {word}", label=label).with_inputs("text"))
+    return found
+
+
+def by_topic(texts: Sequence[str]) -> list[list[float]]:
+    places = {"fruit": [1.0, 0.0], "tools": [0.0, 1.0]}
+    return [places.get(text.split()[0], [1.0, 1.0]) for text in texts]
+
+
+EMBEDDER = Embedder("topics", by_topic)
+
+
+def answer(request: Request) -> str:
+    """No, unless told a rule."""
+    word = prompt(request).split()[-1]
+    return word if SAME in system(request) else TURNED[word] if OTHER in system(request) else "no"
+
+
+def propose(request: Request) -> str:
+    """One of the two rules, or one that helps nobody."""
+    drawn = number(draw(prompt(request), request.config.seed))
+    return (SAME, OTHER, f"Think of {drawn}.")[drawn % 3]
+
+
+def mixture(place: Path, kind: type[MixtureOfExperts] = MixtureOfExperts, **settings: Any) -> MixtureOfExperts:
+    given: dict[str, Any] = {
+        "metric": "accuracy",
+        "lm": simulated(answer, name="task"),
+        "proposer": simulated(propose, name="writer"),
+        "run_dir": place,
+        "regions": 2,
+        "embedder": EMBEDDER,
+        "settings": {"candidates": 8, "subsamples": 4},
+    }
+    return kind(**{**given, **settings})
+
+
+def compiled_by(method: MixtureOfExperts, **data: Any) -> Any:
+    given: dict[str, Any] = {"trainset": rows(40), "valset": rows(64, 40), **data}
+    return method.compile(Classify("text -> label: Literal['yes', 'no']", SEED), **given)
+
+
+def table(compiled: Any) -> list[str]:
+    return [region["expert"] for region in compiled.evidence.regions]
+
+
+def test_opposite_rules_are_found_and_the_mixture_solves_what_no_prompt_can(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path))
+
+    evidence, fresh = compiled.evidence, rows(40, 200)
+    assert isinstance(compiled, Experts)
+    assert (evidence.baseline, evidence.compiled, evidence.replaced) == (0.5, 1.0, True)
+    assert evidence.comparison.rows == 32, "half of the confirmation rows chose the experts"
+    with dspy.context(lm=simulated(answer)):
+        answered = [compiled(**row.inputs()) for row in fresh]
+    assert [made.label for made in answered] == [row.label for row in fresh]
+    assert {made.route["region"] for made in answered} == {"region 1", "region 2"}
+
+
+def test_the_program_in_the_run_folder_is_the_one_returned(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path))
+
+    loaded: Any = load(tmp_path / "program", embedder=EMBEDDER)
+
+    assert loaded.dump_state() == compiled.dump_state()
+    saved = read(tmp_path / "program")
+    assert saved.instructions == compiled.evidence.instructions
+    assert saved.evidence["method"] == "MixtureOfExperts of APE"
+    assert saved.evidence["regions"] == [dict(region) for region in compiled.evidence.regions]
+    assert len(saved.evidence["probes"]) == 3
+    with dspy.context(lm=simulated(answer)):
+        assert all(loaded(**probe["inputs"]).label == probe["answer"] for probe in saved.evidence["probes"])
+
+
+def test_a_region_where_nothing_better_is_found_keeps_the_default(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path, proposer=simulated(lambda request: OTHER, name="writer")))
+
+    tools = compiled.router.route({"text": "tools 1 yes"}).region
+    rows = {region["region"]: region for region in compiled.evidence.regions}
+    assert list(compiled.experts) == [tools]
+    assert rows.pop(tools)["expert"] == "its own"
+    [fruit] = rows.values()
+    assert fruit["expert"] == "default: nothing better was found"
+    assert fruit["compiled"] == fruit["seed"] == 0.5
+    assert compiled.evidence.instructions == {"default: predict": SEED, f"{tools}: predict": OTHER}
+    assert compiled.evidence.seed_instructions == {"default: predict": SEED, f"{tools}: predict": SEED}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 32])
+def test_equal_seeds_give_equal_programs_at_any_number_of_threads_and_whatever_the_timing(
+    tmp_path: Path, threads: int
+) -> None:
+    def slowly(request: Request) -> str:
+        time.sleep(random.random() / 500)
+        return answer(request)
+
+    compiled_by(mixture(tmp_path / "plain", threads=1))
+    compiled_by(mixture(tmp_path / "timed", threads=threads, lm=simulated(slowly, name="task")))
+
+    assert toy.saved(tmp_path / "plain") == toy.saved(tmp_path / "timed")
+
+
+def test_equal_seeds_give_equal_programs_when_the_budget_is_short_of_what_all_regions_want(tmp_path: Path) -> None:
+    budget = Budget(calls=340)
+    for threads in (1, 16):
+        place = tmp_path / str(threads)
+        evidence = compiled_by(mixture(place, threads=threads, budget=budget)).evidence
+        assert evidence.spent.calls <= 340
+    assert toy.saved(tmp_path / "1") == toy.saved(tmp_path / "16")
+
+
+def test_regions_are_searched_side_by_side_but_one_by_one_where_two_cant_be(tmp_path: Path) -> None:
+    inside: list[int] = []
+    lock, running = threading.Lock(), Counter[str]()
+
+    class Slow(APE):
+        def search(self, task: Task) -> Any:
+            with lock:
+                running["now"] += 1
+                inside.append(running["now"])
+            time.sleep(0.05)
+            found = super().search(task)
+            with lock:
+                running["now"] -= 1
+            return found
+
+    class Alone(Slow):
+        is_alone = True
+
+    for kind, threads, most in ((Slow, 8, 2), (Slow, 1, 1), (Alone, 8, 1)):
+        inside.clear()
+        compiled_by(mixture(tmp_path / f"{kind.__name__}{threads}", method=kind, threads=threads))
+        assert (len(inside), max(inside)) == (3, most)
+    assert GEPA.is_alone
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_progress_names_the_region_and_of_searches_side_by_side_tells_where_steps_begin(
+    tmp_path: Path, threads: int
+) -> None:
+    told: list[tuple[str, int]] = []
+    compiled_by(mixture(tmp_path, threads=threads, report=lambda what, done, total: told.append((what, done))))
+
+    inside = [(what, done) for what, done in told if what.startswith("region ")]
+    assert {what[:9] for what, _ in inside} == {"region 1:", "region 2:"}
+    assert {done > 0 for _, done in inside} == ({True, False} if threads == 1 else {False})
+
+
+def test_confirmation_rows_are_seen_by_no_search_and_once_by_every_program(tmp_path: Path) -> None:
+    lm = simulated(answer, name="task")
+    compiled = compiled_by(mixture(tmp_path, lm=lm))
+
+    untouched = {row.text: row for row in rows(64, 40)}
+    times = Counter(text for request in asked(lm) if (text := prompt(request).removeprefix("text: ")) in untouched)
+    default = compiled.evidence.instructions["default: predict"]
+    programs = {region["region"]: (default != SEED) + ("gain" in region) for region in compiled.evidence.regions}
+    assert set(times) == set(untouched)
+    for text in untouched:
+        assert times[text] == 1 + programs[compiled.router.route({"text": text}).region]
+
+
+def test_experts_are_chosen_on_rows_that_dont_measure_the_mixture(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path))
+
+    regions = compiled.evidence.regions
+    assert [region["choosing_rows"] + region["measuring_rows"] for region in regions] == [32, 32]
+    assert sum(region["measuring_rows"] for region in regions) == compiled.evidence.comparison.rows
+    tested = [region for region in regions if "gain" in region]
+    assert tested
+    assert all(0.4 < region["gain"] < 0.6 and region["p_value"] < 0.05 for region in tested)
+
+
+def test_p_values_are_corrected_for_the_regions_that_were_tested(tmp_path: Path) -> None:
+    """16 rows choose in each region, of which the right rule turns 8: p = 2 / 2^8 each, and twice that by Holm."""
+
+    def write(request: Request) -> str:
+        return "Guess." if "fruit" in prompt(request) and "tools" in prompt(request) else propose(request)
+
+    none = simulated(write, name="writer")
+    compiled = compiled_by(mixture(tmp_path, proposer=none))
+
+    assert table(compiled) == ["its own", "its own"]
+    assert [region["p_value"] for region in compiled.evidence.regions] == [2 / 128, 2 / 128]
+
+
+def test_regions_too_small_to_be_searched_or_confirmed_are_not_searched(tmp_path: Path) -> None:
+    few = [row for row in rows(40) if row.text.startswith("fruit")] + rows(8)
+    compiled = compiled_by(mixture(tmp_path / "train", least_rows=10), trainset=few)
+    assert "default: fewer than 10 train rows" in table(compiled)
+
+    confirm = [row for row in rows(64, 40) if row.text.startswith("fruit")] + rows(8, 200)
+    compiled = compiled_by(mixture(tmp_path / "confirm"), valset=confirm)
+    [poor] = [row["region"] for row in compiled.evidence.regions if row["expert"].endswith("few confirmation rows")]
+    assert [path.name for path in (tmp_path / "confirm").glob("region-*")] == list(
+        {"region-1", "region-2"} - {poor.replace(" ", "-")}
+    )
+
+
+def test_a_budget_that_pays_for_no_region_is_spent_as_by_the_method_alone(tmp_path: Path) -> None:
+    method = mixture(tmp_path / "least")
+    least = method.estimate(toy.signatures(Classify("text -> label: Literal['yes', 'no']")), 40, 1).least + 3 * 64
+    compiled = compiled_by(mixture(tmp_path / "least", budget=Budget(calls=least)))
+
+    assert table(compiled) == 2 * ["default: the budget is too small"]
+    assert compiled.evidence.spent.calls <= least
+
+
+def test_half_of_the_calls_go_to_the_search_on_all_rows_and_the_rest_to_the_regions_by_their_rows(
+    tmp_path: Path,
+) -> None:
+    shares: dict[int, int | None] = {}
+
+    class Noting(APE):
+        def search(self, task: Task) -> Any:
+            shares[len(task.train)] = task.meter.account.calls_left
+            return []
+
+    train = [row for row in rows(40) if row.text.startswith("fruit")] + rows(20, 100)
+    compiled_by(mixture(tmp_path, method=Noting, budget=Budget(calls=1000)), trainset=train)
+
+    # 1000 - 3 * 64 are left to search with; nobody spends any: 30 and 10 train rows
+    assert shares == {40: 404, 30: 606, 10: 202}
+
+
+def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
+    """8 rows choose in each region, of which the right rule turns 4: p = 2 / 2^4."""
+    compiled = compiled_by(mixture(tmp_path), valset=rows(32, 40))
+
+    assert not isinstance(compiled, Experts)
+    refused = [row for row in compiled.evidence.regions if row["expert"] == "default: its own wasn't confirmed"]
+    assert [row["gain"] for row in refused] == [0.5] * len(refused) != []
+
+
+class Open(MixtureOfExperts):
+    """Tells which confirmation rows measure."""
+
+    measuring: ClassVar[set[str]] = set()
+
+    def _layout(self, compiling: Compile, task: Task) -> Layout:
+        layout = super()._layout(compiling, task)
+        self.measuring.update(row.text for at, row in enumerate(compiling.confirm) if at not in layout.gates)
+        return layout
+
+
+def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_path: Path) -> None:
+    """There every right answer counts as wrong, so the experts were chosen by what they can't repeat."""
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return float((example.label == prediction.label) != (example.text in Open.measuring))
+
+    compiled = compiled_by(mixture(tmp_path, metric=metric, kind=Open))
+
+    assert not isinstance(compiled, Experts)
+    kept = [row for row in compiled.evidence.regions if row["expert"] == "default: the mixture wasn't confirmed"]
+    assert kept
+    assert all(row["compiled"] == row["seed"] for row in kept), "the default is the seed"
+    assert compiled.evidence.comparison.rows == 64
+    assert compiled.evidence.verdict.endswith(" 0 of 2 regions have an expert of their own.")
+
+
+def test_where_no_prompt_can_help_no_expert_is_adopted(tmp_path: Path) -> None:
+    """A coin answers. Its chance to be adopted is below one in a thousand: two tests on different rows must fail."""
+    adopted: list[int] = []
+    for seed in range(4):
+        rng = random.Random(seed)
+        data = {
+            name: [row.copy(label=rng.choice(["yes", "no"])) for row in rows(40, start)]
+            for name, start in (("trainset", 100 * seed), ("valset", 100 * seed + 40))
+        }
+        lm = coin_flip(["yes", "no"], seed=seed)
+        compiled = compiled_by(
+            mixture(tmp_path / str(seed), lm=lm, proposer=None, seed=seed, settings={"candidates": 4}), **data
+        )
+        adopted += [seed] if isinstance(compiled, Experts) else []
+
+    assert adopted == []
+
+
+def test_a_region_whose_search_refuses_its_rows_keeps_the_default(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path, settings={"candidates": 4, "few_shot": 20}), trainset=rows(40))
+    assert table(compiled) == 2 * ["default: APE needs more train rows than few_shot=20, got 20."]
+
+
+def test_demonstrations_of_an_expert_are_from_its_region(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path, settings={"candidates": 8, "few_shot": 2}), trainset=rows(60))
+
+    for region, expert in compiled.experts.items():
+        topics = {demo["text"].split()[0] for demo in expert.predict.demos}
+        assert len(topics) == 1
+        assert {compiled.router.route({"text": demo["text"]}).region for demo in expert.predict.demos} == {region}
+
+
+def test_a_model_that_goes_down_in_a_region_ends_the_compile_which_resumes_to_the_same_program(tmp_path: Path) -> None:
+    whole, calls = Counter[str](), Counter[str]()
+
+    def counted(request: Request) -> str:
+        whole["calls"] += 1
+        return answer(request)
+
+    compiled_by(mixture(tmp_path / "whole", lm=simulated(counted, name="task"), threads=1))
+
+    def failing(request: Request) -> str:
+        calls["made"] += 1
+        if calls["made"] > whole["calls"] // 2:
+            raise ConnectionError("no route")
+        return answer(request)
+
+    with pytest.raises(LMFailed, match=r"(?s)no route.*preceptor resume "):
+        compiled_by(mixture(tmp_path / "broken", lm=simulated(failing, name="task")))
+    compiled_by(mixture(tmp_path / "broken"))
+
+    assert toy.saved(tmp_path / "broken") == toy.saved(tmp_path / "whole")
+
+
+KILLED = """
+import importlib.util, os, pathlib, signal, sys
+spec = importlib.util.spec_from_file_location("mixed", sys.argv[1])
+sys.modules["mixed"] = tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+left = int(sys.argv[3])
+
+def answer(request):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tests.answer(request)
+
+tests.compiled_by(tests.mixture(pathlib.Path(sys.argv[2]), lm=tests.simulated(answer, name="task")))
+"""
+
+
+def test_killed_in_a_region_it_resumes_to_the_same_program_and_asks_nothing_twice(tmp_path: Path) -> None:
+    lm = simulated(answer, name="task")
+    compiled_by(mixture(tmp_path / "whole", lm=lm))
+    calls = len(asked(lm))
+
+    killed = [sys.executable, "-c", KILLED, __file__, str(tmp_path / "killed"), str(calls // 2)]
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    recorded = toy.recorded(tmp_path / "killed")
+    resumed = simulated(answer, name="task")
+    compiled_by(mixture(tmp_path / "killed", lm=resumed))
+
+    assert toy.saved(tmp_path / "killed") == toy.saved(tmp_path / "whole")
+    assert toy.recorded(tmp_path / "killed") == toy.recorded(tmp_path / "whole")
+    assert 0 < len(asked(resumed)) <= toy.recorded(tmp_path / "whole") - recorded
+
+
+def test_each_regions_trials_are_in_a_folder_of_its_own_and_written_anew_on_resume(tmp_path: Path) -> None:
+    compiled_by(mixture(tmp_path))
+    lines = (tmp_path / "region-1" / "trials.jsonl").read_text(encoding="utf-8")
+    assert max(json.loads(line)["rows"][-1] for line in lines.splitlines()) < 20
+
+    compiled_by(mixture(tmp_path))
+    assert (tmp_path / "region-1" / "trials.jsonl").read_text(encoding="utf-8") == lines
+
+
+def test_texts_are_embedded_once_for_a_run_and_not_again_when_it_is_resumed(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return by_topic(texts)
+
+    compiled_by(mixture(tmp_path, embedder=Embedder("topics", embed)))
+    first = Counter(seen)
+    assert {first[row.text] for row in (*rows(40), *rows(64, 40))} == {1}
+
+    seen.clear()
+    compiled_by(mixture(tmp_path, embedder=Embedder("topics", embed)))
+    assert not {row.text for row in rows(104)} & set(seen)
+
+
+def test_another_embedder_is_another_run(tmp_path: Path) -> None:
+    compiled_by(mixture(tmp_path))
+    with pytest.raises(ConfigError, match="belongs to another method"):
+        compiled_by(mixture(tmp_path, embedder=Embedder("others", by_topic)))
+
+
+def test_a_metric_that_fails_in_a_region_ends_the_compile(tmp_path: Path) -> None:
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        if (tmp_path / "region-1").exists():
+            raise ValueError("broken")
+        return float(example.label == prediction.label)
+
+    with pytest.raises(MetricError, match="broken"):
+        compiled_by(mixture(tmp_path, metric=metric))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regions": 1}, r"^A mixture has 2 regions or more, or 0 to choose their number; got 1\.$"),
+        ({"regions": -1}, r"^A mixture has 2 regions or more"),
+        ({"least_rows": 1}, r"^A region needs least_rows >= 2, got 1\.$"),
+        ({"settings": {"candidates": 0}}, r"^APE needs candidates >= 1, got 0\.$"),
+        ({"settings": {"wings": 2}}, r"^APE: .*unexpected keyword argument 'wings'\.$"),
+        ({"embedder": "smollm2-135m"}, r"^smollm2-135m is no embedder"),
+        ({"method": MixtureOfExperts, "settings": {}}, r"^A mixture of mixtures has no router of its own"),
+    ],
+    ids=str,
+)
+def test_settings_that_cant_work_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        mixture(tmp_path, **settings)
+
+
+def test_the_estimate_is_that_of_the_method_on_all_rows_and_on_equal_regions(tmp_path: Path) -> None:
+    class Fixed(Teleprompter):
+        def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+            return Estimate(rows, 3 * rows if calls is None else min(3 * rows, max(rows, calls)))
+
+    method = mixture(tmp_path, method=Fixed, settings={}, regions=4)
+    assert method.estimate({}, 40, None) == Estimate(40, 120 + 4 * 30)
+    assert method.estimate({}, 40, 200) == Estimate(40, 100 + 4 * 25)
+    assert method.estimate({}, 40, 70) == Estimate(40, 40), "30 calls pay for no four regions of 10 rows"
+
+
+def test_the_number_of_regions_is_chosen_where_it_isnt_given(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path, regions=0))
+    assert len(compiled.evidence.regions) == 2
+
+    alike = Embedder("alike", lambda texts: [[1.0, len(text) / 1e6] for text in texts])
+    alone = compiled_by(mixture(tmp_path / "alone", regions=0, least_rows=30, embedder=alike))
+    assert len(alone.evidence.regions) == 1
+    assert not isinstance(alone, Experts)

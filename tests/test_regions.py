@@ -1,0 +1,155 @@
+"""Regions: clusters that are there are found, and inputs go to the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.errors import ArtifactError, ConfigError
+from preceptor.lm.embedding import Embedder
+from preceptor.regions import Regions, Router, divided, rendered
+
+
+def bunches(sizes: Sequence[int], *, spread: float = 0.1, dimensions: int = 16, seed: int = 0) -> Any:
+    """Unit vectors around as many axes as there are sizes."""
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(np.eye(dimensions)[: len(sizes)], sizes, axis=0)
+    vectors = centres + spread * rng.normal(size=centres.shape) / np.sqrt(dimensions)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def angle(degrees: float) -> list[float]:
+    return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
+
+
+def on_a_circle(texts: Sequence[str]) -> list[list[float]]:
+    """Texts are degrees; all others lie at 45."""
+    return [angle(float(text) if text.lstrip("-").isdigit() else 45.0) for text in texts]
+
+
+def router(radius: float = 0.1, embed: Any = on_a_circle) -> Router:
+    centroids = np.array([angle(0), angle(90)], dtype=np.float32)
+    made = Embedder("circle", embed)
+    probe = np.array(angle(45), dtype=np.float32)
+    return Router(made, ("text",), ("region 1", "region 2"), centroids, radius, probe)
+
+
+@pytest.mark.parametrize("sizes", [[40, 30], [50, 30, 20], [40, 30, 20, 15, 12]], ids=len)
+def test_bunches_are_found_and_counted_without_being_told(sizes: list[int]) -> None:
+    found = divided(bunches(sizes), 0, least_rows=10, seed=3)
+
+    assert found.members.tolist() == [at for at, size in enumerate(sizes) for _ in range(size)]
+    assert found.names == tuple(f"region {number}" for number in range(1, len(sizes) + 1))
+    assert found.separation > 0.9
+
+
+def test_a_number_of_regions_is_taken_as_given() -> None:
+    found = divided(bunches([40, 30]), 4, least_rows=10, seed=0)
+    assert len(found.centroids) == 4
+    assert sorted(np.bincount(found.members), reverse=True) == np.bincount(found.members).tolist()
+
+
+def test_regions_smaller_than_the_least_are_not_chosen() -> None:
+    vectors = bunches([40, 30, 5])
+    assert len(divided(vectors, 0, least_rows=5, seed=0).centroids) == 3
+    assert len(divided(vectors, 0, least_rows=6, seed=0).centroids) == 2
+    alone = divided(vectors, 0, least_rows=40, seed=0)
+    assert (len(alone.centroids), alone.members.max(), alone.separation) == (1, 0, 0.0)
+
+
+def test_more_regions_than_distinct_inputs_are_refused() -> None:
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
+    assert len(divided(vectors, 3, least_rows=1, seed=0).centroids) == 3
+    with pytest.raises(ConfigError, match=r"^4 regions need as many distinct inputs; there are 3\. Ask for fewer\.$"):
+        divided(vectors, 4, least_rows=1, seed=0)
+
+
+def test_equal_seeds_give_equal_regions_and_the_threads_of_faiss_are_given_back() -> None:
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    first, second = (divided(bunches([20, 20], spread=3.0), 4, least_rows=2, seed=7) for _ in range(2))
+    assert first.centroids.tobytes() == second.centroids.tobytes()
+    assert faiss.omp_get_max_threads() == before
+
+
+@given(st.lists(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), min_size=4, max_size=30))
+def test_centroids_have_length_one_and_every_row_is_in_the_nearest_region(rows: list[list[float]]) -> None:
+    vectors = np.array(rows, dtype=np.float32) + np.array([2, 0, 0], dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    regions = min(2, len(np.unique(vectors, axis=0)))
+
+    found = divided(vectors, regions, least_rows=1, seed=0)
+
+    assert np.allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-5)
+    assert found.members.tolist() == (vectors @ found.centroids.T).argmax(axis=1).tolist()
+    assert 0 <= found.radius <= 2
+
+
+def test_the_radius_is_measured_to_the_centroid_of_the_other_rows() -> None:
+    # Three rows at 0, 0 and 60 degrees. The third is 60 from the other two; each of those is 30 from the rest's middle.
+    vectors = np.array([angle(0), angle(0), angle(60)], dtype=np.float32)
+    assert divided(vectors, 1, least_rows=1, seed=0).radius == pytest.approx(1 - np.cos(np.radians(60)), abs=1e-6)
+
+
+def test_one_new_input_in_a_hundred_lies_outside() -> None:
+    def around(count: int, seed: int) -> Any:
+        return bunches([count, count], spread=1.0, dimensions=8, seed=seed)
+
+    outside = 0
+    for seed in range(20):
+        found: Regions = divided(around(200, seed), 2, least_rows=10, seed=0)
+        made = found.router(Embedder("any", lambda texts: [[1.0] * 8 for _ in texts]), ["text"])
+        outside += [route.region for route in made.routes(around(100, 1000 + seed))].count("")
+
+    assert 0.005 < outside / 4000 < 0.02
+
+
+@pytest.mark.parametrize(
+    ("degrees", "region", "nearest"),
+    [(0, "region 1", "region 1"), (20, "region 1", "region 1"), (30, "", "region 1"), (80, "region 2", "region 2")],
+)
+def test_an_input_goes_to_the_nearest_centroid_or_beyond_the_radius_to_none(
+    degrees: int, region: str, nearest: str
+) -> None:
+    route = router(radius=0.1).route({"text": str(degrees)})
+
+    assert (route.region, route.nearest) == (region, nearest)
+    assert route.cosines == pytest.approx((np.cos(np.radians(degrees)), np.sin(np.radians(degrees))), abs=1e-6)
+    assert route.distance == pytest.approx(1 - max(route.cosines))
+
+
+def test_an_input_is_embedded_once_while_it_is_remembered() -> None:
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        asked.extend(texts)
+        return on_a_circle(texts)
+
+    made = router(embed=embed)
+    assert made.route({"text": "10"}) == made.route({"text": "10"})
+    assert asked.count("10") == 1
+
+
+@pytest.mark.parametrize(
+    ("embed", "message"),
+    [
+        (lambda texts: [angle(60) for _ in texts], r"isn't the one the regions were made with: .* cosine 0\.966 from"),
+        (lambda texts: [[1.0, 0, 0] for _ in texts], r"makes 3 dimensions, the regions were made in 2"),
+    ],
+    ids=["elsewhere", "other dimensions"],
+)
+def test_another_embedder_than_the_regions_were_made_with_is_refused(embed: Any, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        router(embed=embed).route({"text": "10"})
+
+
+def test_fields_are_rendered_in_the_routers_order_and_missing_ones_left_out() -> None:
+    assert rendered({"text": None}, ["text"]) == ""
+    assert rendered({}, ["text"]) == ""
+    assert rendered({"b": 2, "a": "x", "c": None, "d": "no"}, ["a", "b", "c"]) == "a: x\nb: 2"
