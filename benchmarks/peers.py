@@ -6,7 +6,6 @@ counted at that model, proposals included.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -99,7 +98,7 @@ def ours(*, wrapped: bool = False) -> dict[str, type[Teleprompter]]:
         name: kind
         for name, kind in kinds.items()
         if kind.__module__.startswith("preceptor.teleprompters")
-        and "embedder" not in {field.name for field in dataclasses.fields(kind)}
+        and getattr(kind, "regions", 1) == 1
         and (wrapped or kind.__module__ != WRAPPED)
     }
 

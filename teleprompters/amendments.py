@@ -75,10 +75,11 @@ OPTIONS: Final = {
     "merge": Template("Merge these two principles into one:\n$principles"),
 }
 
-_LABEL: Final = re.compile(
-    r"^[\s*#-]*(?:(?:new |revised |merged )?principle(?: \d+)?\s*:|\d+[.)]\s)?[\s*]*", re.IGNORECASE
-)
-"""A list's number or sign, or a label, before a principle."""
+_ITEM: Final = re.compile(r"\n\s*(?:\d+[.)]|[-*])\s+")
+"""The start of a list's item."""
+
+_LABEL: Final = re.compile(r"^[\s*#]*(?:new |revised |merged )?principle(?: \d+)?\s*:[\s*]*", re.IGNORECASE)
+"""A label before a principle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,7 @@ class Workshop:
         made: list[Candidate] = []
         cases = self._explained(wrong)
         for case, edit in self._written(self._chosen(cases, edits)):
-            identity = next(self._identities) if edit.kind == "add" else 0
-            edited = case.constitution.edited(edit, identity, case.because)
-            child = case.parent.with_constitution(self._name, edited)
+            child = self._child(case, edit, next(self._identities) if edit.kind == "add" else 0)
             if child.key not in self._made:
                 self._made.add(child.key)
                 self._task.made(child, case.parent, self._name, edit.kind, case.because)
@@ -137,7 +136,7 @@ class Workshop:
 
     def _chosen(self, cases: Sequence[_Case], edits: int) -> list[tuple[_Case, Edit]]:
         """Ask for so many edits against each case; only additions are made twice."""
-        menus = [case.constitution.edits(self._bounds.principles) for case in cases]
+        menus = [self._menu(case) for case in cases]
         chosen: list[tuple[_Case, Edit]] = []
         for _ in range(edits):
             shuffled = [self._task.rng.sample(menu, len(menu)) for menu in menus]
@@ -153,6 +152,14 @@ class Workshop:
                     chosen.append((case, edit))
                     left[:] = [one for one in left if one != edit or one.kind == "add"]
         return chosen
+
+    def _menu(self, case: _Case) -> list[Edit]:
+        """Return what can be done to a constitution; no removal that leads back to one that was made."""
+        edits = case.constitution.edits(self._bounds.principles)
+        return [edit for edit in edits if edit.kind != "remove" or self._child(case, edit).key not in self._made]
+
+    def _child(self, case: _Case, edit: Edit, identity: int = 0) -> Candidate:
+        return case.parent.with_constitution(self._name, case.constitution.edited(edit, identity, case.because))
 
     def _picked(self, menu: Sequence[Edit], answer: str | None) -> Edit:
         """Return the edit whose number an answer gives first; one at random if it gives none that is on the menu."""
@@ -203,13 +210,14 @@ class _Case:
 def principle(text: str, words: int) -> str:
     r"""Return the principle a proposer wrote, as one line; "" if it wrote none of at most so many words.
 
-    What goes beyond is left out, sentence by sentence.
+    Of a list the first item counts. What goes beyond is left out, sentence by sentence.
 
     Example:
-        >>> principle("Sure!\n<START>\n1. Broken items go to returns. Be kind.\n<END>", 7)
+        >>> principle("Sure!\n<START>\n1. Broken items go to returns. Be kind.\n<END>", 6)
         'Broken items go to returns.'
     """
-    body = _line(next(iter(parse(text)), ""))
+    items = _ITEM.split("\n" + next(iter(parse(text)), ""))
+    body = next((item for item in map(_line, items) if item), "")
     sentences = re.split(r"(?<=[.!?])\s+", _LABEL.sub("", body))
     fitting = [" ".join(sentences[:at]) for at in range(1, len(sentences) + 1)]
     return next((part for part in reversed(fitting) if len(part.split()) <= words), "")

@@ -94,6 +94,8 @@ class Plan:
 class ConstitutionalExperts(Teleprompter):
     """Principles below the user's instruction, edited one at a time; with several regions, a constitution for each.
 
+    An instruction that ends in a numbered list below the line `Principles:` is a constitution already.
+
     Each step draws wrong answers of the beam's constitutions on the rows of the races, asks `proposer` to explain
     each, to choose an edit from a menu (add a principle; revise or remove one; merge the two that are most alike),
     and to write the text. A removal takes no request for a text. The edited constitutions race with their parents
@@ -103,8 +105,8 @@ class ConstitutionalExperts(Teleprompter):
 
     A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children. With a
     budget, all steps take the first of these settings of which the rest pays for 3 steps, else for 2: the
-    settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24 set aside; 32 rows. Else the
-    first that it pays for one step of: these; one edit and 16 set aside; 1 error, 16 rows and 8 set aside.
+    settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24 set aside; 32 rows; one edit
+    and 16 set aside. Else the first that it pays for one step of: these; 1 error, 16 rows and 8 set aside.
 
     With several regions it is the mixture of itself (`preceptor.teleprompters.mixture`): one search on all rows, one
     on each region's, and a router.
@@ -252,7 +254,7 @@ class ConstitutionalExperts(Teleprompter):
         if calls is None:
             return plans[0], self.steps
         depths = [depth for depth in range(DEPTH, 1, -1) if depth <= self.steps]
-        for plan, depth in [(plan, depth) for depth in depths for plan in plans[:4]] + [(plan, 1) for plan in plans]:
+        for plan, depth in [(plan, depth) for depth in depths for plan in plans[:5]] + [(plan, 1) for plan in plans]:
             paid = [
                 steps for steps in range(depth, self.steps + 1) if self._whole(plan, steps, own, calls_a_row) <= calls
             ]

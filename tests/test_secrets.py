@@ -296,6 +296,15 @@ def test_a_password_in_the_command_lines_address_is_shown_and_written_nowhere(
     assert leaks(tmp_path, password) == []
 
 
+def test_a_run_goes_on_at_another_address(tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    assert run(compile_command(tmp_path, "http://127.0.0.1:1/v1")) == 4
+    assert run(["resume", str(tmp_path / "run"), "--api-base", echo.url]) == 0
+
+    assert (tmp_path / "run" / "program" / "program.json").is_file()
+
+
 def test_a_remembered_command_has_no_password_and_no_query(tmp_path: Path) -> None:
     command = {"lm": "openai/x", "api_base": f"https://user:{KEY}@host:8000/v1?key={KEY}", "instructions": "Ask a@b."}
     remember_command(tmp_path / "run", command)

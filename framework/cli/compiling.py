@@ -137,6 +137,9 @@ def compile_(
 def resume(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     budget: Bound = None,
+    api_base: Annotated[
+        str | None, typer.Option(help="Address of the server, if it moved or holds a password: none is kept.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Go on with a run that was stopped; answers it has are not asked for again."""
@@ -144,7 +147,8 @@ def resume(
     if not known:
         raise ConfigError(f"{run} was not started from the command line; call compile again with run_dir={str(run)!r}.")
     command = Command(**known)
-    _show(_run(dataclasses.replace(command, budget=budget or command.budget), run), json)
+    again = dataclasses.replace(command, budget=budget or command.budget, api_base=api_base or command.api_base)
+    _show(_run(again, run), json)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -143,5 +143,10 @@ def _answer(program: dspy.Module, probe: Mapping[str, Any]) -> str:
         return text_of(program(**probe["inputs"]), output)
     except AdapterParseError:
         return ""
+    except TypeError as error:
+        raise ArtifactError(
+            f"{type(program).__name__} can't be called with the recorded inputs {', '.join(probe['inputs'])}: {error}. "
+            "Pass the class that was compiled: --student FILE.py:NAME."
+        ) from error
     except dspy.LMError as error:
         raise LMFailed(f"{reason(hide_secrets(error, dspy.settings.lm))}.") from None

@@ -72,6 +72,17 @@ def test_changed_and_unreadable_answers_are_told(saved: Path, capsys: pytest.Cap
     assert [(each["recorded"], each["now"]) for each in result["changed"]] == [("B", "A"), ("G", "")]
 
 
+def test_a_program_that_takes_other_inputs_is_told_from_a_bug(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probes = [{"inputs": {"title": "a"}, "output": "label", "answer": "A"}]
+    artifact.save(Rule(), saved, evidence={"probes": probes}, lm="openai/model", replace=True)
+
+    assert run(["verify", str(saved), "--student", f"{saved.parent}/rule.py:Rule", "--lm", "openai/model"]) == 2
+
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Rule can't be called with the recorded inputs title: " in told
+    assert "Pass the class that was compiled: --student FILE.py:NAME." in told
+
+
 @pytest.mark.parametrize(("count", "text"), [(1, "with 1 demonstration\n"), (2, "with 2 demonstrations\n")])
 def test_show_counts_the_demonstrations(
     count: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,8 @@ from preceptor.teleprompters.amendments import principle
         ("<START>1. Red goes left.<END>", "Red goes left."),
         ("<START>- Principle: Red goes left.<END>", "Red goes left."),
         ("**New principle:** Red goes left.", "Red goes left."),
+        ("<START>1. Red goes left.\n2. Blue goes right.<END>", "Red goes left."),
+        ("- Red goes left.\n- Blue goes right.", "Red goes left."),
         ("3 items go left.", "3 items go left."),
         ("<START>Red goes left.<END><START>Blue goes right.<END>", "Red goes left."),
         ("Red goes left. Blue goes right, always and everywhere.", "Red goes left."),
