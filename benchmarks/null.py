@@ -40,7 +40,7 @@ NO_BETTER: Final = "Call the toss by its sound"
 SEED_ACCURACY: Final = 0.55
 BETTER_ACCURACY: Final = 0.70
 BUDGET: Final = Budget(calls=2000)
-"""Of one compile of ours, proposals and confirmation included."""
+"""Of one compile of ours on the coin, proposals and confirmation included; none where there is a gain to be found."""
 
 FRESH: Final = 500
 """Rows a replaced prompt is tried on that no compile has seen."""
@@ -111,7 +111,8 @@ def measure(compiled: Compile) -> dict[str, float]:
     case = _coin(compiled) if compiled.agreement is None else _graded(compiled, compiled.agreement)
     kinds = peers.ours(wrapped=True)
     name = compiled.method
-    claim = peers.compile_ours(kinds[name], case, BUDGET) if name in kinds else PEERS[name](case)
+    budget = BUDGET if compiled.agreement is None else None
+    claim = peers.compile_ours(kinds[name], case, budget) if name in kinds else PEERS[name](case)
     true = _fresh_gain(compiled, case, claim) if compiled.agreement is None else _true_gain(claim)
     return {
         "replaced": claim.replaced,
