@@ -92,6 +92,9 @@ def compile_(
     mixture: Annotated[
         int | None, typer.Option(min=0, help="Regions that may get a prompt of their own; 0 chooses their number.")
     ] = None,
+    regions: Annotated[
+        int | None, typer.Option(min=0, help="The same of constitutional_experts, which makes one unless told.")
+    ] = None,
     lm: Lm = DEFAULT_LM,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     proposer: Annotated[str | None, typer.Option(help="Model that writes instructions; by default --lm.")] = None,
@@ -128,7 +131,7 @@ def compile_(
         timeout=timeout,
         retries=retries,
         prices=price or [],
-        knobs=dict(_pair("--set", text) for text in knob or ()),
+        knobs=dict(_pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
     )
     folder = run or cache_folder() / "runs" / runs.fingerprint({**dataclasses.asdict(command), "budget": None})
     _show(_run(command, folder), json)
@@ -185,6 +188,12 @@ def _run(command: Command, folder: Path) -> Evidence:
         )
         evidence: Evidence = teleprompter.compile(program, trainset=train, valset=confirm).evidence
         return evidence
+
+
+def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:
+    if regions is not None and mixture is not None:
+        raise ConfigError("--mixture and --regions both give a number of regions; give one of them.")
+    return {} if regions is None else {"regions": str(regions)}
 
 
 def _price(text: str) -> tuple[str, tuple[float, float]]:

@@ -121,6 +121,19 @@ def test_settings_go_to_the_mixture_or_to_the_method_it_wraps() -> None:
     assert _configured(Command(target="", data="", method="gepa", knobs={"auto": "light"})) == (GEPA, {"auto": "light"})
 
 
+def test_regions_of_constitutional_experts_are_an_option_of_its_own(
+    tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"row {n},{'yes' if n % 2 else 'no'}\n" for n in range(8)))
+    command = ["compile", SIGNATURE, "--data", str(rows), "--lm", "local/smollm2-135m", "--run", str(tmp_path / "run")]
+    settings = ["--method", "constitutional_experts", "--set", "least_rows=1"]
+
+    assert run([*command, *settings, "--regions", "3"]) == 2  # one constitution has no use for least_rows
+
+    assert "A region needs least_rows >= 2, got 1." in capsys.readouterr().err
+
+
 def test_a_mixture_of_any_method_is_compiled_resumed_and_shown_from_the_command_line(
     tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
 ) -> None:
