@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -25,7 +25,8 @@ import numpy.typing as npt
 from preceptor.errors import ConfigError
 from preceptor.leaks import Guard
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens
-from preceptor.scoring.trial import Candidate, Outcome, Trial
+from preceptor.scoring.known import Known
+from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters.ape import clean, demonstrations
@@ -121,7 +122,7 @@ class InstructZero(Teleprompter):
 
     def search(self, task: Task) -> Sequence[Trial]:
         """Improve the predictors' instructions one after the other; return the trials, best first."""
-        space, names, known = task.embedding_space, list(task.signatures), _Known(task)
+        space, names, known = task.embedding_space, list(task.signatures), Known(task.score_each, task.metric.aggregate)
         plan = self._plan(task, len(names), self._watching(len(task.order), len(names)), is_first=True)
         trials: Sequence[Trial] = known.score([task.seed], task.order[: self.rows])
         pairs = demonstrations(task, task.order[-self.exemplars :])
@@ -148,7 +149,7 @@ class InstructZero(Teleprompter):
         pairs: Sequence[str],
         space: EmbeddingSpace,
         plan: Plan,
-        known: _Known,
+        known: Known,
     ) -> Sequence[Trial]:
         """Ask the sampler for points, turn them into instructions, score these, tell the sampler (Algorithm 1)."""
         rows = task.order[: self.rows]
@@ -269,29 +270,6 @@ class Projection:
     def of(self, point: Sequence[float]) -> SoftTokens:
         """Return the soft tokens of a point, to four digits: more than a model's own have."""
         return [[float(f"{value:.4g}") for value in token] for token in self.matrix @ np.asarray(point)]
-
-
-@dataclass(slots=True)
-class _Known:
-    """Outcomes of candidates by row: what is known is not scored again."""
-
-    task: Task
-    outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict[str, dict[int, Outcome]])
-
-    def score(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
-        """Return each candidate's trial on exactly these rows."""
-        lacking: dict[tuple[int, ...], dict[str, Candidate]] = {}
-        for one in candidates:
-            missing = tuple(row for row in rows if row not in self.outcomes.get(one.key, {}))
-            lacking.setdefault(missing, {})[one.key] = one
-        for missing, asked in lacking.items():
-            for trial in self.task.score(list(asked.values()), missing) if missing else []:
-                self.outcomes.setdefault(trial.candidate.key, {}).update(zip(missing, trial.outcomes, strict=True))
-        return [self._trial(one, rows) for one in candidates]
-
-    def _trial(self, candidate: Candidate, rows: Sequence[int]) -> Trial:
-        own = tuple(self.outcomes[candidate.key][row] for row in rows)
-        return Trial(candidate, tuple(rows), own, self.task.metric.aggregate(own))
 
 
 class _Box:

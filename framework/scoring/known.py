@@ -27,8 +27,12 @@ class Known:
     _outcomes: dict[str, dict[int, Outcome]] = field(default_factory=lambda: defaultdict(dict), init=False)
 
     def score(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
-        """Return one trial for each candidate, with exactly these rows in this order; costs the rows not known."""
-        walks = [(one, [row for row in rows if row not in self._outcomes[one.key]]) for one in candidates]
+        """Return one trial for each candidate, with exactly these rows in this order; costs the rows not known.
+
+        One that is given twice is asked once.
+        """
+        distinct = {one.key: one for one in candidates}.values()
+        walks = [(one, [row for row in rows if row not in self._outcomes[one.key]]) for one in distinct]
         missing = [(one, unseen) for one, unseen in walks if unseen]
         for trial in self.score_each(missing) if missing else ():
             self._outcomes[trial.candidate.key].update(zip(trial.rows, trial.outcomes, strict=True))
