@@ -12,7 +12,7 @@ import enum
 import json
 import types
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import dspy
@@ -27,6 +27,9 @@ T = TypeVar("T")
 _PLAIN: Final = (str, int, float, bool)
 _AS_IT_IS: Final = (str, int, float, type(None))
 """Values that are text in a message, with nothing for DSPy to take apart."""
+
+_REMEMBERED: Final = 256
+"""Signatures and settings; each candidate of a search has a signature of its own."""
 
 _NOT_SENT: Final = CLIENT_KEYS | {"n", "rollout_id", "num_generations", "cache", "prompt_cache"}
 
@@ -168,8 +171,8 @@ class DirectAdapter(dspy.Adapter):
 
 
 def _remembered(function: Callable[[Signature], T]) -> Callable[[Signature], T]:
-    """Ask a signature once: DSPy makes its fields anew each time they are read."""
-    return cast("Callable[[Signature], T]", cache(function))
+    """Ask a signature once, of the last few hundred: DSPy makes its fields anew each time they are read."""
+    return cast("Callable[[Signature], T]", lru_cache(_REMEMBERED)(function))
 
 
 def declare(signature: Any, instructions: str | None = None) -> Signature:
@@ -211,7 +214,7 @@ def _takes_requests(lm: dspy.BaseLM, lm_kwargs: Mapping[str, Any]) -> bool:
     return is_metered and not ({"n", "tools", "functions"} & lm_kwargs.keys())
 
 
-@cache
+@lru_cache(_REMEMBERED)
 def _asking(model: str, settings: str) -> Request:
     """Return a request with these settings (JSON) and nothing to say yet."""
     said = [{"role": "user", "content": "-"}]

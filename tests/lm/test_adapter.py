@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,6 +274,22 @@ def test_a_request_built_by_hand_is_the_one_dspy_builds(
     request = ADAPTER.request(lm, {}, SENTIMENT, demos, inputs)
 
     assert request == request_from_openai_chat({"model": "openai/x", "messages": messages, **given})
+
+
+def test_the_signatures_of_a_long_search_are_let_go() -> None:
+    first = weakref.ref(declare("text -> label: Literal['a', 'b']", "Candidate 0."))
+    signature: Any = first()
+    assert is_direct(signature)
+    assert choices(signature) == ("a", "b")
+    del signature
+
+    for number in range(1, 300):
+        other = declare("text -> label: Literal['a', 'b']", f"Candidate {number}.")
+        assert is_direct(other)
+        assert choices(other) == ("a", "b")
+    gc.collect()
+
+    assert first() is None
 
 
 def test_a_metered_model_is_sent_the_request_itself(tmp_path: Path) -> None:
