@@ -88,7 +88,7 @@ class Claim:
 
 
 def ours(*, wrapped: bool = False) -> dict[str, type[Teleprompter]]:
-    """Return the installed methods of this package that need no embedder, by name: simulated models do for them.
+    """Return the installed methods of this package that make one prompt for all rows, by name.
 
     Args:
         wrapped: Also DSPy's optimizers inside our contract.

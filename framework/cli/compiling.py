@@ -93,7 +93,7 @@ def compile_(
         int | None, typer.Option(min=0, help="Regions that may get a prompt of their own; 0 chooses their number.")
     ] = None,
     regions: Annotated[
-        int | None, typer.Option(min=0, help="The same of constitutional_experts, which makes one unless told.")
+        int | None, typer.Option(min=0, help="Of constitutional_experts; 0 chooses their number. By default 1.")
     ] = None,
     lm: Lm = DEFAULT_LM,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
