@@ -176,7 +176,7 @@ def _timed(evaluate: Evaluate, lm: dspy.LM, rows: Sequence[dspy.Example], thread
 def _ours(lm: dspy.LM, rows: Sequence[dspy.Example], threads: int) -> float:
     """Evaluate as a compile does."""
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        ledger = Ledger(Path(folder) / "ledger.sqlite", is_alone=True)
         metered = Meter(ledger, Account(Budget(calls=len(rows))), threads=threads).wrap(lm)
         counted = Counter(lambda done: None)
         evaluator = Evaluator(metered, wrap("accuracy", "label"), "label", False, threads, on_row=counted)

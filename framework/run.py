@@ -117,7 +117,7 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
         opened.enter_context(_locked(folder))
         with _writable(folder):
             known = _known(folder, prints)
-        ledger = Ledger(folder / "ledger.sqlite")
+        ledger = Ledger(folder / "ledger.sqlite", is_alone=True)  # the folder is locked
         opened.callback(ledger.close)
         with _writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
             _refuse_lost_answers(folder, ledger)

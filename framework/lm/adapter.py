@@ -60,8 +60,8 @@ class DirectAdapter(dspy.Adapter):
         """Ask and parse; one call, whatever the answer."""
         answers: list[dict[str, Any]]
         if is_direct(signature) and (takes_choices(lm, signature) or _takes_requests(lm, lm_kwargs)):
-            response = lm(self.request(lm, lm_kwargs, signature, demos, inputs))
-            return [self._answered(signature, cast("Response", response))]
+            response = _ask(lm, self.request(lm, lm_kwargs, signature, demos, inputs))
+            return [self._answered(signature, response)]
         asking = super().__call__ if is_direct(signature) else dspy.JSONAdapter().__call__
         answers = asking(lm, lm_kwargs, signature, demos, inputs)
         return answers
@@ -206,6 +206,19 @@ def choices(signature: Signature) -> tuple[str, ...]:
 def takes_choices(lm: dspy.BaseLM, signature: Signature) -> bool:
     """Return True if this model's engine can be handed this signature's choices."""
     return bool(getattr(getattr(lm, "engine", None), "supports_choices", False)) and bool(choices(signature))
+
+
+def _ask(lm: dspy.BaseLM, request: Request) -> Response:
+    """Ask a metered model at once where nobody listens to its calls: DSPy's own way there takes half as long again."""
+    if _takes_requests(lm, {}) and not _is_watched(lm):
+        return cast("Response", cast("Any", lm).engine.complete(request))
+    return cast("Response", lm(request))
+
+
+def _is_watched(lm: dspy.BaseLM) -> bool:
+    settings: Any = dspy.settings
+    listeners = settings.callbacks, lm.callbacks, settings.usage_tracker, settings.send_stream
+    return any(listeners) or not settings.disable_history
 
 
 def _takes_requests(lm: dspy.BaseLM, lm_kwargs: Mapping[str, Any]) -> bool:

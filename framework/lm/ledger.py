@@ -104,13 +104,16 @@ class Ledger:
 
     Args:
         path: The file, made if absent.
+        is_alone: No other process writes to it meanwhile, so that its keys can be kept in memory (some 100 bytes
+            each): asking the file for an answer that isn't there costs as much as writing one.
 
     Raises:
         RunError: If the file can't be opened or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_alone: bool = False) -> None:
         self.path = path
+        self._keys: set[str] | None = None
         self._lock = threading.Lock()
         self._waiting: deque[_Batch] = deque()
         try:
@@ -118,6 +121,8 @@ class Ledger:
             self._set_up()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            if is_alone:
+                self._keys = {key for (key,) in self._db.execute("SELECT key FROM answers")}
         except sqlite3.Error as error:
             raise RunError(f"Can't open the ledger {path}: {error}.") from error
 
@@ -141,6 +146,8 @@ class Ledger:
         Raises:
             RunError: If the file can't be read.
         """
+        if self._keys is not None and key not in self._keys:
+            return None
         try:
             with self._lock:
                 row = self._db.execute(
@@ -179,6 +186,9 @@ class Ledger:
                 batch.error = error
             if not isinstance(error, sqlite3.Error):
                 raise
+        else:
+            if self._keys is not None:
+                self._keys.update(row[0] for batch in waiting for row in batch.rows)
         finally:
             for batch in waiting:
                 batch.is_written = True
@@ -204,9 +214,7 @@ class Ledger:
         row = (call.key, call.request.model, _storable(error), tokens, dollars)
         try:
             with self._lock:
-                self._db.execute(
-                    "INSERT INTO failures (key, model, error, tokens, dollars) VALUES (?, ?, ?, ?, ?)", row
-                )
+                self._db.execute(_INSERT_FAILURE, row)
         except sqlite3.Error as problem:
             raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
 

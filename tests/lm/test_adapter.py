@@ -15,6 +15,7 @@ import dspy
 import pydantic
 import pytest
 from dspy.lm15 import request_from_openai_chat
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, takes_choices
@@ -211,6 +212,29 @@ def test_an_unparsable_reply_is_not_asked_for_again() -> None:
     with pytest.raises(AdapterParseError, match="The reply is none of good, so so, bad"):
         predict(lm, SENTIMENT, text="Lovely.")
     assert len(asked(lm)) == 1
+
+
+class Listener(BaseCallback):
+    """Notes the models that are asked."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.heard.append(instance.model)
+
+
+def test_callbacks_and_history_see_the_calls_of_a_metered_model(tmp_path: Path) -> None:
+    listener, ledger = Listener(), Ledger(tmp_path / "ledger.sqlite")
+    lm = Meter(ledger, Account(Budget())).wrap(scripted(["Good.", "Bad.", "Good."]))
+    with dspy.context(disable_history=True):
+        assert predict(lm, SENTIMENT, text="Lovely.").label == "good"
+        assert lm.history == []
+        with dspy.context(callbacks=[listener]):
+            assert predict(lm, SENTIMENT, text="Awful.").label == "bad"
+    assert predict(lm, SENTIMENT, text="Fine.").label == "good"
+    ledger.close()
+    assert (listener.heard, len(lm.history)) == (["simulated/script"], 1)
 
 
 def test_two_outputs_are_asked_for_as_json() -> None:

@@ -212,3 +212,25 @@ def test_a_killed_writer_leaves_whole_batches_and_all_it_reported(tmp_path: Path
     ledger.write([(call("after"), answer())])
     assert len(ledger) % 100 == 1
     ledger.close()
+
+
+def test_a_ledger_alone_with_its_file_knows_what_was_there_and_what_it_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    before = Ledger(path)
+    before.write([(call("early"), answer("one"))])
+    before.close()
+
+    alone = Ledger(path, is_alone=True)
+    alone.write([(call("late"), answer("two"))])
+    found = [alone.find(call(text).key) for text in ("early", "late", "never")]
+    alone.close()
+    assert found == [answer("one"), answer("two"), None]
+
+
+def test_a_ledger_that_shares_its_file_finds_what_another_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    one, other = Ledger(path), Ledger(path)
+    one.write([(call("hello"), answer("yes"))])
+    assert other.find(call("hello").key) == answer("yes")
+    one.close()
+    other.close()
