@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from preceptor.errors import ConfigError
-from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct
+from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, predicted
 
 
 class Classify(dspy.Module):
@@ -41,8 +41,7 @@ class Classify(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the label."""
-        with dspy.context(adapter=DirectAdapter()):
-            return self.predict(**inputs)
+        return predicted(self.predict, inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the label, without blocking the event loop."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-from preceptor.lm.adapter import DirectAdapter, declare
+from preceptor.lm.adapter import DirectAdapter, declare, predicted
 
 
 class Generate(dspy.Module):
@@ -27,8 +27,7 @@ class Generate(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the output fields."""
-        with dspy.context(adapter=DirectAdapter()):
-            return self.predict(**inputs)
+        return predicted(self.predict, inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the output fields, without blocking the event loop."""

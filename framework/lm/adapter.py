@@ -31,6 +31,9 @@ _AS_IT_IS: Final = (str, int, float, type(None))
 _REMEMBERED: Final = 256
 """Signatures and settings; each candidate of a search has a signature of its own."""
 
+_PRIVILEGED: Final = {"signature", "new_signature", "demos", "config", "lm", "prediction", "_trace"}
+"""What `dspy.Predict` takes for itself."""
+
 _NOT_SENT: Final = CLIENT_KEYS | {"n", "rollout_id", "num_generations", "cache", "prompt_cache"}
 
 
@@ -170,6 +173,38 @@ class DirectAdapter(dspy.Adapter):
         return {name: value}
 
 
+def predicted(predict: dspy.Predict, inputs: dict[str, Any]) -> dspy.Prediction:
+    """Return `predict(**inputs)` under the direct adapter.
+
+    In an evaluation nobody listens, streams or keeps a history: what DSPy's `Predict` does for them is left out
+    there, which halves the cost of a row. The trace is kept either way.
+    """
+    lm: Any = predict.lm or dspy.settings.lm
+    adapter, signature = DirectAdapter(), cast("Signature", predict.signature)
+    if not _is_plain(predict, lm, inputs):
+        with dspy.context(adapter=adapter):
+            return predict(**inputs)
+    prediction = dspy.Prediction.from_completions(
+        adapter(lm, dict(predict.config), signature, predict.demos, inputs), signature=signature
+    )
+    trace, most = dspy.settings.trace, dspy.settings.max_trace_size
+    if trace is not None and most > 0:
+        if len(trace) >= most:
+            trace.pop(0)
+        trace.append((predict, dict(inputs), prediction))
+    return prediction
+
+
+def _is_plain(predict: dspy.Predict, lm: Any, inputs: Mapping[str, Any]) -> bool:
+    """Return True if DSPy would find nothing to warn of, to fill in or to tell anybody."""
+    if type(predict) is not dspy.Predict or lm is None or not _takes_requests(lm, predict.config):
+        return False
+    if _is_watched(lm) or predict.callbacks or dspy.settings.track_usage:
+        return False
+    fields = _texts(cast("Signature", predict.signature))
+    return fields is not None and fields == set(inputs) and all(type(value) is str for value in inputs.values())
+
+
 def _remembered(function: Callable[[Signature], T]) -> Callable[[Signature], T]:
     """Ask a signature once, of the last few hundred: DSPy makes its fields anew each time they are read."""
     return cast("Callable[[Signature], T]", lru_cache(_REMEMBERED)(function))
@@ -179,6 +214,14 @@ def declare(signature: Any, instructions: str | None = None) -> Signature:
     """Return a signature from its text or class, with other instructions where they are given."""
     declared: Any = dspy.ensure_signature(signature)
     return cast("Signature", declared if instructions is None else declared.with_instructions(instructions))
+
+
+@_remembered
+def _texts(signature: Signature) -> frozenset[str] | None:
+    """Return the names of the inputs if all are plain text and the answer is direct, else None."""
+    fields = signature.input_fields
+    is_text = all(field.annotation is str and name not in _PRIVILEGED for name, field in fields.items())
+    return frozenset(fields) if is_text and is_direct(signature) else None
 
 
 @_remembered

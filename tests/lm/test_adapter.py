@@ -22,6 +22,7 @@ from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, tak
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter
+from preceptor.modules import Classify
 from preceptor.testing import asked, prompt, scripted, simulated, system
 
 
@@ -235,6 +236,27 @@ def test_callbacks_and_history_see_the_calls_of_a_metered_model(tmp_path: Path) 
     assert predict(lm, SENTIMENT, text="Fine.").label == "good"
     ledger.close()
     assert (listener.heard, len(lm.history)) == (["simulated/script"], 1)
+
+
+@pytest.mark.parametrize("text", ["Lovely.", "", 7, None])
+@pytest.mark.parametrize("demos", [[], [{"text": "Bad soup.", "label": "bad"}]])
+def test_the_short_way_to_a_prediction_is_the_long_one(tmp_path: Path, text: Any, demos: list[dict[str, str]]) -> None:
+    def ask(name: str, callbacks: list[BaseCallback]) -> tuple[Any, ...]:
+        lm, ledger = scripted(["Good."]), Ledger(tmp_path / name)
+        program, trace = Classify(SENTIMENT), list[Any]()
+        program.predict.demos = [dspy.Example(**demo) for demo in demos]
+        metered = Meter(ledger, Account(Budget())).wrap(lm)
+        with dspy.context(lm=metered, disable_history=True, callbacks=callbacks, trace=trace):
+            prediction = program(text=text)
+        ledger.close()
+        [(predict, inputs, traced)] = trace
+        return asked(lm), dict(prediction), predict is program.predict, inputs, traced is prediction
+
+    listener = Listener()
+    short, long = ask("short", []), ask("long", [listener])
+    assert short == long
+    assert short[1:] == ({"label": "good"}, True, {"text": text}, True)
+    assert listener.heard == ["simulated/script"]
 
 
 def test_two_outputs_are_asked_for_as_json() -> None:
