@@ -22,7 +22,7 @@ from dspy.lm15 import Request, Response
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.peers import Case, Claim
 from preceptor.cli.view import print_json, print_table, progress
-from preceptor.errors import BudgetExhausted, Unaffordable
+from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
 from preceptor.lm.prices import MILLION
 from preceptor.lm.seam import InThread, predictors
@@ -51,17 +51,22 @@ def run(
     threads: Annotated[list[int] | None, typer.Option(help="Calls in flight.")] = None,
     rows: Annotated[int, typer.Option(min=2, help="Train rows; as many validation rows.")] = 60,
     latency: Annotated[float, typer.Option(help="Seconds an answer takes.")] = 0.005,
+    method: Annotated[list[str] | None, typer.Option(help="Of ours; by default all.")] = None,
     wrapped: Annotated[bool, typer.Option("--wrapped", help="DSPy's optimizers inside our contract too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Compile with every method, budget and number of threads."""
+    kinds = peers.ours(wrapped=wrapped)
+    unknown = set(method or ()) - set(kinds)
+    if unknown:
+        raise ConfigError(f"No method {sorted(unknown)[0]!r}; there are {', '.join(kinds)}.")
     start = time.monotonic()
     work: list[Callable[[], dict[str, Any]]] = []
     for count in threads or [1, 8, 64, 512]:
         bench = _Bench(rows, latency, count)
-        for name, kind in peers.ours(wrapped=wrapped).items():
-            work += [partial(bench.ours, name, kind, budget) for budget in _budgets(calls or list(CALLS))]
+        for name in method or kinds:
+            work += [partial(bench.ours, name, kinds[name], budget) for budget in _budgets(calls or list(CALLS))]
         work += bench.peers(calls or list(CALLS))
     with progress() as report:
         measured = peers.spread(lambda each: each(), work, 1, report, "compiling")
@@ -113,7 +118,7 @@ class _Bench:
     latency: float
     threads: int
 
-    def ours(self, name: str, kind: type[Teleprompter], budget: Budget) -> dict[str, Any]:
+    def ours(self, name: str, kind: Callable[..., Teleprompter], budget: Budget) -> dict[str, Any]:
         """Compile with one of our methods."""
         case, till = self._case()
         unit = next((unit for unit in ("calls", "tokens", "dollars") if getattr(budget, unit)), "none")
@@ -168,15 +173,16 @@ class _Bench:
             threads=self.threads,
         ), till
 
-    def _estimate(self, kind: type[Teleprompter], case: Case, calls: int | None) -> int:
+    def _estimate(self, kind: Callable[..., Teleprompter], case: Case, calls: int | None) -> int:
         """Return the calls our contract announces before a compile: the search's and the confirmation's."""
         signatures = {name: predictor.signature for name, predictor in predictors(case.student)}
-        confirm = 2 * len(case.val) * len(signatures)
+        method = kind(metric="accuracy")
+        confirm = method.confirmed * len(case.val) * len(signatures)
         search = None if calls is None else calls - confirm
-        return confirm + kind(metric="accuracy").estimate(signatures, len(case.train), search).expected
+        return confirm + method.estimate(signatures, len(case.train), search).expected
 
 
-def _end(kind: type[Teleprompter], case: Case, budget: Budget) -> str:
+def _end(kind: Callable[..., Teleprompter], case: Case, budget: Budget) -> str:
     """Compile, and return how it ended."""
     try:
         claim = peers.compile_ours(kind, case, budget)

@@ -17,12 +17,14 @@ from typing import Any, Final, cast
 import dspy
 from dspy.lm15 import Request, Response
 
+from preceptor.benchmarks.peers import TOPICS
 from preceptor.cli.compiling import _knobs, _method
 from preceptor.lm.budget import Budget
 from preceptor.lm.local import LocalEngine, LocalLM
 from preceptor.lm.prices import price
 from preceptor.lm.seam import InThread
 from preceptor.modules import Classify
+from preceptor.teleprompters import MixtureOfExperts
 from preceptor.testing import graded, simulated, system
 
 SIGNATURE: Final = "text -> label: Literal['spam', 'mail']"
@@ -80,6 +82,7 @@ def answerer() -> Callable[[Request], str]:
 def main(order: Order) -> None:
     """Compile as ordered."""
     kind = _method(order.method)
+    own = {"embedder": TOPICS} if kind is MixtureOfExperts else {}
     method = kind(
         metric="accuracy",
         lm=_lm(order),
@@ -87,6 +90,7 @@ def main(order: Order) -> None:
         run_dir=order.folder,
         threads=order.threads,
         **_knobs(kind, order.knobs),
+        **own,
     )
     texts = _texts(ROWS[order.model])
     rows = [dspy.Example(text=text, label=label).with_inputs("text") for text, label in texts.items()]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -29,11 +30,14 @@ from dspy.lm15 import Message, Request
 from preceptor.cli.inputs import entries
 from preceptor.evidence import Evidence
 from preceptor.lm.budget import Budget
+from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import predictors
 from preceptor.scoring.metrics import wrap
 from preceptor.task import Report
 from preceptor.teleprompter import Teleprompter
+from preceptor.teleprompters import MixtureOfExperts
 from preceptor.testing import Simulated, asked, simulated, system
+from preceptor.testing.draws import draw, number, uniform
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -41,6 +45,9 @@ Found = TypeVar("Found")
 MINIBATCH: Final = 35
 FULL_EVAL_STEPS: Final = 5
 """MIPROv2's own defaults, which its estimate of calls takes as arguments."""
+
+REGIONS: Final = 4
+"""Of the mixture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +79,7 @@ class Claim:
 
     Attributes:
         program: What it returned.
-        replaced: True if the instructions it returned differ from the student's.
+        replaced: True if the instructions it returned differ from the student's, those of any expert included.
         gain: Its best score minus the student's, both as it reports them, in [-1, 1].
         calls: Requests the model got, proposals included.
         announced: Calls it was bound to or announced beforehand, None if it did neither.
@@ -87,23 +94,36 @@ class Claim:
     evidence: Evidence | None = None
 
 
-def ours(*, wrapped: bool = False) -> dict[str, type[Teleprompter]]:
-    """Return the installed methods of this package that make one prompt for all rows, by name.
+def ours(*, wrapped: bool = False) -> dict[str, Callable[..., Teleprompter]]:
+    """Return the installed methods of this package, by name, and the mixture of APE over made-up regions.
 
     Args:
         wrapped: Also DSPy's optimizers inside our contract.
     """
     kinds = {name: entry.load() for name, entry in sorted(entries("teleprompters").items())}
     return {
-        name: kind
+        name: partial(MixtureOfExperts, embedder=TOPICS, regions=REGIONS) if kind is MixtureOfExperts else kind
         for name, kind in kinds.items()
-        if kind.__module__.startswith("preceptor.teleprompters")
-        and getattr(kind, "regions", 1) == 1
-        and (wrapped or kind.__module__ != WRAPPED)
+        if kind.__module__.startswith("preceptor.teleprompters") and (wrapped or kind.__module__ != WRAPPED)
     }
 
 
-def compile_ours(kind: type[Teleprompter], case: Case, budget: Budget | None = None) -> Claim:
+def _topics(texts: Sequence[str]) -> list[list[float]]:
+    """Embed texts in the regions that their hashes draw, each somewhere about its middle."""
+    vectors: list[list[float]] = []
+    for text in texts:
+        drawn = draw("topic", text)
+        near = [0.3 * uniform(draw(drawn.hex(), axis)) for axis in range(REGIONS)]
+        near[number(drawn) % REGIONS] += 1.0
+        vectors.append(near)
+    return vectors
+
+
+TOPICS: Final = Embedder("topics", _topics)
+"""Stands in for an embedder: inputs fall into `REGIONS` regions that have nothing to do with their labels."""
+
+
+def compile_ours(kind: Callable[..., Teleprompter], case: Case, budget: Budget | None = None) -> Claim:
     """Compile with one of our methods, at its defaults; the gain is that of its evidence.
 
     Raises:

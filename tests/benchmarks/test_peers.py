@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dspy
+import numpy as np
 import pytest
 
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.peers import Case
+from preceptor.lm.budget import Budget
 from preceptor.lm.seam import predictors
 from preceptor.modules import Classify
 from preceptor.teleprompters import APE
@@ -68,9 +70,7 @@ def test_peers_are_held_to_what_they_announce() -> None:
 
 def test_our_methods_are_found_by_entry_point_and_claim_what_their_evidence_says() -> None:
     assert peers.ours()["ape"] is APE
-    assert {kind.__module__ for kind in set(peers.ours(wrapped=True).values()) - set(peers.ours().values())} <= {
-        peers.WRAPPED
-    }
+    assert set(peers.ours(wrapped=True)) - set(peers.ours()) == {"copro", "gepa", "miprov2"}
     given = case({"Seed.": 0.0, "Good.": 1.0}, ["Good."])
 
     claim = peers.compile_ours(APE, given)
@@ -78,6 +78,15 @@ def test_our_methods_are_found_by_entry_point_and_claim_what_their_evidence_says
     assert (claim.replaced, claim.gain, claim.announced) == (True, 1.0, None)
     assert claim.evidence is not None
     assert claim.evidence.spent.calls == claim.calls == len(asked(given.lm))
+
+
+def test_the_mixture_is_compiled_over_made_up_regions() -> None:
+    given = case({"Seed.": 0.5}, ["Good."], default=0.5)
+    claim = peers.compile_ours(peers.ours()["mixture"], given, Budget(calls=300))
+    assert (claim.replaced, claim.gain, claim.announced) == (False, 0.0, 300)
+    assert claim.calls <= 300
+    nearest = np.argmax(peers.TOPICS([f"Row {at}" for at in range(200)]), axis=1)
+    assert sorted(set(nearest)) == list(range(peers.REGIONS))
 
 
 def test_a_speaking_model_fills_the_fields_it_is_asked_for_with_another_text_each_time() -> None:
