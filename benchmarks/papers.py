@@ -1,5 +1,8 @@
 """`preceptor bench papers`: published tasks x methods x seeds, one model, one budget of all calls; one file a run.
 
+A method is one of those installed, `NAME+mixture` the same in a mixture of experts, and `human` no method: the
+instruction that a person wrote for a task, where its data has one.
+
 Nothing is tuned on test rows: they are scored once a compile is over, with answers in a ledger that no compile
 sees. All methods get the same rows, model, adapter and budget, the confirmation's calls included. A run that is
 in the folder of results is not made again, and one that was stopped goes on where it was.
@@ -9,11 +12,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import dspy
 import typer
@@ -30,11 +34,15 @@ from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
 from preceptor.program import apply
 from preceptor.scoring.evaluate import Counter, Evaluator, Job
+from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Report
+from preceptor.teleprompter import Teleprompter
+from preceptor.teleprompters import MixtureOfExperts
 
 DEFAULT_TASKS: Final = ("subj", "trec", "ethos", "antonyms")
+HUMAN: Final = "human"
 DEFAULT_METHODS: Final = ("ape", "protegi", "instruct_zero")
 PACKAGES: Final = ("dspy-ai", "transformers", "torch", "preceptor")
 
@@ -71,7 +79,9 @@ def main(arguments: list[str]) -> None:
 def run(
     data_dir: Annotated[Path, typer.Option(help="Folder that holds the data sets in their upstream's layout.")],
     task: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_TASKS)}.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_METHODS)}.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_METHODS)}; NAME+mixture, human.")
+    ] = None,
     lm: Annotated[str, typer.Option("--lm")] = DEFAULT_LM,
     seeds: Annotated[int, typer.Option(min=1, help="Compiles per task and method.")] = 2,
     calls: Annotated[int, typer.Option(min=1, help="Budget of one compile.")] = 600,
@@ -79,29 +89,44 @@ def run(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Compile, score on test rows, write one file a run, and print the table."""
-    known = entries("teleprompters")
-    unknown = set(method or ()) - set(known)
-    if unknown:
-        raise ConfigError(f"No method {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}.")
+    kinds = {name: kind_of(name) for name in method or DEFAULT_METHODS}
     model = lm_of(lm)
     names = [tasks.find(name).name for name in task or DEFAULT_TASKS]
     runs = [
         Run(name, how, seed, calls, model.model)
         for seed in range(seeds)
         for name in names
-        for how in method or DEFAULT_METHODS
+        for how in kinds
+        if how != HUMAN or tasks.find(name).human is not None
     ]
     found: list[dict[str, Any]] = []
     with progress() as report:
         for one in runs:
             path = out / one.group / f"{one.name}.json"
             if not path.is_file():
-                result = _Bench(tasks.find(one.task), data_dir, model, report).measure(one, known[one.method].load())
+                result = _Bench(tasks.find(one.task), data_dir, model, report).measure(one, kinds[one.method])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             found.append(json.loads(path.read_text(encoding="utf-8")))
             say(f"{one.name}: {found[-1]['seed_score']:.3f} -> {found[-1]['compiled']:.3f}")
     print_json({"runs": found}) if as_json else summary(found)
+
+
+def kind_of(name: str) -> Callable[..., Teleprompter] | None:
+    """Return what makes a method of that name, a mixture of it after `+mixture`; None for `human`.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name == HUMAN:
+        return None
+    known, (base, _, more) = entries("teleprompters"), name.partition("+")
+    if base not in known or more not in ("", "mixture"):
+        raise ConfigError(
+            f"No method {name!r}; there are {', '.join([HUMAN, *sorted(known)])}, and each with +mixture behind it."
+        )
+    kind = cast("type[Teleprompter]", known[base].load())
+    return partial(MixtureOfExperts, method=kind) if more else kind
 
 
 class _Bench:
@@ -112,18 +137,10 @@ class _Bench:
         self.lm = lm.copy(max_tokens=task.max_tokens)
         self.metric = task.scorer()
 
-    def measure(self, run: Run, kind: Any) -> dict[str, Any]:
+    def measure(self, run: Run, kind: Callable[..., Teleprompter] | None) -> dict[str, Any]:
         """Compile with one method and seed, and score on the test rows."""
         parts = self.task.rows(self.data_dir, run.seed)
         student = self.task.student()
-        method = kind(
-            metric=self.task.metric,
-            lm=self.lm,
-            budget=Budget(calls=run.calls),
-            run_dir=cache_folder() / "runs" / "papers" / run.group / run.name,
-            seed=run.seed,
-            report=self.report,
-        )
         known = {
             "task": run.task,
             "method": run.method,
@@ -137,22 +154,33 @@ class _Bench:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
         before = self._scored(student, parts.test)
+        if kind is None:
+            text = (self.task.human or str)(self.data_dir)
+            after = self._scored(self.task.student(text), parts.test)
+            return {**known, **self._compared(before, after), "replaced": True, "calls": 0, "instructions": text}
+        method = kind(
+            metric=self.task.metric,
+            lm=self.lm,
+            budget=Budget(calls=run.calls),
+            run_dir=cache_folder() / "runs" / "papers" / run.group / run.name,
+            seed=run.seed,
+            report=self.report,
+        )
         try:
             program = method.compile(student, trainset=parts.train, valset=parts.val)
         except (Unaffordable, BudgetExhausted) as error:
-            kept = compare(before, before, self.metric)
-            return {**known, **_compared(kept), "replaced": False, "refused": str(error), "calls": 0, "seconds": 0}
+            kept = self._compared(before, before)
+            return {**known, **kept, "replaced": False, "refused": str(error), "calls": 0, "seconds": 0}
         return {**known, **self._compiled(student, program, before, parts.test)}
 
     def _compiled(
         self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
     ) -> dict[str, Any]:
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
-        ours = compare(before, self._scored(program, test), self.metric)
         best = _best_candidate(Path(evidence.run))
         unconfirmed = compare(before, self._scored(apply(student, Candidate(best)), test), self.metric)
         return {
-            **_compared(ours),
+            **self._compared(before, self._scored(program, test)),
             "replaced": evidence.replaced,
             "candidate": unconfirmed.after,
             "candidate_gain": unconfirmed.gain,
@@ -167,6 +195,21 @@ class _Bench:
             "best_candidate": best,
         }
 
+    def _compared(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
+        """Return both scores on the test rows and the paired gain; of labels, macro F1 too."""
+        found = compare(before, after, self.metric)
+        scores = {
+            "seed_score": found.before,
+            "compiled": found.after,
+            "gain": found.gain,
+            "low": found.low,
+            "high": found.high,
+        }
+        if not self.task.has_labels:
+            return scores
+        f1 = wrap("macro_f1", self.task.output).aggregate
+        return {**scores, "seed_f1": f1(list(before)), "compiled_f1": f1(list(after))}
+
     def _scored(self, program: dspy.Module, rows: Sequence[dspy.Example]) -> Sequence[Outcome]:
         """Score on the test rows, through a ledger of its own: no compile ever sees these answers."""
         place = cache_folder() / "runs" / "papers"
@@ -179,16 +222,6 @@ class _Bench:
         outcomes = scorer.run([Job(program, row) for row in rows])
         ledger.close()
         return outcomes
-
-
-def _compared(comparison: Any) -> dict[str, float]:
-    return {
-        "seed_score": comparison.before,
-        "compiled": comparison.after,
-        "gain": comparison.gain,
-        "low": comparison.low,
-        "high": comparison.high,
-    }
 
 
 def _best_candidate(run: Path) -> dict[str, str]:

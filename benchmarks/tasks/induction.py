@@ -53,6 +53,12 @@ def _rows(name: str, data: Path, seed: int) -> Parts:
     return parts(induce, execute, (train, val, tested), seed, "")
 
 
+def _human(name: str, data: Path) -> str:
+    """Return the first of the instructions that people wrote for a task."""
+    held = json.loads((data / "instruction_induction" / "annotations" / f"{name}.json").read_text(encoding="utf-8"))
+    return str(held["annotations"][0])
+
+
 def _read(path: Path) -> list[dspy.Example]:
     held = json.loads(path.read_text(encoding="utf-8"))["examples"]
     return [dspy.Example(input=text, output=wanted).with_inputs("input") for text, wanted in map(_pair, held.values())]
@@ -82,6 +88,7 @@ TASKS: Final = [
         citation="Honovich et al., 2022; used by Zhou et al., 2023 (APE) and Chen et al., 2023 (InstructZero)",
         sizes=SIZES,
         rows=partial(_rows, name),
+        human=partial(_human, name),
     )
     for name, metric in METRICS.items()
 ]

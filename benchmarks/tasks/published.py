@@ -41,6 +41,7 @@ class Published:
         sizes: Rows for training, validation and testing.
         rows: Reads them from a folder in the upstream's own layout, for one seed.
         max_tokens: Of an answer.
+        human: Reads an instruction that a person wrote, where the data has one.
     """
 
     name: str
@@ -52,15 +53,21 @@ class Published:
     sizes: tuple[int, int, int]
     rows: Callable[[Path, int], Parts]
     max_tokens: int = 48
+    human: Callable[[Path], str] | None = None
 
     @property
     def output(self) -> str:
         """The field that holds the label."""
         return self.signature.partition("->")[2].partition(":")[0].strip()
 
+    @property
+    def has_labels(self) -> bool:
+        """True if an answer is one of a few labels."""
+        return "Literal" in self.signature
+
     def student(self, instructions: str | None = None) -> dspy.Module:
         """Return the program with the seed instruction, or another one."""
-        kind: Any = Classify if "Literal" in self.signature else Generate
+        kind: Any = Classify if self.has_labels else Generate
         program: dspy.Module = kind(self.signature, instructions or self.instructions)
         return program
 

@@ -202,7 +202,7 @@ def _is_plain(predict: dspy.Predict, lm: Any, inputs: Mapping[str, Any]) -> bool
     if _is_watched(lm) or predict.callbacks or dspy.settings.track_usage:
         return False
     fields = _texts(cast("Signature", predict.signature))
-    return fields is not None and fields == set(inputs) and all(type(value) is str for value in inputs.values())
+    return fields is not None and fields == frozenset(inputs) and all(type(value) is str for value in inputs.values())
 
 
 def _remembered(function: Callable[[Signature], T]) -> Callable[[Signature], T]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
 
-from preceptor.benchmarks.papers import Run, _Bench, _best_candidate
+from preceptor.benchmarks.papers import Run, _Bench, _best_candidate, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
+from preceptor.errors import ConfigError
 from preceptor.lm.seam import predictors
-from preceptor.teleprompters import APE
+from preceptor.teleprompters import APE, MixtureOfExperts
 from preceptor.testing import asked, graded, system
 
 GOOD = "Say heads if the number is even."
@@ -59,6 +63,34 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
     tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
+
+
+def test_labels_have_a_macro_f1_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+    found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model), APE)
+    assert (found["compiled_f1"], found["compiled"]) == (1.0, 1.0)
+    assert 0 < found["seed_f1"] < 1
+
+
+def test_a_persons_instruction_is_scored_without_a_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+    task = dataclasses.replace(TASK, human=lambda data: GOOD)
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path))
+    found = _Bench(task, tmp_path, lm, lambda what, done, total: None).measure(
+        Run("toss", "human", 0, 9, lm.model), None
+    )
+    assert (found["compiled"], found["calls"], found["instructions"]) == (1.0, 0, GOOD)
+    assert len(asked(lm)) == 2 * 40
+
+
+def test_a_method_is_named_alone_or_in_a_mixture() -> None:
+    assert kind_of("ape") is APE
+    mixture: Any = kind_of("ape+mixture")
+    assert (mixture.func, mixture.keywords) == (MixtureOfExperts, {"method": APE})
+    assert kind_of("human") is None
+    for name in ("best", "ape+more"):
+        with pytest.raises(ConfigError, match=rf"^No method '{re.escape(name)}'; there are human, ape, .*\+mixture"):
+            kind_of(name)
 
 
 def test_a_budget_that_a_method_refuses_is_a_result_of_no_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

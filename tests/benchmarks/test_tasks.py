@@ -128,3 +128,13 @@ def test_each_seed_draws_its_own_rows_and_all_are_tested_on_the_same() -> None:
     assert len(drawn(pool, 100)) == 40
     with pytest.raises(DataError, match="30 and 11 rows are asked for, there are 40"):
         parts(pool, pool, (30, 11, 5), 0, "label")
+
+
+def test_a_persons_instruction_is_the_first_that_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "instruction_induction" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "antonyms.json").write_text(json.dumps({"annotations": ["Write the opposite.", "What is its opposite?"]}))
+    human = tasks.find("antonyms").human
+    assert human is not None
+    assert human(tmp_path) == "Write the opposite."
+    assert tasks.find("trec").human is None
