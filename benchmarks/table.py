@@ -1,19 +1,18 @@
-"""`preceptor bench table`: the results of `preceptor bench papers`, run by run and method by method."""
+"""`preceptor bench table`: results of `preceptor bench papers` by run, method, pair of methods and claim of a paper."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Annotated, Any, Final
 
 import typer
-from scipy import stats
 
+from preceptor.benchmarks.claims import checked, duels, interval, ranks
 from preceptor.cli.view import print_json, print_table
 from preceptor.errors import DataError
-from preceptor.scoring.statistics import CONFIDENCE
 
 FOLDER: Final = Path(__file__).parent / "results" / "papers"
 """Where results are committed."""
@@ -37,16 +36,29 @@ def run(
     if not any(held.values()):
         raise DataError(f"{folder} holds no results; make some with: preceptor bench papers --data-dir DATA.")
     if as_json:
-        print_json({name: {"runs": runs, "methods": methods(runs)} for name, runs in held.items()})
+        print_json({name: {"runs": runs, **_told(runs)} for name, runs in held.items()})
         return
     for name, runs in held.items():
         summary(runs, name)
+        told = _told(runs)
+        titles = {
+            "ranks": "Mean rank over tasks that all methods ran on",
+            "duels": "Method against method, over tasks, with Wilcoxon's signed-rank test",
+            "claims": "What the papers claim, in points, and what is measured here",
+        }
+        for part, title in titles.items():
+            if told[part]:
+                print_table(title, list(told[part][0]), [list(row.values()) for row in told[part]])
+
+
+def _told(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {"methods": methods(runs), "ranks": ranks(runs), "duels": duels(runs), "claims": checked(runs)}
 
 
 def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
     """Print one line a run, and one a method."""
     columns = ["task", "method", "seed", "metric", "test_rows", "seed_score", "compiled", "gain", "low", "high"]
-    columns += ["replaced", "candidate", "calls", "seconds"]
+    columns += ["compiled_f1", "replaced", "candidate", "calls", "seconds"]
     ordered = sorted(runs, key=lambda run: (run["task"], run["seed"], run["method"]))
     print_table(
         f"{title} Scores on test rows".strip(), columns, [[run.get(name) for name in columns] for run in ordered]
@@ -71,7 +83,7 @@ def methods(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     gains = [run["gain"] for run in runs]
     candidates = [run.get("candidate_gain", run["gain"]) for run in runs]
-    low, high = _interval(gains)
+    low, high = interval(gains)
     return {
         "method": name,
         "runs": len(runs),
@@ -81,13 +93,6 @@ def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "high": high,
         "candidate_gain": fmean(candidates),
     }
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
 
 
 def _read(path: Path) -> dict[str, Any]:
