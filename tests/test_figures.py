@@ -1,0 +1,78 @@
+"""The README's figures are those of the files under benchmarks/results; the texts below are how they stand there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+TASKS = {"subj": "subj", "trec": "TREC"}
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rate(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def scored() -> list[dict[str, Any]]:
+    return [row for row in result("engine")["measured"] if row["task"] in TASKS]
+
+
+@pytest.mark.parametrize("row", scored(), ids=lambda row: f"{row['model']}, {row['task']}")
+def test_the_engine(row: dict[str, Any]) -> None:
+    rates = [rate(row[name]) for name in ("ours", "llama_cpp", "transformers", "one_by_one")]
+    shares = [f"{row[name]:.0%}".replace("%", " %") for name in ("equal_to_one_by_one", "share_of_bf16_rate")]
+    cells = [f"{row['model']}, {TASKS[row['task']]}", row["own_tokens"], *rates, *shares]
+    assert f"| {' | '.join(map(str, cells))} |" in README
+
+
+def on_a_coin() -> dict[str, dict[int, dict[str, Any]]]:
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("null-*.json")):
+        for row in result(path.stem)["measured"]:
+            found.setdefault(row["method"], {})[row["rows"]] = row
+    return found
+
+
+@pytest.mark.parametrize(("method", "rows"), on_a_coin().items())
+def test_where_no_prompt_can_help(method: str, rows: dict[int, dict[str, Any]]) -> None:
+    name = f"DSPy's {method.removeprefix('dspy.')}" if method.startswith("dspy.") else f"`{method}`"
+    cells = [name]
+    for size in (50, 200):
+        cells += [f"{100 * rows[size]['share']:.1f} %", f"{100 * rows[size]['claimed']:+.1f}"]
+    assert f"| {' | '.join(cells)} |" in README
+
+
+def test_a_gain_that_is_there() -> None:
+    shared, apart = result("effect")["measured"]
+    assert (shared["agreement"], apart["agreement"]) == (0.5, 0.0)
+    low, high = 100 * shared["share_low"], 100 * shared["share_high"]
+    assert (
+        f"APE takes it up in {shared['replaced']} of {shared['seeds']} runs ({100 * shared['share']:.1f} %, interval "
+        f"{low:.1f} to {high:.1f}) where half of the rows share their luck under all prompts, in "
+        f"{apart['replaced']} of {apart['seeds']} ({100 * apart['share']:.1f} %) where none does"
+    ) in README
+    claims = [f"{100 * row['claimed']:+.1f}" for row in (shared, apart)]
+    truths = [f"{100 * row['true']:+.1f}" for row in (shared, apart)]
+    assert f"claims {' and '.join(claims)} points where the returned programs gain {' and '.join(truths)}" in README
+
+
+def test_no_budget_of_ours_was_passed() -> None:
+    ours = [row for row in result("budget")["measured"] if not row["method"].startswith("dspy.")]
+    assert {row["over"] for row in ours} == {0}
+    assert {row["threads"] for row in ours} == {1, 8, 64, 512}
+    assert "0 calls, tokens or dollars over in all of ours" in README
+
+
+def test_every_killed_run_ended_in_the_same_program() -> None:
+    for row in result("kill")["measured"]:
+        assert row["kills"] == 30
+        assert row["identical"] == row["same_calls"] == row["runs"]
+        assert row["recorded_and_asked_again"] == 0
