@@ -15,7 +15,7 @@ from typing import Any, Final
 from preceptor.constitution import Constitution, Edit
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import DirectAdapter, choices, is_direct
-from preceptor.scoring.trial import Candidate
+from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompters.reading import RIGHT, parse
 
@@ -110,6 +110,7 @@ class Workshop:
         self._task = task
         self._name = name
         self._made = {first.key}
+        self._born: dict[str, tuple[_Case, Edit, int]] = {}
         self._identities = count(first.constitutions[name].newest + 1)
         self._guard = Guard.of(task.train, task.signatures)
         self._sampling = sampling
@@ -120,12 +121,48 @@ class Workshop:
         made: list[Candidate] = []
         cases = self._explained(wrong)
         for case, edit in self._written(self._chosen(cases, edits)):
-            child = self._child(case, edit, next(self._identities) if edit.kind == "add" else 0)
+            identity = next(self._identities) if edit.kind == "add" else 0
+            child = self._child(case, edit, identity)
             if child.key not in self._made:
                 self._made.add(child.key)
+                self._born[child.key] = case, edit, identity
                 self._task.made(child, case.parent, self._name, edit.kind, case.because)
                 made.append(child)
         return made
+
+    def joined(self, ranked: Sequence[Trial]) -> list[Candidate]:
+        """Return, for each parent that several of these beat, the constitution with all those edits; no call.
+
+        Args:
+            ranked: Best first, on the same rows; a parent that isn't among them was beaten.
+        """
+        scores, found = {trial.candidate.key: trial.score for trial in ranked}, list[Candidate]()
+        families: dict[str, list[tuple[_Case, Edit, int]]] = {}
+        for trial in ranked:
+            if trial.candidate.key in self._born:
+                case, edit, identity = self._born[trial.candidate.key]
+                if trial.score > scores.get(case.parent.key, -1.0):
+                    families.setdefault(case.parent.key, []).append((case, edit, identity))
+        for edits in families.values():
+            together = self._together(edits)
+            if together.key not in self._made:
+                self._made.add(together.key)
+                because = " ".join(case.because for case, _, _ in edits)
+                self._task.made(together, edits[0][0].parent, self._name, "join", because)
+                found.append(together)
+        return found
+
+    def _together(self, edits: Sequence[tuple[_Case, Edit, int]]) -> Candidate:
+        """Return their parent after all of the edits that leave each other's principles alone."""
+        parent, touched = edits[0][0].parent, set[int]()
+        constitution = parent.constitutions[self._name]
+        for case, edit, identity in edits:
+            is_known = any(one.text == edit.text for one in constitution.principles)
+            is_full = edit.kind == "add" and len(constitution.principles) >= self._bounds.principles
+            if not (is_known or is_full or touched & set(edit.of)):
+                constitution = constitution.edited(edit, identity, case.because)
+                touched |= set(edit.of)
+        return parent.with_constitution(self._name, constitution)
 
     def _explained(self, wrong: Sequence[tuple[Candidate, str]]) -> list[_Case]:
         """Ask what led to each wrong answer; return those that were explained."""

@@ -5,9 +5,10 @@ Paper:   Petridis et al., "ConstitutionalExperts: Training a Mixture of Principl
 Notes:   seeds/constitutional_experts.md
 Departs: most numbers are ours or those of the authors' later library, for little of the paper could be read;
          principles stand below the user's own words, which no edit touches; two principles can be merged; the
-         parents race with their children on the same rows, and win ties; a beam goes on; at the end, principles that
-         earn nothing on train rows set aside are dropped; the winner is confirmed on rows no search step has seen;
-         several predictors are improved one after the other, each with its own inputs, outputs and errors.
+         parents race with their children on the same rows, and win ties; edits of a step that help alone are tried
+         together; a beam goes on; at the end, principles that earn nothing on train rows set aside are dropped; the
+         winner is confirmed on rows no search step has seen; several predictors are improved one after the other, each
+         with its own inputs, outputs and errors.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from preceptor.teleprompters.reading import errors_among
 
 logger = logging.getLogger(__name__)
 
-DEPTH: Final = 3
-"""Steps a small budget is planned for if it can pay for them: as many as in the authors' notebook."""
+DEPTH: Final = 5
+"""Steps a small budget is planned for if it can pay for them: rules are found one by one, so steps are worth more than
+rows (`preceptor bench principles`); 3 in the authors' notebook."""
 
 HELD_OUT: Final = 50
 """Most train rows set aside to choose among the last beam, and to measure what its principles are worth."""
@@ -99,14 +101,16 @@ class ConstitutionalExperts(Teleprompter):
     Each step draws wrong answers of the beam's constitutions on the rows of the races, asks `proposer` to explain
     each, to choose an edit from a menu (add a principle; revise or remove one; merge the two that are most alike),
     and to write the text. A removal takes no request for a text. The edited constitutions race with their parents
-    on the same rows. At the end, the beam is scored on train rows set aside, a third of all up to 50 (none of fewer
-    than 24), and each principle is left out of the best in turn, the last first: one without which the score is as
-    good is dropped; one that the user wrote, only if it is better.
+    on the same rows; where several beat theirs, all their edits together are scored too. At the end, the beam is
+    scored on train rows set aside, a third of all up to 50 (none of fewer than 24), and each principle is left out of
+    the best in turn, the last first: one without which the score is as good is dropped; one that the user wrote,
+    only if it is better.
 
-    A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children. With a
-    budget, all steps take the first of these settings of which the rest pays for 3 steps, else for 2: the
-    settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24 set aside; 32 rows; one edit
-    and 16 set aside. Else the first that it pays for one step of: these; 1 error, 16 rows and 8 set aside.
+    A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more for
+    edits that are tried together. With a budget, all steps take the first of these settings of which the rest pays
+    for 5 steps, else for 4, 3 or 2: the settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24
+    set aside; 32 rows; one edit and 16 set aside. Else the first that it pays for one step of: these; 1 error, 16
+    rows and 8 set aside.
 
     With several regions it is the mixture of itself (`preceptor.teleprompters.mixture`): one search on all rows, one
     on each region's, and a router.
@@ -123,6 +127,7 @@ class ConstitutionalExperts(Teleprompter):
         rows: Most train rows of a race (100 in the library).
         principles: Most in a constitution; beyond, none is added.
         words: Most of a principle.
+        join: Score the edits of a step that beat their parent together too, one constitution a parent (ours).
         temperature: Of the proposer (0.9 in the library).
         max_tokens: Of an answer of the proposer.
 
@@ -146,6 +151,7 @@ class ConstitutionalExperts(Teleprompter):
     rows: int = 100
     principles: int = 8
     words: int = 40
+    join: bool = True
     temperature: float = 0.9
     max_tokens: int = 256
 
@@ -220,7 +226,11 @@ class ConstitutionalExperts(Teleprompter):
             children = workshop.children(wrong, plan.edits)
             parents = [trial.candidate for trial in beam]
             ranked = racing.race([*parents, *children], known.score, rows, task.metric.aggregate)
-            beam = [trial for trial in ranked if len(trial.rows) == len(rows)][: self.beam]
+            beam = [trial for trial in ranked if len(trial.rows) == len(rows)]
+            if self.join and self._can_pay(plan, name, beam, _left(task, others), task.calls_a_row):
+                beam += known.score(workshop.joined(beam), rows)
+                beam.sort(key=lambda trial: -trial.score)
+            beam = beam[: self.beam]
             logger.info("Step %d: %d new constitutions, the best scores %.3f", number + 1, len(children), beam[0].score)
         finalists = known.score([trial.candidate for trial in beam], [*rows, *held_out])
         finalists.sort(key=lambda trial: -trial.score)
