@@ -63,7 +63,7 @@ def application(service: Service, keys: Keys | None = None, *, is_public: bool =
     _add_predictions(app, service)
     _add_program(app, service)
     _add_operations(app, service, keys)
-    chat.add_to(app, service, said(400, 401, 404, 408, 413, 415, 421, 429, 502, 503, 504))
+    chat.add_to(app, service, said(400, 401, 404, 408, 413, 415, 421, 422, 429, 502, 503, 504))
     _add_page(app)
     _declare_tokens(app, keys)
     endpoints = frozenset(str(cast("Any", route).path) for route in app.routes)

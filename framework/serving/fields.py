@@ -6,11 +6,13 @@ from typing import Any, Final
 
 import dspy
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import to_json
 
 from preceptor.checks import forward_inputs
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.seam import predictors
+from preceptor.serving.refused import Refused
 
 ROUTE: Final = "route"
 LOGPROBS: Final = "logprobs"
@@ -94,8 +96,18 @@ def _made(name: str, fields: dict[str, Any], config: ConfigDict) -> type[BaseMod
 
 
 def given(inputs: BaseModel) -> dict[str, Any]:
-    """Return the fields that were given."""
-    return {name: getattr(inputs, name) for name in type(inputs).model_fields if name in inputs.model_fields_set}
+    """Return the fields that were given.
+
+    Raises:
+        Refused: If a text holds half a character, which no model can be sent.
+    """
+    found = {name: getattr(inputs, name) for name in type(inputs).model_fields if name in inputs.model_fields_set}
+    for name, value in found.items():
+        try:
+            to_json(value)
+        except ValueError:
+            raise Refused(422, f"{name}: It holds half a character.", "invalid_field", param=name) from None
+    return found
 
 
 def complaint(error: ValidationError) -> tuple[str, str | None]:

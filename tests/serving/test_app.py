@@ -87,7 +87,13 @@ def test_nothing_of_a_request_is_kept(save: Save, serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("body", "param"),
-    [({}, "text"), ({"text": 3}, "text"), ({"text": "a", "other": 1}, "other"), ([], None), ({"text": "\ud800"}, "text")],
+    [
+        ({}, "text"),
+        ({"text": 3}, "text"),
+        ({"text": "a", "other": 1}, "other"),
+        ([], None),
+        ({"text": "\ud800"}, "text"),
+    ],
 )
 def test_a_row_of_another_form_is_refused_by_the_name_of_its_field(
     body: Any, param: str | None, save: Save, serve: Serve
@@ -189,7 +195,9 @@ def test_an_answer_that_takes_too_long_is_given_up(save: Save, serve: Serve) -> 
 
 @pytest.mark.parametrize("kind", ["server_error", "dropped", "garbage", "unauthorized", "rate_limit_after"])
 def test_a_model_that_fails_is_a_bad_gateway_until_it_is_well_again(kind: Any, save: Save, serve: Serve) -> None:
-    with ChatServer(lambda body: "mail", faults=Faults(kinds=(kind,), share=1.0, retry_after=7), key="sk-12345") as model:
+    with ChatServer(
+        lambda body: "mail", faults=Faults(kinds=(kind,), share=1.0, retry_after=7), key="sk-12345"
+    ) as model:
         running = serve(save(), model.lm(num_retries=0))
 
         failed = running.post("/predict", {"text": "a"})
