@@ -34,7 +34,8 @@ _PAGE: Final[Mapping[str, tuple[str, str]]] = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

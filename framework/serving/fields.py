@@ -88,7 +88,7 @@ def _description(field: Any) -> str:
 
 def _made(name: str, fields: dict[str, Any], config: ConfigDict) -> type[BaseModel]:
     try:
-        model = create_model(name, __config__=config, **fields)
+        model: type[BaseModel] = create_model(name, __config__=config, **fields)
         TypeAdapter(model).json_schema()
     except Exception as error:
         raise ConfigError(f"The fields {', '.join(fields)} can't be served: {type(error).__name__}: {error}") from error

@@ -117,7 +117,7 @@ def test_the_document_describes_fields_as_the_signature_does(save: Save, serve: 
         "label": (str, dspy.OutputField(desc="What it is.")),
         "reasons": (list[str], dspy.OutputField()),
     }
-    signature = dspy.Signature(fields, "Sort.")  # type: ignore[call-arg]
+    signature = dspy.Signature(fields, "Sort.")
     lm = simulated(lambda request: '{"label": "spam", "reasons": ["a", "b"]}')
     running = serve(save(Generate(signature)), lm)
 
