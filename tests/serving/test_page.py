@@ -307,7 +307,9 @@ def test_experts_are_told_with_their_distances_light_and_dark_wide_and_narrow(
         page.wait("document.querySelector('#distances tbody tr')")
 
         assert page.text("#answer dd") == "spam"
-        assert page.text("#routed").startswith("In region 1: region 1 answered. region 1 is nearest, at distance 0.")
+        assert page.text("#routed").startswith(
+            "The input is in region 1, whose own expert answered. Nearest is region 1, "
+        )
         rows = page.get(
             "[...document.querySelectorAll('#distances tbody tr')].map(row => row.innerText.split(/\\s*\\t\\s*/))"
         )
@@ -330,7 +332,7 @@ CONTRAST = """(() => {
     .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
   const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 4).map(Number);
   const behind = (element) => { for (let at = element; at; at = at.parentElement) {
-    const found = rgb(getComputedStyle(at).backgroundColor); 
+    const found = rgb(getComputedStyle(at).backgroundColor);
     if (found.length < 4 || found[3] > 0) return found.slice(0, 3);
   } return [255, 255, 255]; };
   const texts = [...document.querySelectorAll('body *')].filter((each) => each.offsetParent &&

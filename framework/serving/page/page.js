@@ -205,11 +205,13 @@ function bar(distance, most, isNear) {
 
 function showRoute(place) {
   at("routing").hidden = false;
-  const where = place.region || "no region";
-  const why = place.region
-    ? `${place.nearest} is nearest, at distance ${place.distance.toFixed(3)}, within the radius of ${place.radius.toFixed(3)}.`
-    : `The nearest, ${place.nearest}, is at distance ${place.distance.toFixed(3)}, beyond the radius of ${place.radius.toFixed(3)}.`;
-  at("routed").textContent = `In ${where}: ${place.expert} answered. ${why}`;
+  const who = !place.region
+    ? "The input is in no region: default answered."
+    : place.expert === place.region
+      ? `The input is in ${place.region}, whose own expert answered.`
+      : `The input is in ${place.region}, which has no expert of its own: ${place.expert} answered.`;
+  const limit = place.distance > place.radius ? "beyond" : "within";
+  at("routed").textContent = `${who} Nearest is ${place.nearest}, at distance ${place.distance.toFixed(3)}, ${limit} the radius of ${place.radius.toFixed(3)}.`;
   const most = Math.max(place.radius, ...Object.values(place.distances));
   const rows = Object.entries(place.distances).sort((one, other) => one[1] - other[1]);
   at("distances").tBodies[0].replaceChildren(
@@ -268,20 +270,25 @@ function interval(found) {
 }
 
 function table(header, rows) {
+  const isNumber = (index) => index > 0 && rows.every((cells) => /^[\d.]*$/.test(cells[index]));
+  const style = (index) => (isNumber(index) ? { class: "number" } : {});
   const whole = made("table");
-  const head = made("tr");
-  head.append(...header.map((name, index) => made("th", name, { scope: "col", class: index ? "number" : "" })));
-  const top = made("thead");
-  top.append(head);
+  if (header) {
+    const head = made("tr");
+    head.append(...header.map((name, index) => made("th", name, { scope: "col", ...style(index) })));
+    const top = made("thead");
+    top.append(head);
+    whole.append(top);
+  }
   const body = made("tbody");
   body.append(
     ...rows.map((cells) => {
       const row = made("tr");
-      row.append(...cells.map((cell, index) => made(index ? "td" : "th", cell, index ? { class: "number" } : { scope: "row" })));
+      row.append(...cells.map((cell, index) => (index ? made("td", cell, style(index)) : made("th", cell, { scope: "row" }))));
       return row;
     }),
   );
-  whole.append(top, body);
+  whole.append(body);
   return whole;
 }
 
@@ -289,19 +296,21 @@ function plot(evidence) {
   const rows = [["your instructions", evidence.baseline, evidence.baseline_ci]];
   if (evidence.replaced) rows.push(["compiled program", evidence.compiled, evidence.compiled_ci]);
   if (!rows.every(([, score, ci]) => typeof score === "number" && Array.isArray(ci))) return null;
-  const left = 130;
-  const right = 480;
+  const left = 8;
+  const right = 492;
   const x = (score) => left + score * (right - left);
-  const height = 34 * rows.length + 34;
+  const step = 48;
+  const height = step * rows.length + 30;
   const told = rows.map(([name, score, ci]) => `${name} ${score.toFixed(3)}, interval ${interval(ci)}`).join("; ");
   const chart = drawn("svg", { viewBox: `0 0 500 ${height}`, role: "img", "aria-label": told });
   for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
     chart.append(drawn("line", { x1: x(tick), x2: x(tick), y1: 4, y2: height - 26, class: "axis" }));
-    chart.append(drawn("text", { x: x(tick), y: height - 6, "text-anchor": "middle", class: "axis-text" }, String(tick)));
+    const anchor = tick === 0 ? "start" : tick === 1 ? "end" : "middle";
+    chart.append(drawn("text", { x: x(tick), y: height - 6, "text-anchor": anchor, class: "axis-text" }, String(tick)));
   }
   rows.forEach(([name, score, ci], index) => {
-    const y = 24 + 34 * index;
-    chart.append(drawn("text", { x: left - 10, y: y + 4, "text-anchor": "end" }, name));
+    const y = 36 + step * index;
+    chart.append(drawn("text", { x: left + 6, y: y - 16 }, `${name}: ${score.toFixed(3)}`));
     chart.append(drawn("line", { x1: x(ci[0]), x2: x(ci[1]), y1: y, y2: y, class: "interval" }));
     chart.append(drawn("circle", { cx: x(score), cy: y, r: 6, class: "score" }));
   });
@@ -328,8 +337,7 @@ function showEvidence(evidence) {
     ["Rows no search step has seen", evidence.rows],
     ["Calls of the compile", evidence.calls],
   ].filter(([, found]) => found !== undefined && found !== "");
-  const parts = [table(["", ""], rows.map(([name, found]) => [name, String(found)]))];
-  parts[0].tHead.remove();
+  const parts = [table(null, rows.map(([name, found]) => [name, String(found)]))];
   if (Array.isArray(evidence.regions) && evidence.regions.length) {
     const score = (found) => (typeof found === "number" ? found.toFixed(3) : "");
     parts.push(made("h3", "Regions"), table(["Region", "Rows", "Yours", "Compiled", "Expert"], evidence.regions.map((each) => [each.region, String(each.measuring_rows ?? ""), score(each.seed), score(each.compiled), each.expert || ""])));
