@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -76,11 +77,11 @@ class Running:
     pipe: IO[str]
     told: IO[str]
 
-    def memory(self) -> float:
-        """Return its resident memory in MB."""
-        self.pipe.write("memory\n")
+    def used(self) -> dict[str, float]:
+        """Return its resident memory in MB and the CPU time it has taken in seconds."""
+        self.pipe.write("\n")
         self.pipe.flush()
-        return float(self.told.readline())
+        return cast("dict[str, float]", json.loads(self.told.readline()))
 
 
 def main(arguments: list[str]) -> None:
@@ -128,7 +129,9 @@ def _compared(names: Sequence[str], latency: float, clients: int, requests: int,
             _loaded(server.url, clients, 10 * clients)
         for _ in range(repeats):
             for name, server in servers.items():
+                before = server.used()["cpu"]
                 row = _loaded(server.url, clients, requests).row
+                row["CPU us/request"] = 1e6 * (server.used()["cpu"] - before) / requests
                 say(f"  {name}: {row['requests/s']:.0f} requests/s")
                 best[name] = max(best.get(name, row), row, key=lambda each: each["requests/s"])
     first = best[names[0]]["requests/s"]
@@ -141,7 +144,7 @@ def _memory(clients: int, requests: int) -> list[dict[str, Any]]:
     with _server("ours", 0.0) as server:
         for tenth in range(1, 11):
             _loaded(server.url, clients, requests // 10)
-            found.append({"requests": tenth * (requests // 10), "MB": server.memory()})
+            found.append({"requests": tenth * (requests // 10), "MB": server.used()["MB"]})
             say(f"  {found[-1]['requests']} requests: {found[-1]['MB']:.1f} MB")
     return found
 
@@ -203,7 +206,7 @@ async def _read(reader: asyncio.StreamReader) -> None:
 
 
 class _Engine:
-    """Answers after a while, awaited or not."""
+    """Answers after a while."""
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
@@ -211,20 +214,29 @@ class _Engine:
     def complete(self, request: Request) -> Response:
         """Answer one request."""
         time.sleep(self._latency)
-        return Response(
-            id=None,
-            model=request.model,
-            message=Message.assistant([TextPart("spam")]),
-            finish_reason="stop",
-            usage=Usage(input_tokens=40, output_tokens=1),
-        )
+        return _answer(request)
 
 
-class _AsyncEngine(_Engine):
-    async def complete(self, request: Request) -> Response:  # type: ignore[override]  # DSPy wants one of each
+class _AsyncEngine:
+    """Answers after a while, awaited."""
+
+    def __init__(self, latency: float) -> None:
+        self._latency = latency
+
+    async def complete(self, request: Request) -> Response:
         """Answer one request."""
         await asyncio.sleep(self._latency)
-        return _Engine(0.0).complete(request)
+        return _answer(request)
+
+
+def _answer(request: Request) -> Response:
+    return Response(
+        id=None,
+        model=request.model,
+        message=Message.assistant([TextPart("spam")]),
+        finish_reason="stop",
+        usage=Usage(input_tokens=40, output_tokens=1),
+    )
 
 
 def _lm(latency: float) -> dspy.LM:
@@ -250,9 +262,7 @@ def _recipe(latency: float) -> FastAPI:
 
 
 def _serve(name: str, latency: float) -> None:
-    """Serve until stdin ends; each line on it is asked for the memory in MB."""
-    import threading
-
+    """Serve until stdin ends; each line on it asks what was used."""
     listening = listen("127.0.0.1", 0)
     if name == "recipe":
         server: uvicorn.Server = uvicorn.Server(uvicorn.Config(_recipe(latency), log_level="warning"))
@@ -267,7 +277,7 @@ def _serve(name: str, latency: float) -> None:
     def told() -> None:
         for _ in sys.stdin:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-            sys.stdout.write(f"{pages * _PAGE / 1e6}\n")
+            sys.stdout.write(json.dumps({"MB": pages * _PAGE / 1e6, "cpu": time.process_time()}) + "\n")
             sys.stdout.flush()
         server.should_exit = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import dspy
@@ -51,15 +52,9 @@ def outputs_of(program: dspy.Module, *, is_own_class: bool) -> type[BaseModel]:
     return _made("Outputs", fields, ConfigDict(extra="allow" if is_own_class else "forbid"))
 
 
-def output_names(program: dspy.Module) -> tuple[str, ...]:
-    """Return the fields of a program's last predictor."""
-    return tuple(predictors(program)[-1][1].signature.output_fields)
-
-
-def answered(program: dspy.Module, prediction: Any) -> dict[str, Any]:
-    """Return a prediction's fields: those of the last predictor, else all but what says how it came about."""
-    found: dict[str, Any] = prediction.toDict()
-    known = {name: found[name] for name in output_names(program) if name in found}
+def answered(names: Sequence[str], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prediction's fields of these names; if it has none, all but what says how it came about."""
+    known = {name: found[name] for name in names if name in found}
     return known or {name: value for name, value in found.items() if name not in (ROUTE, LOGPROBS)}
 
 

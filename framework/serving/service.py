@@ -49,6 +49,7 @@ class Served:
         inputs: What it takes.
         outputs: What it answers.
         awaits: True if it can be awaited; else it runs in a thread.
+        names: Of its outputs.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Served:
     inputs: type[BaseModel]
     outputs: type[BaseModel]
     awaits: bool
+    names: tuple[str, ...]
 
     @property
     def is_routed(self) -> bool:
@@ -119,7 +121,17 @@ class Source:
             raise ArtifactError(f"{path} was replaced while it was read; load it again.")
         parts = routed.parts_of(program, is_routed=saved.is_routed).values()
         awaits = all(inspect.iscoroutinefunction(getattr(type(part), "aforward", None)) for part in parts)
-        return Served(path.resolve().name, before, saved, program, self.models[name], taken, answers, awaits)
+        return Served(
+            path.resolve().name,
+            before,
+            saved,
+            program,
+            self.models[name],
+            taken,
+            answers,
+            awaits,
+            tuple(answers.model_fields),
+        )
 
 
 def _digest(path: Path) -> str:
@@ -311,7 +323,7 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
     told = prediction.toDict()
     logprobs = told.get(fields.LOGPROBS)
     return Answer(
-        fields.answered(program.program, prediction),
+        fields.answered(program.names, told),
         told.get(fields.ROUTE) if program.is_routed else None,
         logprobs if isinstance(logprobs, dict) and all(isinstance(each, float) for each in logprobs.values()) else None,
         tally,
