@@ -24,7 +24,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, cast
-from urllib.parse import urlsplit
 
 import dspy
 import numpy as np
@@ -166,43 +165,10 @@ def _server(name: str, latency: float) -> Generator[Running]:
 
 def _loaded(url: str, clients: int, requests: int) -> Load:
     """Return what clients in a process of their own met."""
-    command = [sys.executable, "-m", "preceptor.benchmarks.serve", "clients", url, str(clients), str(requests)]
+    command = [sys.executable, "-m", "preceptor.benchmarks.serve_clients", url, str(clients), str(requests)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     return Load(found["seconds"], found["latencies"])
-
-
-async def _ask(url: str, clients: int, requests: int) -> Load:
-    address = urlsplit(url)
-    left = iter(range(requests))
-    latencies = list[float]()
-
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        for number in left:
-            body = json.dumps({"text": f"Take part in our lottery, number {number}, and win a prize!"}).encode()
-            head = f"POST /predict HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n"
-            start = time.perf_counter()
-            writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-            await _read(reader)
-            latencies.append(time.perf_counter() - start)
-        writer.close()
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return Load(time.perf_counter() - start, latencies)
-
-
-async def _read(reader: asyncio.StreamReader) -> None:
-    """Read one response.
-
-    Raises:
-        RuntimeError: If it isn't the right answer.
-    """
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-    body = await reader.readexactly(int(head.partition("content-length: ")[2].split("\r\n")[0]))
-    if not head.startswith("http/1.1 200") or b'"spam"' not in body:
-        raise RuntimeError(f"Every row is answered rightly, yet this came: {head} {body[:200]!r}")
 
 
 class _Engine:
@@ -302,8 +268,4 @@ def _print(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "clients":
-        met = asyncio.run(_ask(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-        sys.stdout.write(json.dumps({"seconds": met.seconds, "latencies": met.latencies}))
-    else:
-        _serve(sys.argv[1], float(sys.argv[2]))
+    _serve(sys.argv[1], float(sys.argv[2]))

@@ -41,8 +41,8 @@ class Running:
 
     def metric(self, line: str) -> float:
         """Return the value of one line of /metrics, 0 where it isn't there."""
-        lines = dict(each.rpartition(" ")[::2] for each in self.client.get("/metrics").text.splitlines())
-        return float(lines.get(f"preceptor_{line}", 0))
+        lines = [each.rpartition(" ") for each in self.client.get("/metrics").text.splitlines()]
+        return next((float(value) for name, _, value in lines if name == f"preceptor_{line}"), 0.0)
 
 
 Serve = Callable[..., Running]

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dspy
 import httpx
 import pytest
 
 from preceptor import program as artifact
+from preceptor.lm.adapter import declare
 from preceptor.modules import Generate
 from preceptor.serving.settings import Keys, Limits
 from preceptor.testing import ChatServer, Faults, asked, prompt, simulated
@@ -117,7 +118,7 @@ def test_the_document_describes_fields_as_the_signature_does(save: Save, serve: 
         "label": (str, dspy.OutputField(desc="What it is.")),
         "reasons": (list[str], dspy.OutputField()),
     }
-    signature = dspy.Signature(fields, "Sort.")
+    signature = declare(cast("Any", dspy.Signature)(fields, "Sort."))
     lm = simulated(lambda request: '{"label": "spam", "reasons": ["a", "b"]}')
     running = serve(save(Generate(signature)), lm)
 

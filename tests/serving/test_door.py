@@ -171,7 +171,7 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(save: Save, serve: Serv
     )
     bodies = st.one_of(values, rows, st.fixed_dictionaries({"rows": st.lists(rows) | values}), chats).map(json.dumps)
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         path=st.sampled_from(paths), method=st.sampled_from(["POST", "PUT"]), body=bodies.map(str.encode) | st.binary()
     )

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dspy
 import httpx
@@ -22,7 +22,8 @@ from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts, Generate
 from preceptor.regions import divided
 from preceptor.serving.settings import Keys
-from preceptor.testing import simulated, system
+from preceptor.testing import asked as requests
+from preceptor.testing import prompt, simulated, system
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BINARY = next(filter(None, map(shutil.which, NAMES)), None)
@@ -255,7 +256,7 @@ def test_the_form_has_a_control_for_every_kind_of_field(save: Save, serve: Serve
         "label": (str, dspy.OutputField()),
     }
     lm = simulated(lambda request: "fine")
-    running = serve(save(Generate(dspy.Signature(kinds, "Sort."))), lm)
+    running = serve(save(Generate(cast("Any", dspy.Signature)(kinds, "Sort."))), lm)
     page = Page(browser, running.url)
     page.wait("document.querySelector('#field-is_new')")
     assert page.names("textbox") == ["text What came in.", "tags May be left empty. As JSON."]
@@ -272,7 +273,7 @@ def test_the_form_has_a_control_for_every_kind_of_field(save: Save, serve: Serve
         page.get(f"document.querySelector('#field-{name}').value = {value!r}")
     page.get("document.querySelector('#ask').click()")
     page.wait("document.querySelector('#answer dd')")
-    asked = lm.engine.requests[-1].messages[-1].text
+    asked = prompt(requests(lm)[-1])
     assert asked.splitlines() == ["text: a", "size: 3", "mood: bad", 'tags: ["x"]', "is_new: False"]
     assert page.get("document.querySelectorAll('[aria-invalid]').length") == 0
 
