@@ -1,4 +1,4 @@
-"""The clients of `preceptor bench serve`, in a process that imports nothing else: they share the cores with the server."""
+"""The clients of `preceptor bench serve`; they import next to nothing, for they share the cores with the server."""
 
 from __future__ import annotations
 

@@ -201,7 +201,9 @@ def _add_program(app: FastAPI, service: Service) -> None:
         """Say where a row is among the regions and who would answer; no model is asked."""
         experts = service.current.program
         router = experts.router
-        found = await asyncio.to_thread(router.route, fields.given(inputs))
+        with service.gate.admitted_request():
+            async with service.gate.place():
+                found = await asyncio.to_thread(router.route, fields.given(inputs))
         place = Place(
             expert=experts.expert_of(found.region),
             region=found.region,
@@ -213,7 +215,7 @@ def _add_program(app: FastAPI, service: Service) -> None:
         )
         return _json(place.model_dump())
 
-    could = said(400, 401, 408, 413, 415, 421, 422)
+    could = said(400, 401, 408, 413, 415, 421, 422, 429, 503)
     _post(app, "/route", route, "inputs", service.current.inputs, Place, could, "Say who would answer a row.")
 
 

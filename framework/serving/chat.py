@@ -147,10 +147,12 @@ def inputs_of(asked: Asked, program: Served) -> dict[str, Any]:
     try:
         return fields.given(program.inputs.model_validate(given))
     except ValidationError as error:
-        what, _ = fields.complaint(error)
         wanted = f"a JSON object of {', '.join(names)}" if len(names) > 1 else f"the program's {names[0]}"
         raise Refused(
-            400, f"The last user message must be {wanted}. {what}.", "invalid_field", param="messages"
+            400,
+            f"The last user message must be {wanted}. {fields.complaint(error)}.",
+            "invalid_field",
+            param="messages",
         ) from None
 
 

@@ -105,8 +105,8 @@ def given(inputs: BaseModel) -> dict[str, Any]:
     return found
 
 
-def complaint(error: ValidationError) -> tuple[str, str | None]:
-    """Return what is wrong with the first field that is, and its name; what was given isn't repeated."""
+def complaint(error: ValidationError) -> str:
+    """Return what is wrong with the first field that is; what was given isn't repeated."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else str(first["msg"]), place or None
+    return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -21,6 +21,10 @@ SHORTEST: Final = 16
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
+_LEAST: Final = {"queue": 0.0, "seconds": 0.001, "drain_seconds": 0.0}
+"""Of a limit, where it isn't 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one server takes on.
@@ -45,11 +49,10 @@ class Limits:
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        least = {"queue": 0, "drain_seconds": 0}
         for name in self.__slots__:
-            value: float = getattr(self, name)
-            if not (value >= 1 or (value > 0 and name == "seconds") or value >= least.get(name, 1)):
-                raise ConfigError(f"A server needs {name} >= {least.get(name, 1)}, got {value:g}.")
+            least, value = _LEAST.get(name, 1), getattr(self, name)
+            if not value >= least:
+                raise ConfigError(f"A server needs {name} >= {least:g}, got {value:g}.")
 
 
 @dataclass(frozen=True, slots=True)
