@@ -22,6 +22,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, cast
 
@@ -68,19 +69,23 @@ class Load:
         return {"requests/s": len(self.latencies) / self.seconds, "p50 ms": p50, "p99 ms": p99}
 
 
-@dataclass(frozen=True, slots=True)
 class Running:
     """A server in a process of its own."""
 
-    url: str
-    pipe: IO[str]
-    told: IO[str]
+    def __init__(self, pipe: IO[str], told: IO[str]) -> None:
+        self._pipe = pipe
+        self._told = told
+
+    @cached_property
+    def url(self) -> str:
+        """Where it is, once it is there."""
+        return self._told.readline().strip()
 
     def used(self) -> dict[str, float]:
         """Return its resident memory in MB and the CPU time it has taken in seconds."""
-        self.pipe.write("\n")
-        self.pipe.flush()
-        return cast("dict[str, float]", json.loads(self.told.readline()))
+        self._pipe.write("\n")
+        self._pipe.flush()
+        return cast("dict[str, float]", json.loads(self._told.readline()))
 
 
 def main(arguments: list[str]) -> None:
@@ -160,7 +165,7 @@ def _server(name: str, latency: float) -> Generator[Running]:
         assert process.stdin is not None
         assert process.stdout is not None
         opened.callback(process.stdin.close)  # which ends it
-        yield Running(process.stdout.readline().strip(), process.stdin, process.stdout)
+        yield Running(process.stdin, process.stdout)
 
 
 def _loaded(url: str, clients: int, requests: int) -> Load:
