@@ -30,7 +30,7 @@ OPEN: Final = ("/", "/page.css", "/page.js", "/healthz", "/readyz")
 TOLD: Final = "preceptor.told"
 """Where an endpoint leaves what is to be logged of a request."""
 
-_LINGER_SECONDS: Final = 2.0
+_LINGER_SECONDS: Final = 5.0
 """How long a body that was refused is still taken in: a client that is cut off while sending can't read why."""
 
 _HEADERS: Final = (

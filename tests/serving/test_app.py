@@ -77,12 +77,14 @@ def test_a_row_is_answered_with_what_it_used(save: Save, serve: Serve) -> None:
     assert running.metric('requests_total{endpoint="/predict",status="200"}') == 1
 
 
-def test_nothing_of_a_request_is_kept(save: Save, serve: Serve) -> None:
-    running = serve(save())
-    running.post("/predict", {"text": "secret"})
+@pytest.mark.parametrize("outputs", ["label", "label, score: int"])
+def test_nothing_of_a_request_is_kept(outputs: str, save: Save, serve: Serve) -> None:
+    lm = simulated(lambda request: '{"label": "secret", "score": 3}')
+    running = serve(save(Generate(f"text -> {outputs}")), lm)
+    assert running.post("/predict", {"text": "secret"}).status_code == 200
 
     program = running.service.current.program
-    assert program.history == program.predict.history == running.service.current.lm.history == []
+    assert program.history == program.predict.history == running.service.current.lm.history == lm.history == []
     assert not any("secret" in str(entry) for entry in dspy.clients.base_lm.GLOBAL_HISTORY)
 
 
@@ -187,7 +189,7 @@ def test_too_many_requests_are_told_when_to_come_again(save: Save, serve: Serve,
 
 def test_an_answer_that_takes_too_long_is_given_up(save: Save, serve: Serve) -> None:
     blocked = Blocked()
-    running = serve(save(), blocked.lm, limits=Limits(seconds=0.05, drain_seconds=1))
+    running = serve(save(), blocked.lm, limits=Limits(seconds=1, drain_seconds=1))
     assert error(running.post("/predict", {"text": "a"})) == (504, "timeout")
     assert running.metric('failures_total{code="timeout"}') == 1
     blocked.free.set()
