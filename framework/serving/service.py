@@ -33,7 +33,7 @@ _SHADOWS: Final = 8
 """Rows the shadow answers at a time; further ones are left out, so that it never holds up the served program."""
 
 _SPARE_THREADS: Final = 16
-_OURS: Final = ("classify", "generate", "experts", "dspy.Predict", "dspy.ChainOfThought")
+_OURS: Final = ("classify", "generate", "dspy.Predict", "dspy.ChainOfThought")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
