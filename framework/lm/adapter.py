@@ -79,7 +79,7 @@ class DirectAdapter(dspy.Adapter):
     ) -> list[dict[str, Any]]:
         """Ask and parse without blocking the event loop."""
         answers: list[dict[str, Any]]
-        if is_direct(signature) and takes_choices(lm, signature):
+        if is_direct(signature) and (takes_choices(lm, signature) or _takes_requests(lm, lm_kwargs)):
             response = await lm.acall(self.request(lm, lm_kwargs, signature, demos, inputs))
             return [self._answered(signature, cast("Response", response))]
         asking = super().acall if is_direct(signature) else dspy.JSONAdapter().acall

@@ -1,0 +1,111 @@
+"""`serve`: a saved program behind HTTP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import dspy
+import typer
+
+from preceptor.cli.compiling import Json
+from preceptor.cli.evaluating import Student, load
+from preceptor.cli.inputs import lm_of
+from preceptor.cli.view import print_json, say
+from preceptor.errors import ConfigError
+from preceptor.serving.app import application
+from preceptor.serving.run import Server, allow_many_connections, listen, log_lines
+from preceptor.serving.service import Service, Source
+from preceptor.serving.settings import Keys, Limits, refuse_exposed
+
+DEFAULT = Limits()
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    program: Annotated[Path, typer.Argument(help="A saved program.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    lm: Annotated[str | None, typer.Option("--lm", help="By default the model the program was compiled for.")] = None,
+    api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    student: Student = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Tokens that open it, one a line; PRECEPTOR_TOKEN holds some, too.")
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Needs no token; on other addresses, say it twice.")] = (
+        False
+    ),
+    anyone_may_ask: Annotated[
+        bool, typer.Option("--anyone-may-ask", help="With --no-token: whoever reaches this machine may ask.")
+    ] = False,
+    shadow: Annotated[
+        Path | None, typer.Option(help="A second program that answers a sample too; /metrics tells how they agree.")
+    ] = None,
+    shadow_share: Annotated[float, typer.Option(min=0, max=1, help="Of the rows, for the shadow.")] = 0.1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = DEFAULT.concurrency,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; others get 429.")] = DEFAULT.queue,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take; more gets 504.")] = DEFAULT.seconds,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a model may write in one call.")] = (
+        DEFAULT.output_tokens
+    ),
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of one request; more gets 413.")] = DEFAULT.body_bytes,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to wait for requests in flight, told to stop.")] = (
+        DEFAULT.drain_seconds
+    ),
+    log_inputs: Annotated[bool, typer.Option("--log-inputs", help="Log inputs and answers, too.")] = False,
+    json: Json = False,
+) -> None:
+    """Serve a saved program: typed JSON, OpenAI's protocol, metrics and a page to try it.
+
+    SIGHUP reads the program again and puts it in place if it is good; SIGTERM answers what is in flight and ends.
+    """
+    keys = Keys.found(token_file)
+    if no_token and keys:
+        raise ConfigError("--no-token, and yet there is a token: unset PRECEPTOR_TOKEN, leave out --token-file.")
+    refuse_exposed(host, keys, is_told_twice=no_token and anyone_may_ask)
+    limits = Limits(
+        concurrency=concurrency,
+        queue=queue,
+        seconds=timeout,
+        output_tokens=max_tokens,
+        body_bytes=max_bytes,
+        drain_seconds=drain,
+    )
+    source = _source(program, lm, api_base, student)
+    second = _source(shadow, lm, api_base, student, source.models) if shadow else None
+    service = Service(source, limits, shadow=second, share=shadow_share, logs_inputs=log_inputs)
+    listening = listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    _announce(service, address, keys, as_json=json)
+    log_lines()
+    allow_many_connections()
+    server = Server(application(service, keys, is_public=no_token and anyone_may_ask), service)
+    server.run(sockets=[listening])
+
+
+def _source(
+    path: Path, lm: str | None, api_base: str | None, student: str | None, models: dict[str, dspy.LM] | None = None
+) -> Source:
+    return Source(
+        path,
+        lm=lambda name: lm_of(lm or name, api_base),
+        load=lambda folder: load(folder, student),
+        models={} if models is None else models,
+    )
+
+
+def _announce(service: Service, address: str, keys: Keys, *, as_json: bool) -> None:
+    """Say where the server is."""
+    told: dict[str, Any] = {"url": address, "program": service.current.digest, "needs_token": bool(keys)}
+    if as_json:
+        print_json(told)
+        sys.stdout.flush()
+    else:
+        say(f"Serving {service.current.artifact.path} ({service.current.digest}) on {address}; Ctrl-C ends it.")

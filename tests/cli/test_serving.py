@@ -1,0 +1,103 @@
+"""`preceptor serve`: what it refuses, and its life as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from preceptor.cli import run
+from preceptor.modules import Classify
+from preceptor.program import save
+from preceptor.testing import ChatServer
+
+SIGNATURE = "text -> label: Literal['spam', 'mail']"
+TOKEN = "a-token-of-the-tests"
+
+
+def saved(folder: Path, instructions: str = "Is this spam?") -> Path:
+    """Save a program in the place of the one that is there."""
+    save(Classify(SIGNATURE, instructions), folder, evidence={}, lm="openai/model", replace=True)
+    return folder
+
+
+def test_a_wider_address_without_a_token_is_a_wrong_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = str(saved(tmp_path / "program"))
+    monkeypatch.delenv("PRECEPTOR_TOKEN", raising=False)
+    for told in ([], ["--no-token"], ["--anyone-may-ask"]):
+        assert run(["serve", program, "--host", "0.0.0.0", *told]) == 2
+        assert "anybody who reaches this machine could use your model" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setenv("PRECEPTOR_TOKEN", TOKEN)
+    assert run(["serve", program, "--no-token"]) == 2
+    assert "--no-token, and yet there is a token" in capsys.readouterr().err
+
+
+def test_a_place_without_a_program_is_a_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(tmp_path)]) == 2
+    assert "is no saved program: it has no manifest.json" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_reloads_on_hangup_and_ends_on_term_without_losing_a_request(tmp_path: Path) -> None:
+    program, began, free = saved(tmp_path / "program"), threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any]) -> str:
+        told = " ".join(str(message["content"]) for message in body["messages"])
+        if "wait" in told:
+            began.set()
+            assert free.wait(60)
+        return "spam" if "Spam!" in told else "mail"
+
+    command = [sys.executable, "-m", "preceptor", "serve", str(program), "--port", "0", "--json"]
+    environment = {**os.environ, "OPENAI_API_KEY": "none", "PRECEPTOR_TOKEN": TOKEN}
+    with ChatServer(answer) as model:
+        server = subprocess.Popen(
+            [*command, "--api-base", model.url],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdout is not None
+        assert server.stderr is not None
+        url = json.loads("".join(iter(server.stdout.readline, "}\n")) + "}")["url"]
+        lines = iter(json.loads(line) for line in server.stderr if line.startswith("{"))
+        assert next(lines)["event"] == "ready"
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
+
+            def ask(text: str) -> Any:
+                return client.post("/predict", json={"text": text}).json()["answer"]
+
+            assert ask("private") == {"label": "mail"}
+            first = next(lines)
+            assert (first["event"], first["path"], first["status"]) == ("request", "/predict", 200)
+            assert "private" not in json.dumps(first)
+
+            saved(program, "Spam!")
+            server.send_signal(signal.SIGHUP)
+            assert next(lines)["event"] == "reloaded"
+            assert ask("again") == {"label": "spam"}
+            (program / "program.json").write_bytes(b"{}")
+            server.send_signal(signal.SIGHUP)
+            assert [next(lines)["event"] for _ in range(2)] == ["request", "reload_refused"]
+
+            with ThreadPoolExecutor(1) as pool:
+                last = pool.submit(ask, "wait")
+                assert began.wait(60)
+                server.send_signal(signal.SIGTERM)
+                free.set()
+                assert last.result() == {"label": "spam"}
+        assert [line["event"] for line in lines] == ["request", "stopped"]
+        assert server.wait(60) == 0
+        server.stdout.close()
+        server.stderr.close()

@@ -1,0 +1,184 @@
+"""What a request passes before it is answered: tokens, names, sizes and times."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preceptor.serving.door import OPEN
+from preceptor.serving.settings import Keys, Limits
+from preceptor.serving.watch import LOGGER, Lines
+
+TOKEN = "a-token-of-the-tests"
+ALLOWED = {200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 502, 503, 504}
+Save = Callable[..., Path]
+Serve = Callable[..., Any]
+
+
+def error(response: httpx.Response) -> tuple[int, str]:
+    """Return a refusal's status and code."""
+    return response.status_code, response.json()["error"]["code"]
+
+
+def connected(url: str) -> socket.socket:
+    """Return a connection to a server."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    return socket.create_connection((address.hostname, address.port or 80), timeout=60)
+
+
+def test_without_a_token_only_what_tells_nothing_is_open(save: Save, serve: Serve) -> None:
+    running = serve(save(), keys=Keys.of([TOKEN, "another-of-the-tests"]))
+    client: httpx.Client = running.client
+    paths = [
+        *client.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()["paths"],
+        "/openapi.json",
+    ]
+
+    for path in paths:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+            for method in ("GET", "POST"):
+                response = client.request(method, path, headers=header, json={"text": "a"})
+                if path in OPEN:
+                    assert response.status_code in (200, 405)
+                else:
+                    assert error(response) == (401, "no_token")
+                    assert response.headers["www-authenticate"] == "Bearer"
+                    assert "spam" not in response.text
+    for token in (TOKEN, "another-of-the-tests"):
+        answer = client.post("/predict", json={"text": "a"}, headers={"Authorization": f"Bearer {token}"})
+        assert answer.json()["answer"] == {"label": "mail"}
+
+
+def test_a_page_of_another_site_cant_ask_by_a_name_of_its_own(save: Save, serve: Serve) -> None:
+    path = save()
+    own, public = serve(path).client, serve(path, is_public=True).client
+    for host, is_served in (("evil.example", False), ("localhost:1", True), ("127.0.0.1", True), ("[::1]:80", True)):
+        response = own.get("/program", headers={"Host": host})
+        assert response.status_code == (200 if is_served else 421), host
+        assert public.get("/program", headers={"Host": host}).status_code == 200
+
+
+def test_a_form_of_another_site_cant_ask(save: Save, serve: Serve) -> None:
+    """A browser asks first before it sends JSON from elsewhere; anything else it just sends."""
+    client = serve(save()).client
+    response = client.post("/predict", content=b'{"text": "a"}', headers={"Content-Type": "text/plain"})
+    assert error(response) == (415, "not_json")
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_large_body_is_refused_whether_or_not_its_size_is_declared(
+    is_chunked: bool, save: Save, serve: Serve
+) -> None:
+    running = serve(save(), limits=Limits(body_bytes=10_000, drain_seconds=1))
+    part = b" " * 500_000
+    content: Any = (part for _ in range(8)) if is_chunked else part * 8
+
+    response = running.client.post("/predict", content=content, headers={"Content-Type": "application/json"})
+
+    assert error(response) == (413, "body_too_large")
+    assert running.post("/predict", {"text": "a" * 9000}).status_code == 200
+    assert error(running.post("/predict", {"text": "a" * 10_000})) == (413, "body_too_large")
+
+
+def test_a_client_that_sends_slowly_is_given_up(save: Save, serve: Serve) -> None:
+    running = serve(save(), limits=Limits(seconds=0.2, drain_seconds=1))
+    with connected(running.url) as slow:
+        slow.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{"
+        )
+        assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_many_open_connections_keep_nobody_out(save: Save, serve: Serve) -> None:
+    running = serve(save())
+    idle = [connected(running.url) for _ in range(200)]
+    try:
+        for each in idle[::2]:
+            each.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-")
+        assert running.post("/predict", {"text": "a"}).status_code == 200
+    finally:
+        for each in idle:
+            each.close()
+
+
+def test_a_client_that_leaves_while_it_sends_is_noted(save: Save, serve: Serve, eventually: Any) -> None:
+    running = serve(save())
+    with connected(running.url) as leaving:
+        leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    eventually(lambda: running.metric('requests_total{endpoint="/predict",status="408"}') == 1)
+
+
+def test_each_request_is_one_line_without_what_was_asked(save: Save, serve: Serve) -> None:
+    lines = list[str]()
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(Lines().format(record))
+
+    kept, level = Kept(), LOGGER.level
+    LOGGER.addHandler(kept)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        path = save()
+        for shown in (False, True):
+            running = serve(path, logs_inputs=shown)
+            running.post("/predict", {"text": "win my private prize"})
+            running.post("/predict", {"txt": "private"})
+            running.client.get("/private")
+    finally:
+        LOGGER.removeHandler(kept)
+        LOGGER.setLevel(level)
+    told = [json.loads(line) for line in lines]
+    quiet, loud = ([each for each in told if each["event"] == "request"][at : at + 3] for at in (0, 3))
+    assert [(each["path"], each["status"], each.get("code")) for each in quiet] == [
+        ("/predict", 200, None),
+        ("/predict", 422, "invalid_field"),
+        ("other", 404, "no_such_path"),
+    ]
+    assert quiet[0]["output_tokens"] == 1
+    assert "private" not in json.dumps(quiet)
+    assert loud[0]["inputs"] == {"text": "win my private prize"}
+    assert loud[0]["outputs"] == {"label": "spam"}
+
+
+def test_whatever_is_sent_the_answer_is_a_documented_one(save: Save, serve: Serve) -> None:
+    client: httpx.Client = serve(save(), keys=None).client
+    paths = ["/predict", "/predict/batch", "/v1/chat/completions", "/admin/reload", "/program", "/nowhere"]
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+    rows = st.fixed_dictionaries({"text": values | st.text()}, optional={"more": values})
+    chats = st.fixed_dictionaries(
+        {
+            "model": st.just("program") | values,
+            "messages": st.lists(st.dictionaries(st.just("content"), values)) | values,
+        },
+        optional={"stream": values, "max_tokens": values, "n": values},
+    )
+    bodies = st.one_of(values, rows, st.fixed_dictionaries({"rows": st.lists(rows) | values}), chats).map(json.dumps)
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        path=st.sampled_from(paths), method=st.sampled_from(["POST", "PUT"]), body=bodies.map(str.encode) | st.binary()
+    )
+    def fuzz(path: str, method: str, body: bytes) -> None:
+        response = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code in ALLOWED - {502, 503, 504}, response.text
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+    fuzz()

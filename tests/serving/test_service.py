@@ -1,0 +1,191 @@
+"""Changing the served program for another, and running one in its shadow."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dspy
+import httpx
+import pytest
+
+from preceptor.errors import ArtifactError, ConfigError
+from preceptor.lm.embedding import embedder_of
+from preceptor.modules import Classify, Experts, Generate
+from preceptor.regions import divided
+from preceptor.serving.service import Service, Source
+from preceptor.serving.settings import Keys, Limits
+from preceptor.testing import prompt, simulated, system
+
+SIGNATURE = "text -> label: Literal['spam', 'mail']"
+TOKEN = "a-token-of-the-tests"
+PETS = [f"My {animal} {does}." for animal in ("cat", "dog", "kitten", "puppy") for does in ("sleeps", "barks", "eats")]
+TAXES = [f"The {paper} is {state}." for paper in ("tax return", "invoice", "tax bill") for state in ("due", "paid")]
+Save = Callable[..., Path]
+Serve = Callable[..., Any]
+
+
+def by_instruction(request: Any) -> str:
+    """Answer "spam" if the instruction says so."""
+    return "spam" if "Spam!" in system(request) else "mail"
+
+
+def reload(running: Any) -> httpx.Response:
+    """Ask for a hot reload."""
+    response: httpx.Response = running.client.post("/admin/reload", headers={"Authorization": f"Bearer {TOKEN}"})
+    return response
+
+
+def asked(running: Any) -> str:
+    """Return the label of a row."""
+    response = running.post("/predict", {"text": "a"}, headers={"Authorization": f"Bearer {TOKEN}"})
+    return str(response.json()["answer"]["label"])
+
+
+def test_a_program_is_replaced_while_it_is_served_without_one_failed_request(save: Save, serve: Serve) -> None:
+    running = serve(save(), simulated(by_instruction), keys=Keys.of([TOKEN]))
+    before = running.service.current.digest
+    ends = threading.Event()
+
+    def ask() -> set[str]:
+        found = set[str]()
+        while not ends.is_set():
+            found.add(asked(running))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask) for _ in range(4)]
+        try:
+            save(Classify(SIGNATURE, "Spam!"))
+            told = reload(running).json()
+            assert asked(running) == "spam"
+        finally:
+            ends.set()
+        assert all(client.result() <= {"mail", "spam"} for client in clients)
+    assert told == {"before": before, "serving": running.service.current.digest, "changed": True}
+    assert running.service.metrics.text().count(b"preceptor_program{") == 1
+    assert reload(running).json()["changed"] is False
+
+
+def test_a_bad_program_isnt_put_in_place(save: Save, serve: Serve) -> None:
+    path = save()
+    running = serve(path, simulated(by_instruction), keys=Keys.of([TOKEN]))
+
+    save(Classify(SIGNATURE, "Spam!"))
+    (path / "program.json").write_bytes((path / "program.json").read_bytes().replace(b"Spam!", b"Altered"))
+    altered = reload(running)
+    save(Classify("text -> label: Literal['spam', 'other']", "Spam!"))
+    other = reload(running)
+
+    assert (altered.status_code, other.status_code) == (409, 409)
+    assert "was altered since it was saved" in altered.json()["error"]["message"]
+    assert "has other outputs than the served program" in other.json()["error"]["message"]
+    assert asked(running) == "mail"
+    assert b'preceptor_reloads_total{outcome="refused"} 2.0' in running.service.metrics.text()
+
+
+def test_a_server_without_a_token_isnt_reloaded_over_http(save: Save, serve: Serve) -> None:
+    response = serve(save()).client.post("/admin/reload")
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "no_keys")
+
+
+def test_a_shadow_answers_a_sample_and_its_agreement_is_counted(save: Save, serve: Serve, eventually: Any) -> None:
+    def answer(request: Any) -> str:
+        if "Shadow." not in system(request):
+            return "mail"
+        return "neither" if "broken" in prompt(request) else "spam" if "prize" in prompt(request) else "mail"
+
+    lm = simulated(answer)
+    other = Source(save(Classify(SIGNATURE, "Shadow."), "other"), lm=lambda name: lm)
+    running = serve(save(), lm, shadow=other, share=1.0, limits=Limits(drain_seconds=1))
+    for text in ("prize", "broken", "hello", "good day"):
+        assert running.post("/predict", {"text": text}).json()["answer"] == {"label": "mail"}
+        rows = running.metric("rows_total")
+        eventually(
+            lambda rows=rows: sum(running.metric(f'shadow_total{{outcome="{each}"}}') for each in OUTCOMES) == rows
+        )
+    assert [running.metric(f'shadow_total{{outcome="{each}"}}') for each in OUTCOMES] == [2, 1, 1]
+    assert running.metric('model_calls_total{program="served"}') == 4
+    assert running.metric('model_calls_total{program="shadow"}') == 4
+
+
+OUTCOMES = ("agrees", "differs", "failed")
+
+
+def test_a_shadow_sees_its_share_and_never_holds_up_the_others(save: Save, serve: Serve) -> None:
+    free = threading.Event()
+
+    def answer(request: Any) -> str:
+        assert "Shadow." not in system(request) or free.wait(60)
+        return "mail"
+
+    lm = simulated(answer)
+    other = Source(save(Classify(SIGNATURE, "Shadow."), "other"), lm=lambda name: lm)
+    running = serve(save(), lm, shadow=other, share=0.5, rng=random.Random(0))
+    for _ in range(40):
+        assert running.post("/predict", {"text": "a"}).status_code == 200
+    drawn = random.Random(0)
+    followed = sum(drawn.random() < 0.5 for _ in range(40))
+    assert running.metric('shadow_total{outcome="left out"}') == followed - 8
+    free.set()
+
+
+def test_a_shadow_of_other_fields_is_refused(save: Save) -> None:
+    lm = simulated(by_instruction)
+    other = Source(save(Generate("text -> summary"), "other"), lm=lambda name: lm)
+    with pytest.raises(ArtifactError, match="has other outputs than the served program"):
+        Service(Source(save(), lm=lambda name: lm), shadow=other)
+
+
+def test_programs_of_one_model_share_it(save: Save) -> None:
+    made = list[str]()
+
+    def lm(name: str) -> dspy.LM:
+        made.append(name)
+        return simulated(by_instruction)
+
+    source = Source(save(), lm=lm)
+    first, second = source.served(10), source.served(10)
+    assert made == ["simulated/model"]
+    assert first.lm is second.lm
+    assert first.digest == second.digest
+
+
+def test_a_program_that_isnt_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is no saved program: it has no manifest\.json"):
+        Service(Source(tmp_path / "nothing", lm=lambda name: simulated(by_instruction)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"concurrency": 0}, {"queue": -1}, {"seconds": 0.0}, {"output_tokens": 0}, {"drain_seconds": -1.0}]
+)
+def test_limits_that_let_nobody_in_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"A server needs {next(iter(wrong))}"):
+        Limits(**wrong)
+
+
+def test_experts_say_who_answered_and_how_near_each_region_is(save: Save, serve: Serve) -> None:
+    embedder = embedder_of("all-minilm-l6-v2")
+    router = divided(embedder([*PETS, *TAXES]), 2, least_rows=2, seed=0).router(embedder, ("text",))
+    experts = Experts(Classify(SIGNATURE, "Default."), {"region 1": Classify(SIGNATURE, "Spam!")}, router)
+    running = serve(save(experts), simulated(by_instruction))
+
+    pets = running.post("/predict", {"text": "My puppy barks and eats."}).json()
+    taxes = running.post("/predict", {"text": "The invoice is due."}).json()
+    place = running.post("/route", {"text": "The invoice is due."}).json()
+
+    assert (pets["answer"]["label"], pets["route"]["expert"]) == ("spam", "region 1")
+    assert (taxes["answer"]["label"], taxes["route"]["expert"]) == ("mail", "default")
+    assert place["experts"] == {"region 1": "region 1", "region 2": "default"}
+    assert place["distances"]["region 2"] == pytest.approx(taxes["route"]["distance"])
+    assert place["distances"]["region 1"] > place["radius"] > place["distance"]
+    assert running.metric('routes_total{expert="region 1",region="region 1"}') == 1
+    assert running.metric('routes_total{expert="default",region="region 2"}') == 1
+    assert running.metric("rows_total") == 2
+    told = running.client.get("/program").json()
+    assert told["instructions"] == {"default: predict": "Default.", "region 1: predict": "Spam!"}
+    assert "region 1: its own expert" in told["router"]
