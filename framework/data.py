@@ -31,7 +31,7 @@ def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]
     """
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, part)
+        return load_rows(file_in(path, part))
     if path.suffix.lower() not in READERS:
         return _from_hub(str(source), part)
     if not path.is_file():
@@ -44,11 +44,16 @@ def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]
     return rows
 
 
-def _from_folder(folder: Path, part: str) -> list[dict[str, Any]]:
+def file_in(folder: Path, part: str) -> Path:
+    """Return the file of a folder that holds one part of the data.
+
+    Raises:
+        DataError: If there is none.
+    """
     files = [path for path in sorted(folder.glob(f"{part}.*")) if path.suffix.lower() in READERS]
     if not files:
         raise DataError(f"{folder} has no {part} file ending in {', '.join(READERS)}.")
-    return load_rows(files[0])
+    return files[0]
 
 
 def _read(reader: str, path: Path) -> list[dict[str, Any]]:
@@ -143,9 +148,18 @@ def examples(
     _refuse_duplicates(rows, source)
     found: list[dspy.Example] = []
     for number, row in enumerate(rows, 1):
-        values = {name: _typed(row.get(name), kind, f"{source}, row {number}, {name}") for name, kind in fields.items()}
+        values = typed(row, fields, f"{source}, row {number}")
         found.append(dspy.Example(**values).with_inputs(*inputs))
     return found
+
+
+def typed(row: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a row's values of these fields (name -> type), each of its type.
+
+    Raises:
+        DataError: Naming `where` and the field: a missing or empty value, a wrong type, an unknown label.
+    """
+    return {name: _typed(row.get(name), kind, f"{where}, {name}") for name, kind in fields.items()}
 
 
 def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:

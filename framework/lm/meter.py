@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
@@ -34,7 +35,7 @@ from preceptor.lm.dispatch import (
     may_be_billed,
     reason,
 )
-from preceptor.lm.ledger import Answer, Call, Ledger
+from preceptor.lm.ledger import Answer, Call, Ledger, drawn
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.seam import InThread
 from preceptor.lm.soft import EmbeddingSpace, soft_tokens
@@ -74,7 +75,7 @@ class Meter:
         self.account = account
         self.threads = threads
         self.patience = patience or Patience()
-        self._asked: dict[str, threading.Lock] = {}
+        self._asked: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of calls under way only
         self._doors: dict[int, Door] = {}
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
@@ -350,7 +351,7 @@ class MeteredEngine:
 
     def complete(self, request: Request) -> Response:
         """Answer one request, together with the rest of its cohort where there is one."""
-        call, seat = Call(request), current()
+        call, seat = Call(request, drawn()), current()
         if seat is None or batching_engine(self.lm) is None:
             return self.meter.ask_one(self.lm, call)
         cohort, row = seat
