@@ -83,16 +83,19 @@ def _csv_options(path: Path) -> dict[str, Any]:
     """Return how to read a CSV or TSV file with every value as text: labels such as 1 or NA stay what they are."""
     import datasets
 
-    is_tsv = path.suffix.lower() == ".tsv"
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
-    header, first = _beginning(path, dialect)
+    header, first = _beginning(path, dialect(path))
     if len(set(header)) < len(header) or not all(header):
         raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header)}.")
     if len(first) > len(header):  # pandas would take the first column for an index and shift the others
         raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
     features = datasets.Features({name: datasets.Value("string") for name in header})
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if dialect(path) else {}
     return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
+
+
+def dialect(path: Path) -> dict[str, Any]:
+    """Return how the `csv` module reads a file of this name: in a TSV file, quotes are text."""
+    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
 
 
 def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -237,6 +237,13 @@ class Ledger:
             row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM failures").fetchone()
         return int(row[0]), int(row[1]), float(row[2])
 
+    @property
+    def paid(self) -> tuple[int, int, float]:
+        """Answers, and the tokens and dollars they took."""
+        with self._lock:
+            row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM answers").fetchone()
+        return int(row[0]), int(row[1]), float(row[2])
+
     def __len__(self) -> int:
         with self._lock:
             return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])

@@ -296,9 +296,7 @@ class Meter:
         return Answer(response, given + made, prices.price(lm, given, made, self.account.budget.prices), seconds)
 
     def _replay(self, answer: Answer) -> None:
-        cost = Cost(1, answer.tokens, answer.dollars)
-        self.account.reserve(cost)
-        self.account.settle(cost, cost, billed=False)
+        self.account.replay(Cost(1, answer.tokens, answer.dollars))
 
     @contextmanager
     def _once(self, key: str) -> Generator[None]:
