@@ -19,9 +19,10 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, cast
 
 import dspy
+import torch
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import ConfigError, ModelError, PreceptorError
+from preceptor.errors import ConfigError, ModelError
 from preceptor.lm.local import LocalLM
 from preceptor.lm.meter import batching_engine
 from preceptor.lm.seam import InThread
@@ -108,7 +109,8 @@ class RayEngine:
 class _Worker:
     """What runs in a worker: one model, loaded once."""
 
-    def __init__(self, make: Callable[[], dspy.LM]) -> None:
+    def __init__(self, make: Callable[[], dspy.LM], threads: int) -> None:
+        torch.set_num_threads(threads)
         self._lm = make()
 
     def facts(self) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class _Worker:
     def _answer(self, request: Request) -> Result:
         try:
             return cast("Any", self._lm.engine).complete(request)
-        except (dspy.LMError, PreceptorError) as error:
+        except Exception as error:  # noqa: BLE001  raised again where the answer is awaited
             return error
 
 
@@ -154,20 +156,20 @@ def RayLM(make: Callable[[], dspy.LM] | str, workers: int | None = None) -> dspy
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"RayLM needs workers >= 1, got {workers}.")
-    ray = _connected(workers)
+    ray = _connected()
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     count = workers or gpus or _A_NODE * len(nodes)
-    smallest = int(min(node.get("CPU", 1) for node in nodes))
+    threads = max(1, min(cpus // count, *(int(node.get("CPU", 1)) for node in nodes)))
     kind = ray.remote(_Worker).options(
-        num_cpus=max(1, min(cpus // count, smallest)),  # which is how many threads torch gets there
+        num_cpus=threads if "RAY_ADDRESS" in os.environ else 0,  # on one machine, nobody is to wait for a place
         num_gpus=1 if gpus >= count else 0,
         max_restarts=_RESTARTS,
         max_task_retries=_RESTARTS,
         max_concurrency=2,  # so that prompts can be measured while a batch runs
     )
     made = partial(LocalLM, make) if isinstance(make, str) else make
-    started = [kind.remote(made) for _ in range(count)]
+    started = [kind.remote(made, threads) for _ in range(count)]
     try:
         facts = ray.get([worker.facts.remote() for worker in started])[0]
     except ray.exceptions.RayError as error:
@@ -182,7 +184,7 @@ def RayLM(make: Callable[[], dspy.LM] | str, workers: int | None = None) -> dspy
     )
 
 
-def _connected(workers: int | None) -> Any:
+def _connected() -> Any:
     """Return Ray, connected to the cluster that `RAY_ADDRESS` names, or started here."""
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -199,7 +201,6 @@ def _connected(workers: int | None) -> Any:
     here: dict[str, Any] = {
         "address": "local",
         "include_dashboard": False,
-        "num_cpus": max(workers or _A_NODE, os.cpu_count() or 1),
         "object_store_memory": _STORE,
     }
     try:
