@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
@@ -78,7 +78,7 @@ class Instant:
 def model(busy: float, log: str = "") -> dspy.LM:
     """Return a model that answers at once, or after so many milliseconds of work."""
     engine = Instant(busy, log)
-    settings = {"cache": False, "num_retries": 0, "temperature": 0.0, "max_tokens": 8}
+    settings: dict[str, Any] = {"cache": False, "num_retries": 0, "temperature": 0.0, "max_tokens": 8}
     return dspy.LM("bench/instant", engine=engine, async_engine=InThread(engine), **settings)
 
 

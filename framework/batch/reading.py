@@ -215,6 +215,11 @@ def _hub(name: str, part: str) -> Source:
         found: Any = datasets.load_dataset(name, split=part, revision=revision, streaming=True)
     except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
         raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
+    return _streamed(name, found, part, revision)
+
+
+def _streamed(name: str, found: Any, part: str, revision: str) -> Source:
+    """Return a data set that `datasets` streams."""
     found = found if found.features else found._resolve_features()
     schema: pa.Schema = found.features.arrow_schema.remove_metadata()
     known = (found.info.splits or {}).get(part)

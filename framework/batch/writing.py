@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
@@ -124,11 +127,10 @@ def join(parts: Iterable[Path], to: Path, kind: Kind) -> None:
         return
     with to.open("wb") as file:
         for number, part in enumerate(parts):
+            skipped = _header_lines(part) if number and kind != "jsonl" else 0
             with part.open("rb") as lines:
-                for _ in range(_header_lines(part) if number and kind != "jsonl" else 0):
-                    lines.readline()
-                while block := lines.read(1 << 20):
-                    file.write(block)
+                deque(islice(lines, skipped), maxlen=0)
+                shutil.copyfileobj(lines, file)
 
 
 def _header_lines(part: Path) -> int:
@@ -141,13 +143,16 @@ def _header_lines(part: Path) -> int:
 def _join_parquet(parts: Iterable[Path], to: Path) -> None:
     import pyarrow.parquet as pq
 
-    writer: Any = None
-    try:
-        for part in parts:
-            with pq.ParquetFile(part) as file:
-                writer = writer or pq.ParquetWriter(to, file.schema_arrow)
-                for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group))
-    finally:
-        if writer is not None:
-            writer.close()
+    groups = _groups(parts)
+    first = next(groups)
+    with pq.ParquetWriter(to, first.schema) as file:
+        for group in chain([first], groups):
+            file.write_table(group)
+
+
+def _groups(parts: Iterable[Path]) -> Iterator[pa.Table]:
+    import pyarrow.parquet as pq
+
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            yield from map(file.read_row_group, range(file.num_row_groups))

@@ -11,6 +11,7 @@ import contextvars
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -47,8 +48,9 @@ def in_order(lm: dspy.LM, items: Iterable[T], does: Callable[[T], R], threads: i
         return _in_cohort(wave, does)
 
     places = int(getattr(batching_engine(lm), "places", 1))
-    for done in _in_threads(_waves(items), together, places, 2 * places, lambda: None):
-        yield from done
+    with closing(_in_threads(_waves(items), together, places, 2 * places, lambda: None)) as waves:
+        for done in waves:
+            yield from done
 
 
 def _in_threads(
@@ -57,19 +59,23 @@ def _in_threads(
     if threads == 1:
         yield from map(does, items)
         return
-    flying: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for item in items:
-                flying.append(_submit(pool, does, item))
-                if len(flying) >= most:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
+            yield from _windowed((_submit(pool, does, item) for item in items), most)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             on_error()
             raise
+
+
+def _windowed(futures: Iterator[Future[R]], most: int) -> Iterator[R]:
+    """Yield results in order, with so many begun ahead of the one that is waited for."""
+    flying = deque(islice(futures, most - 1))
+    for future in futures:
+        flying.append(future)
+        yield flying.popleft().result()
+    while flying:
+        yield flying.popleft().result()
 
 
 def _in_cohort(wave: list[T], does: Callable[[T], R]) -> list[R]:

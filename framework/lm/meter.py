@@ -282,10 +282,8 @@ class Meter:
         if budget.tokens is None and budget.dollars is None:
             return Cost(1)
         engine = batching_engine(lm)
-        texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
-        size = sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
         try:
-            prompt = engine.count_tokens(request) if engine is not None else size
+            prompt = engine.count_tokens(request) if engine is not None else most_tokens(request)
         except InputTooLong:  # the engine refuses it, at no cost
             return Cost(1)
         answer = request.config.max_tokens or 0
@@ -366,6 +364,12 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
+
+
+def most_tokens(request: Request) -> int:
+    """Return a bound on a prompt's tokens where the tokenizer isn't at hand: its bytes, and room for a template."""
+    texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
+    return sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
 
 
 def give_up(lm: dspy.LM) -> None:

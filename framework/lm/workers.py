@@ -24,7 +24,7 @@ from dspy.lm15 import Request, Response
 
 from preceptor.errors import ConfigError, ModelError
 from preceptor.lm.local import LocalLM
-from preceptor.lm.meter import batching_engine
+from preceptor.lm.meter import batching_engine, most_tokens
 from preceptor.lm.seam import InThread
 from preceptor.lm.soft import EmbeddingSpace
 
@@ -129,9 +129,7 @@ class _Worker:
 
     def count_tokens(self, request: Request) -> int:
         engine = batching_engine(self._lm)
-        if engine is not None:
-            return engine.count_tokens(request)
-        return sum(len((message.text or "").encode()) for message in request.messages)
+        return most_tokens(request) if engine is None else engine.count_tokens(request)
 
     def embedding_space(self) -> EmbeddingSpace | None:
         return getattr(self._lm.engine, "embedding_space", None)
@@ -174,14 +172,8 @@ def RayLM(make: Callable[[], dspy.LM] | str, workers: int | None = None) -> dspy
         facts = ray.get([worker.facts.remote() for worker in started])[0]
     except ray.exceptions.RayError as error:
         raise ModelError(f"A worker of Ray can't load the model: {_last_line(error)}") from error
-    engine = RayEngine(started, facts)
-    return dspy.LM(
-        facts["model"],
-        engine=engine,
-        async_engine=InThread(engine),
-        num_retries=0,
-        **{"cache": False, **facts["settings"]},
-    )
+    engine, settings = RayEngine(started, facts), cast("dict[str, Any]", facts["settings"])
+    return dspy.LM(facts["model"], engine=engine, async_engine=InThread(engine), cache=False, num_retries=0, **settings)
 
 
 def _connected() -> Any:

@@ -62,7 +62,8 @@ def failures(out: Path) -> list[dict[str, Any]]:
 def batch(source: Path, out: Path, lm: dspy.LM | None = None, **settings: Any) -> Batch:
     given: dict[str, Any] = {"program": Classify(SPAM, "Sort."), "inputs": {"text": str}, "identity": "test"}
     given |= {"lm": lm or simulated(judged), "source": open_source(str(source)), "out": out, "shard_rows": 10}
-    return Batch(**{**given, "patience": HASTY, **settings})
+    given |= {"patience": HASTY, **settings}
+    return Batch(**given)
 
 
 def failing(when: Callable[[str], bool], error: Exception | None = None) -> Callable[[Request], str]:
@@ -346,6 +347,6 @@ def test_a_loaded_program_s_own_batch_answers_in_order(tmp_path: Path) -> None:
     artifact.save(Classify(SPAM, "Sort."), tmp_path / "program", evidence={}, lm=lm.model)
     rows = [dspy.Example(text=text).with_inputs("text") for text in texts(20)]
     with dspy.context(lm=lm):
-        answers = preceptor.load(tmp_path / "program").batch(rows, num_threads=4, disable_progress_bar=True)
+        answers: Any = preceptor.load(tmp_path / "program").batch(rows, num_threads=4, disable_progress_bar=True)
     assert [answer.label for answer in answers] == ["mail", "spam"] * 10
     assert Counter(prompt(request) for request in asked(lm)) == Counter(f"text: {text}" for text in texts(20))

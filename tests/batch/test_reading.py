@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from preceptor.batch import Source, open_source
+from preceptor.batch.reading import _streamed
 from preceptor.data import load_rows
 from preceptor.errors import DataError
 
@@ -110,3 +112,14 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.csv"))
     with pytest.raises(DataError, match=r"rows come from .csv"):
         open_source("nowhere")
+
+
+def test_what_the_hub_streams_has_its_types_and_starts_at_any_row() -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "n": [1, 2, 3]})
+    source = _streamed("owner/name", rows.to_iterable_dataset(), "train", "abc")
+    assert (source.kind, source.columns, source.fingerprint) == ("parquet", ("text", "n"), "abc train")
+    assert source.schema == pa.schema([("text", pa.string()), ("n", pa.int64())])
+    assert [(row.number, row.values) for row in source.rows(1)] == [
+        (2, {"text": "b", "n": 2}),
+        (3, {"text": "c", "n": 3}),
+    ]
