@@ -181,8 +181,9 @@ def _connected() -> Any:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning of what will change
-    if not address:  # what Ray calls its cluster is its listening on other interfaces than the loopback
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if not address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else it listens on every interface
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else workers get what other processes leave, by 15 steps
     try:
         import ray
     except ImportError as error:
