@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[peers]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[peers,ray]'
 	touch $@
 
 # Type checkers and import-linter don't see through an editable install: git-ignored links show them

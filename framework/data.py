@@ -31,7 +31,7 @@ def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]
     """
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, part)
+        return load_rows(file_in(path, part))
     if path.suffix.lower() not in READERS:
         return _from_hub(str(source), part)
     if not path.is_file():
@@ -44,11 +44,16 @@ def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]
     return rows
 
 
-def _from_folder(folder: Path, part: str) -> list[dict[str, Any]]:
+def file_in(folder: Path, part: str) -> Path:
+    """Return the file of a folder that holds one part of the data.
+
+    Raises:
+        DataError: If there is none.
+    """
     files = [path for path in sorted(folder.glob(f"{part}.*")) if path.suffix.lower() in READERS]
     if not files:
         raise DataError(f"{folder} has no {part} file ending in {', '.join(READERS)}.")
-    return load_rows(files[0])
+    return files[0]
 
 
 def _read(reader: str, path: Path) -> list[dict[str, Any]]:
@@ -78,16 +83,19 @@ def _csv_options(path: Path) -> dict[str, Any]:
     """Return how to read a CSV or TSV file with every value as text: labels such as 1 or NA stay what they are."""
     import datasets
 
-    is_tsv = path.suffix.lower() == ".tsv"
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
-    header, first = _beginning(path, dialect)
+    header, first = _beginning(path, dialect(path))
     if len(set(header)) < len(header) or not all(header):
         raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header)}.")
     if len(first) > len(header):  # pandas would take the first column for an index and shift the others
         raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
     features = datasets.Features({name: datasets.Value("string") for name in header})
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if dialect(path) else {}
     return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
+
+
+def dialect(path: Path) -> dict[str, Any]:
+    """Return how the `csv` module reads a file of this name: in a TSV file, quotes are text."""
+    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
 
 
 def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -143,9 +151,18 @@ def examples(
     _refuse_duplicates(rows, source)
     found: list[dspy.Example] = []
     for number, row in enumerate(rows, 1):
-        values = {name: _typed(row.get(name), kind, f"{source}, row {number}, {name}") for name, kind in fields.items()}
+        values = typed(row, fields, f"{source}, row {number}")
         found.append(dspy.Example(**values).with_inputs(*inputs))
     return found
+
+
+def typed(row: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a row's values of these fields (name -> type), each of its type.
+
+    Raises:
+        DataError: Naming `where` and the field: a missing or empty value, a wrong type, an unknown label.
+    """
+    return {name: _typed(row.get(name), kind, f"{where}, {name}") for name, kind in fields.items()}
 
 
 def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:

@@ -62,7 +62,7 @@ class Run:
             calls: Of the run, so far.
         """
         path = self.folder / "trials.jsonl"
-        with _writable(self.folder), path.open("a", encoding="utf-8", errors=_HALVES) as file:
+        with writable(self.folder), path.open("a", encoding="utf-8", errors=_HALVES) as file:
             for trial in trials:
                 line = {
                     "instructions": dict(trial.candidate.instructions),
@@ -76,22 +76,22 @@ class Run:
 
     def write_lineage(self, birth: Birth) -> None:
         """Append where a candidate comes from, as one JSON object a line."""
-        with _writable(self.folder), (self.folder / LINEAGE).open("a", encoding="utf-8", errors=_HALVES) as file:
+        with writable(self.folder), (self.folder / LINEAGE).open("a", encoding="utf-8", errors=_HALVES) as file:
             file.write(json.dumps(birth.as_dict(), ensure_ascii=False) + "\n")
 
     @contextmanager
     def part(self, name: str) -> Generator[Run]:
         """Open a folder in this one for a part of the compile, which may run beside others; the answers are shared."""
         with ExitStack() as opened:
-            with _writable(self.folder):
+            with writable(self.folder):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
                 studies = opened.enter_context(closing(_begun(self.folder / name)))
             yield Run(self.folder / name, self.ledger, studies)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all."""
-        with _writable(self.folder):
-            _write_whole(self.folder / "result.json", result)
+        with writable(self.folder):
+            write_whole(self.folder / "result.json", result)
             self.studies.conclude(result)
 
     @property
@@ -112,18 +112,35 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
         RunError: If the folder can't be written, is in use, belongs to other inputs, or lost its ledger; nothing
             is overwritten.
     """
+    with ExitStack() as opened:
+        ledger = opened.enter_context(open_ledger(folder, parts))
+        with writable(folder):
+            studies = opened.enter_context(closing(_begun(folder)))
+        yield Run(folder, ledger, studies)
+
+
+@contextmanager
+def open_ledger(folder: Path, parts: Mapping[str, Any]) -> Generator[Ledger]:
+    """Open a folder's ledger, new or to be gone on with; nobody else may meanwhile.
+
+    Args:
+        folder: Made if absent.
+        parts: What the answers depend on, by name; their fingerprints are kept.
+
+    Raises:
+        RunError: As `open_run`.
+    """
     prints = {name: fingerprint(part) for name, part in parts.items()}
     with ExitStack() as opened:
         opened.enter_context(_locked(folder))
-        with _writable(folder):
+        with writable(folder):
             known = _known(folder, prints)
         ledger = Ledger(folder / "ledger.sqlite", is_alone=True)  # the folder is locked
         opened.callback(ledger.close)
-        with _writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
+        with writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
             _refuse_lost_answers(folder, ledger)
-            _write_whole(folder / "run.json", {**known, "fingerprints": prints})
-            studies = opened.enter_context(closing(_begun(folder)))
-        yield Run(folder, ledger, studies)
+            write_whole(folder / "run.json", {**known, "fingerprints": prints})
+        yield ledger
 
 
 def _begun(folder: Path) -> Studies:
@@ -139,14 +156,15 @@ def _begun(folder: Path) -> Studies:
 def _locked(folder: Path) -> Generator[None]:
     """Make the folder if absent and keep other processes and threads out; they are let in when this process dies."""
     with ExitStack() as held:
-        with _writable(folder):
+        with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(folder / ".lock", timeout=0))
         yield
 
 
 @contextmanager
-def _writable(folder: Path) -> Generator[None]:
+def writable(folder: Path) -> Generator[None]:
+    """Turn what the system says of a folder that can't be written into a `RunError`."""
     try:
         yield
     except Timeout as error:
@@ -223,12 +241,13 @@ def remember_command(folder: Path, command: Mapping[str, Any]) -> None:
     """
     if command.get("api_base"):
         command = {**command, "api_base": without_credentials(str(command["api_base"]))}
-    with _locked(folder), _writable(folder):
+    with _locked(folder), writable(folder):
         known = read_run(folder) if (folder / "run.json").is_file() else {}
-        _write_whole(folder / "run.json", {**known, "command": {**command, **known.get("command", {})}})
+        write_whole(folder / "run.json", {**known, "command": {**command, **known.get("command", {})}})
 
 
-def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
+def write_whole(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("w", encoding="utf-8", errors=_HALVES) as file:
         json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False, default=str)

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from preceptor.cli import compiling, inspecting, routing, serving, tools
+from preceptor.cli import batching, compiling, inspecting, routing, serving, tools
 from preceptor.cli.view import say
 from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 
@@ -24,6 +24,7 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
 )
 compiling.add_to(app)
+batching.add_to(app)
 inspecting.add_to(app)
 routing.add_to(app)
 serving.add_to(app)

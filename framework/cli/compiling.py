@@ -10,7 +10,7 @@ import typer
 
 from preceptor import demo as demo_task
 from preceptor import run as runs
-from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, metric_of, program_of, rows_of
+from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
@@ -26,6 +26,7 @@ DEFAULT: Final = Patience()
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
 Bound = Annotated[str | None, typer.Option("--budget", help="E.g. calls=2000,tokens=1M,dollars=5,minutes=30.")]
+Workers = Annotated[str | None, typer.Option(help="ray, or ray:<number>: a local model in so many processes.")]
 Lm = Annotated[str, typer.Option("--lm", help="local/<id>, or any name DSPy knows. Keys come from the environment.")]
 
 
@@ -53,6 +54,7 @@ class Command:
     budget: str | None = None
     seed: int = 0
     threads: int = 8
+    workers: str | None = None
     timeout: float = DEFAULT.timeout
     retries: int = DEFAULT.retries
     prices: list[str] = dataclasses.field(default_factory=list[str])
@@ -103,6 +105,7 @@ def compile_(
     run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
     seed: Seed = 0,
     threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
+    workers: Workers = None,
     timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = DEFAULT.timeout,
     retries: Annotated[
         int, typer.Option(help="Further attempts where a call fails in a way that may pass.")
@@ -128,12 +131,15 @@ def compile_(
         budget=budget,
         seed=seed,
         threads=threads,
+        workers=workers,
         timeout=timeout,
         retries=retries,
         prices=price or [],
         knobs=dict(_pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
     )
-    folder = run or cache_folder() / "runs" / runs.fingerprint({**dataclasses.asdict(command), "budget": None})
+    folder = run or cache_folder() / "runs" / runs.fingerprint(
+        {**dataclasses.asdict(command), "budget": None, "workers": None}
+    )
     _show(_run(command, folder), json)
 
 
@@ -170,7 +176,7 @@ def _run(command: Command, folder: Path) -> Evidence:
     budget = Budget.parse(command.budget) if command.budget else Budget()
     budget = dataclasses.replace(budget, prices=dict(_price(text) for text in command.prices))
     metric = metric_of(command.metric, program)
-    lm = lm_of(command.lm, command.api_base)
+    lm = lm_on(command.workers, command.lm, command.api_base)
     proposer = lm_of(command.proposer, command.api_base) if command.proposer else None
     runs.remember_command(folder, dataclasses.asdict(command))
     with progress() as report:

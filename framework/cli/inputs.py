@@ -20,6 +20,7 @@ from preceptor.lm.catalogue import DEFAULT
 from preceptor.lm.local import LocalLM
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
+from preceptor.lm.workers import RayLM
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
 MAX_TOKENS: Final = 512
@@ -102,6 +103,25 @@ def lm_of(name: str, api_base: str | None = None) -> dspy.LM:
         )
     settings: dict[str, Any] = {} if api_base is None else {"api_base": api_base}
     return dspy.LM(name, temperature=0.0, max_tokens=MAX_TOKENS, cache=False, **settings)
+
+
+def lm_on(workers: str | None, name: str, api_base: str | None = None) -> dspy.LM:
+    """Return a language model in this process, or in those that `ray` or `ray:<number>` names.
+
+    Raises:
+        ConfigError: If `workers` is neither, or the model is a server's: threads are enough to wait for it.
+        ModelError: If the workers can't be had, or can't load the model.
+    """
+    if workers is None:
+        return lm_of(name, api_base)
+    engine, colon, number = workers.partition(":")
+    if engine != "ray" or (colon and not number.isdecimal()):
+        raise ConfigError(f"{workers!r} is neither ray nor ray:<number of workers>.")
+    if not name.startswith("local/"):
+        raise ConfigError(
+            f"Ray runs models of its own process, local/<id>, not {name}; leave it out, and set --threads."
+        )
+    return RayLM(name.removeprefix("local/").partition("@")[0], int(number) if number else None)
 
 
 def metric_of(name: str | None, program: dspy.Module) -> Any:

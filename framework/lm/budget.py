@@ -186,6 +186,15 @@ class Account:
                 self.billed += actual
             self._given_back.notify_all()
 
+    def replay(self, cost: Cost) -> None:
+        """Count an answer that is in the ledger already.
+
+        Raises:
+            BudgetExhausted: If that might pass the budget.
+        """
+        self.reserve(cost)
+        self.settle(cost, cost, billed=False)
+
     def lose(self, most: Cost, cost: Cost) -> None:
         """Give a reservation back after a failed attempt that may have cost something."""
         with self._lock:
@@ -213,3 +222,23 @@ class Account:
             if bound is not None and taken > bound:
                 return f"The next call could take {what} to {taken:g}, past the budget of {bound:g}; nothing was sent."
         return ""
+
+
+class Purse(Account):
+    """An account of what is paid by all processes of a job together; answers that are in the ledger are free.
+
+    A job whose rows are answered in any order needs this: counted anew, the answers of an earlier process could
+    come after others in this one, which would be paid beyond the budget.
+
+    Args:
+        budget: The bounds.
+        paid: For answers, by earlier processes.
+        lost: By earlier processes.
+    """
+
+    def __init__(self, budget: Budget, paid: Cost, lost: Cost) -> None:
+        super().__init__(budget, lost)
+        self.spent = paid
+
+    def replay(self, cost: Cost) -> None:
+        """Count nothing."""

@@ -13,7 +13,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +47,9 @@ _CHECKPOINT_PAGES: Final = 10_000
 
 _BUSY_SECONDS: Final = 30
 """How long to wait for another process that writes to the same file."""
+
+
+_DRAW: ContextVar[int] = ContextVar("draw", default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,21 @@ class Call:
     def text(self) -> str:
         """The request as canonical JSON."""
         return _json(request_to_dict(self.request))
+
+
+@contextmanager
+def drawing(number: int) -> Generator[None]:
+    """Let what a program asks here be draw `number` of each request: answered anew, and billed, unless recorded."""
+    token = _DRAW.set(number)
+    try:
+        yield
+    finally:
+        _DRAW.reset(token)
+
+
+def drawn() -> int:
+    """Return the number of the draw that calls made here are, 0 unless `drawing` says otherwise."""
+    return _DRAW.get()
 
 
 @dataclass(slots=True, eq=False)
@@ -223,6 +243,13 @@ class Ledger:
         """Failed attempts, and the tokens and dollars they may have cost."""
         with self._lock:
             row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM failures").fetchone()
+        return int(row[0]), int(row[1]), float(row[2])
+
+    @property
+    def paid(self) -> tuple[int, int, float]:
+        """Answers, and the tokens and dollars they took."""
+        with self._lock:
+            row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM answers").fetchone()
         return int(row[0]), int(row[1]), float(row[2])
 
     def __len__(self) -> int:

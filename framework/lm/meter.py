@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
@@ -34,7 +35,7 @@ from preceptor.lm.dispatch import (
     may_be_billed,
     reason,
 )
-from preceptor.lm.ledger import Answer, Call, Ledger
+from preceptor.lm.ledger import Answer, Call, Ledger, drawn
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.seam import InThread
 from preceptor.lm.soft import EmbeddingSpace, soft_tokens
@@ -74,7 +75,7 @@ class Meter:
         self.account = account
         self.threads = threads
         self.patience = patience or Patience()
-        self._asked: dict[str, threading.Lock] = {}
+        self._asked: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of calls under way only
         self._doors: dict[int, Door] = {}
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
@@ -281,10 +282,8 @@ class Meter:
         if budget.tokens is None and budget.dollars is None:
             return Cost(1)
         engine = batching_engine(lm)
-        texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
-        size = sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
         try:
-            prompt = engine.count_tokens(request) if engine is not None else size
+            prompt = engine.count_tokens(request) if engine is not None else most_tokens(request)
         except InputTooLong:  # the engine refuses it, at no cost
             return Cost(1)
         answer = request.config.max_tokens or 0
@@ -295,9 +294,7 @@ class Meter:
         return Answer(response, given + made, prices.price(lm, given, made, self.account.budget.prices), seconds)
 
     def _replay(self, answer: Answer) -> None:
-        cost = Cost(1, answer.tokens, answer.dollars)
-        self.account.reserve(cost)
-        self.account.settle(cost, cost, billed=False)
+        self.account.replay(Cost(1, answer.tokens, answer.dollars))
 
     @contextmanager
     def _once(self, key: str) -> Generator[None]:
@@ -350,7 +347,7 @@ class MeteredEngine:
 
     def complete(self, request: Request) -> Response:
         """Answer one request, together with the rest of its cohort where there is one."""
-        call, seat = Call(request), current()
+        call, seat = Call(request, drawn()), current()
         if seat is None or batching_engine(self.lm) is None:
             return self.meter.ask_one(self.lm, call)
         cohort, row = seat
@@ -367,6 +364,12 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
+
+
+def most_tokens(request: Request) -> int:
+    """Return a bound on a prompt's tokens where the tokenizer isn't at hand: its bytes, and room for a template."""
+    texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
+    return sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
 
 
 def give_up(lm: dspy.LM) -> None:

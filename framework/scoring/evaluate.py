@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,14 +17,11 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.errors import BudgetExhausted, LMFailed, MetricError, PreceptorError
-from preceptor.lm.cohort import Cohort
-from preceptor.lm.meter import ask_cohort, give_up
+from preceptor.lm.flow import in_order
+from preceptor.lm.meter import give_up
 from preceptor.lm.seam import predictors
 from preceptor.scoring.metrics import Metric, text_of
 from preceptor.scoring.trial import Outcome, Step
-
-COHORT: Final = 64
-"""Rows that wait for each other where the model answers many requests at once."""
 
 TOLERATED: Final = 0.05
 """Share of failed rows up to which a comparison is still made."""
@@ -67,10 +65,12 @@ class Evaluator:
             LMFailed: As soon as more than one job in twenty has failed.
             MetricError: If the metric raises or returns no score.
         """
+        if not self.together:
+            return self._in_threads(jobs)
         outcomes: list[Outcome] = []
-        for wave in _batched(jobs, COHORT if self.together else len(jobs)):
-            outcomes += self._in_cohort(wave) if self.together else self._in_threads(wave)
-            refuse_failures(outcomes, len(jobs))
+        with closing(in_order(self.lm, jobs, self._outcome, self.threads)) as answered:
+            for outcome in answered:
+                self._count(outcomes, outcome, len(jobs))
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -96,16 +96,6 @@ class Evaluator:
         if outcome.kind == "failed":
             refuse_failures(done, rows)
 
-    def _in_cohort(self, jobs: Sequence[Job]) -> list[Outcome]:
-        cohort: Cohort[Any, Any] = Cohort(len(jobs), ask_cohort)
-
-        def seated(row: int, job: Job) -> Outcome:
-            with cohort.seat(row):
-                return self._outcome(job)
-
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            return _results([_submit(pool, seated, row, job) for row, job in enumerate(jobs)])
-
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
         with dspy.context(lm=self.lm, trace=[], disable_history=True):
@@ -119,14 +109,14 @@ class Evaluator:
         except AdapterParseError as error:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
         except Exception as error:
-            ours = _ours(error)
-            if ours is not None:
-                raise ours from error
+            known = ours(error)
+            if known is not None:
+                raise known from error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
         try:
             score = self.metric(job.example, prediction)
         except MetricError as error:  # a metric that asks a model can end the budget too
-            raise _ours(error.__cause__) or error from error.__cause__
+            raise ours(error.__cause__) or error from error.__cause__
         answer = text_of(prediction, self.output) if self.output else ""
         return Outcome("scored", score, answer, gold, "", self._steps(job.program))
 
@@ -165,26 +155,13 @@ def _submit(pool: ThreadPoolExecutor, function: Callable[..., Outcome], *args: A
     return pool.submit(contextvars.copy_context().run, function, *args)
 
 
-def _results(futures: list[Future[Outcome]]) -> list[Outcome]:
-    """Wait for all, then return the results in order, or raise the first error."""
-    wait(futures)
-    errors = [error for future in futures if (error := future.exception())]
-    if errors:
-        raise errors[0]
-    return [future.result() for future in futures]
-
-
-def _ours(error: BaseException | None) -> PreceptorError | None:
+def ours(error: BaseException | None) -> PreceptorError | None:
     """Return the error of ours that DSPy wrapped, if there is one."""
     while error is not None:
         if isinstance(error, PreceptorError):
             return error
         error = error.__cause__
     return None
-
-
-def _batched(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
-    return (jobs[start : start + size] for start in range(0, len(jobs), max(1, size)))
 
 
 class Counter:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.errors import BudgetExhausted, ConfigError
-from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.budget import Account, Budget, Cost, Purse
 
 
 @pytest.mark.parametrize(
@@ -267,3 +267,15 @@ def test_whatever_is_reserved_and_settled_the_bounds_hold(
 def test_a_bound_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^Budget needs dollars > 0, got nan\.$"):
         Budget(dollars=float("nan"))
+
+
+def test_a_purse_counts_what_earlier_processes_paid_and_no_replayed_answer() -> None:
+    purse = Purse(Budget(calls=3, tokens=100), Cost(2, 40), Cost(1, 20))
+    for _ in range(5):
+        purse.replay(Cost(1, 30))
+    assert (purse.spent, purse.billed, purse.lost) == (Cost(2, 40), Cost(), Cost(1, 20))
+    with pytest.raises(BudgetExhausted):
+        purse.reserve(Cost(1, 41))
+    purse.reserve(Cost(1, 40))
+    purse.settle(Cost(1, 40), Cost(1, 10), billed=True)
+    assert (purse.spent, purse.billed) == (Cost(3, 50), Cost(1, 10))

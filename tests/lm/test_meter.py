@@ -18,7 +18,7 @@ from dspy.lm15 import Config, Message, Request, Response
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
 from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.cohort import Cohort
-from preceptor.lm.ledger import Call, Ledger
+from preceptor.lm.ledger import Call, Ledger, drawing
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
 from preceptor.testing import ChatServer, Faults, asked, simulated
@@ -313,3 +313,22 @@ def test_rows_of_a_cohort_reach_the_engine_together(ledger: Ledger, smollm: dspy
     alone = [text(engine.complete(choice(smollm, f"Is {number} even?"))) for number in range(4)]
     assert together == alone
     assert metered.account.spent.calls == len(ledger) == 4
+
+
+def test_another_draw_of_a_request_is_asked_and_recorded_apart(ledger: Ledger) -> None:
+    lines = iter(["one", "two"])
+    lm = meter(ledger).wrap(simulated(lambda request: next(lines)))
+    said: list[str] = []
+    for number in (0, 1, 0, 1):
+        with drawing(number):
+            said += lm("hello")
+    assert said == ["one", "two", "one", "two"]
+    assert ledger.paid == (2, 4, 0.0)  # a word asked and one answered, twice
+
+
+def test_nothing_is_kept_of_a_call_that_is_over(ledger: Ledger) -> None:
+    metering = meter(ledger)
+    lm = metering.wrap(simulated(lambda request: "x"))
+    for number in range(20):
+        lm(f"text {number}")
+    assert len(metering._asked) == 0

@@ -1,0 +1,7 @@
+"""A program over a data set: streaming, resumable, every row answered once."""
+
+from preceptor.batch.job import SHARD_ROWS, Batch
+from preceptor.batch.reading import Source, open_source
+from preceptor.batch.work import Progress
+
+__all__ = ["SHARD_ROWS", "Batch", "Progress", "Source", "open_source"]

@@ -1,0 +1,243 @@
+"""Reading a data set row by row: CSV, TSV, JSONL and Parquet files, and the Hugging Face hub.
+
+`preceptor.data` reads through `datasets`, which makes one typed table of all rows: one bad row refuses the
+file, and JSON lines come back with other keys and types than they had. Rows of a batch are read one by one
+instead, with the same values, so that a bad row among millions fails alone and every other row is written as
+it was read.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import pyarrow as pa
+
+from preceptor.data import READERS, dialect, file_in
+from preceptor.errors import DataError
+
+Kind: TypeAlias = Literal["csv", "tsv", "jsonl", "parquet"]
+"""How rows are written down."""
+
+_KINDS: Final[dict[str, Kind]] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+_BLOCK: Final = 1 << 20
+_AT_ONCE: Final = 256
+"""Rows of a Parquet file that are in memory at a time."""
+
+_LONGEST: Final = 2**31 - 1
+"""Bytes of one value; Python's own limit for CSV is 128 kB, pandas has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read.
+
+    Attributes:
+        number: From 1.
+        values: Column -> value; of a row that can't be read, what could be.
+        problem: Why it can't be used, "" if it can.
+    """
+
+    number: int
+    values: dict[str, Any]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set, of any size.
+
+    Attributes:
+        name: As the user wrote it.
+        kind: How it is written down.
+        columns: Their names; of JSON lines, those of the first row.
+        schema: The columns' types, where the kind has any.
+        fingerprint: Differs where the content does.
+        about: Rows there are, give or take; None if nobody knows.
+        rows: Reads from a row on, the first is 0.
+    """
+
+    name: str
+    kind: Kind
+    columns: tuple[str, ...]
+    schema: pa.Schema | None
+    fingerprint: str
+    about: int | None
+    rows: Callable[[int], Iterator[Row]]
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Return how a file of this name is written down, None if it is none of the known kinds."""
+    return _KINDS.get(path.suffix.lower())
+
+
+def open_source(name: str, *, part: str = "train") -> Source:
+    """Return a data set, ready to be read; a file is read through once, for its fingerprint.
+
+    Args:
+        name: A file, a folder with a file for each part, or a hub id (`owner/name`).
+        part: Of a folder or the hub.
+
+    Raises:
+        DataError: If it isn't there, can't be read, or has no rows.
+    """
+    path = Path(name)
+    path = file_in(path, part) if path.is_dir() else path
+    kind = kind_of(path)
+    if kind is None:
+        return _hub(name, part)
+    if not path.is_file():
+        raise DataError(f"No file {path}.")
+    opened = {"csv": _table, "tsv": _table, "jsonl": _lines, "parquet": _parquet}[kind](name, path, kind)
+    if next(opened.rows(0), None) is None:
+        raise DataError(f"{path} has no rows.")
+    return opened
+
+
+def _table(name: str, path: Path, kind: Kind) -> Source:
+    header = next(_records(path), [])
+    if not _is_text("".join(header)):
+        raise DataError(f"{path} can't be read as {kind.upper()}: it isn't UTF-8.")
+    if len(set(header)) < len(header) or not header or not all(header):
+        raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header) or 'none'}.")
+    digest, lines = _digest(path)
+    return Source(name, kind, tuple(header), None, digest, lines - 1, partial(_table_rows, path, header))
+
+
+def _table_rows(path: Path, header: list[str], start: int) -> Iterator[Row]:
+    for number, values in enumerate(islice(_records(path), start + 1, None), start + 1):
+        yield Row(number, dict(zip(header, values, strict=False)), _misfit(values, header))
+
+
+def _records(path: Path) -> Iterator[list[str]]:
+    """Yield the header and the rows that aren't blank."""
+    csv.field_size_limit(_LONGEST)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from filter(None, csv.reader(file, **dialect(path)))
+
+
+def _misfit(values: list[str], header: list[str]) -> str:
+    if len(values) != len(header):
+        return f"{len(values)} values under {len(header)} columns; quote text with separators"
+    return "" if _is_text("".join(values)) else "it isn't UTF-8"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _lines(name: str, path: Path, kind: Kind) -> Source:
+    digest, lines = _digest(path)
+    rows = partial(_line_rows, path)
+    first = next((row for row in islice(rows(0), _AT_ONCE) if not row.problem), None)
+    if first is None or _is_list(path):
+        raise DataError(
+            f"{path} holds no JSON object a line. Rows are read one by one, so a list over the whole file won't do."
+        )
+    return Source(name, kind, tuple(first.values), None, digest, lines, rows)
+
+
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return next(filter(None, map(bytes.strip, file)), b"").startswith(b"[")
+
+
+def _line_rows(path: Path, start: int) -> Iterator[Row]:
+    with path.open("rb") as file:
+        filled = (line for line in file if line.strip())
+        for number, line in enumerate(islice(filled, start, None), start + 1):
+            yield _parsed(number, line)
+
+
+def _parsed(number: int, line: bytes) -> Row:
+    try:
+        values: Any = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        return Row(number, {"line": line.decode(errors="backslashreplace").strip()}, f"it is no JSON: {error}")
+    if not isinstance(values, dict):
+        return Row(number, {"line": values}, "it is no JSON object")
+    return Row(number, cast("dict[str, Any]", values))
+
+
+def _parquet(name: str, path: Path, kind: Kind) -> Source:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, count = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} can't be read as PARQUET: {error}") from error
+    digest, _ = _digest(path)
+    return Source(name, kind, tuple(schema.names), schema, digest, count, partial(_parquet_rows, path))
+
+
+def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        group, before = 0, 0
+        while group < file.num_row_groups and before + file.metadata.row_group(group).num_rows <= start:
+            before += file.metadata.row_group(group).num_rows
+            group += 1
+        batches = file.iter_batches(_AT_ONCE, row_groups=range(group, file.num_row_groups))
+        values = (value for batch in batches for value in batch.to_pylist())
+        for number, each in enumerate(islice(values, start - before, None), start + 1):
+            yield Row(number, each)
+
+
+def _hub(name: str, part: str) -> Source:
+    import datasets
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or a hub id (owner/name).")
+    try:
+        revision = str(HfApi().dataset_info(name).sha)
+        found: Any = datasets.load_dataset(name, split=part, revision=revision, streaming=True)
+    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
+        raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
+    return _streamed(name, found, part, revision)
+
+
+def _streamed(name: str, found: Any, part: str, revision: str) -> Source:
+    """Return a data set that `datasets` streams."""
+    found = found if found.features else found._resolve_features()
+    schema: pa.Schema = found.features.arrow_schema.remove_metadata()
+    known = (found.info.splits or {}).get(part)
+    about = None if known is None else int(known.num_examples)
+    return Source(name, "parquet", tuple(schema.names), schema, f"{revision} {part}", about, partial(_hub_rows, found))
+
+
+def _hub_rows(found: Any, start: int) -> Iterator[Row]:
+    rows: Iterable[dict[str, Any]] = found.skip(start)
+    return (Row(number, dict(values)) for number, values in enumerate(rows, start + 1))
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    """Return a file's SHA-256 and how many lines it has."""
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return digest.hexdigest(), lines + (last != b"\n")

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import datetime
+import enum
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preceptor.batch.reading import Kind, open_source
+from preceptor.batch.writing import column_type, join, writing
+
+COLUMNS = {"label": "str", "score": "float", "sure": "bool", "count": "int"}
+
+
+class Queue(enum.Enum):
+    BILLING = "billing"
+
+
+ROWS: list[dict[str, Any]] = [
+    {"text": 'a, "b"\nc', "label": "spam", "score": 0.5, "sure": True, "count": 3},
+    {"text": "d", "label": None, "score": None, "sure": None, "count": None},
+]
+
+
+def put(path: Path, kind: Kind, rows: Sequence[dict[str, Any]], schema: pa.Schema | None = None) -> Path:
+    with writing(path, kind, ["text"], schema, COLUMNS) as write:
+        for row in rows:
+            write(row)
+    return path
+
+
+def test_a_table_has_a_header_and_none_is_empty(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "csv", ROWS)
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["text", *COLUMNS],
+            ['a, "b"\nc', "spam", "0.5", "True", "3"],
+            ["d", "", "", "", ""],
+        ]
+
+
+def test_an_answer_s_tabs_and_line_ends_are_escaped_where_quotes_are_text(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.tsv", "tsv", [{"text": '"as it was', "label": "a\tb\nc\\d", "score": 1.0}])
+    [row] = open_source(str(path)).rows(0)
+    assert row.values["text"] == '"as it was'
+    assert row.values["label"] == "a\\tb\\nc\\\\d"
+
+
+def test_json_lines_keep_numbers_lists_and_half_a_character(tmp_path: Path) -> None:
+    path = put(
+        tmp_path / "a.jsonl", "jsonl", [{"text": ["x"], "label": Queue.BILLING, "score": 0.5}, {"text": "\ud83d"}]
+    )
+    first, second = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert first == {"text": ["x"], "label": "billing", "score": 0.5}
+    assert second == {"text": "\ud83d"}
+
+
+def test_parquet_keeps_the_types_it_came_with_and_adds_typed_columns(tmp_path: Path) -> None:
+    when = datetime.datetime(2024, 1, 1, 10)
+    schema = pa.schema([("text", pa.large_string()), ("when", pa.timestamp("us")), ("tags", pa.list_(pa.int8()))])
+    row = {"text": "a", "when": when, "tags": [1, 2], "label": ["x"], "score": 1, "sure": False, "count": 7}
+    path = put(tmp_path / "a.parquet", "parquet", [row, {"text": "b", "label": "half \ud83d"}], schema)
+    table = pq.read_table(path)
+    assert table.schema == pa.schema(
+        [*schema, ("label", pa.string()), ("score", pa.float64()), ("sure", pa.bool_()), ("count", pa.int64())]
+    )
+    first, second = table.to_pylist()
+    assert first == {**row, "label": '["x"]', "score": 1.0}
+    assert (second["label"], second["when"], second["count"]) == ("half \\ud83d", None, None)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_parts_are_joined_in_order_with_one_header(kind: Kind, tmp_path: Path) -> None:
+    schema = pa.schema([("text", pa.string())])
+    rows = [{"text": f"t{n}", "label": "spam", "score": 0.5, "sure": True, "count": n} for n in range(5)]
+    parts = [put(tmp_path / f"{start}.{kind}", kind, rows[start : start + 2], schema) for start in (0, 2, 4)]
+    join(parts, tmp_path / f"whole.{kind}", kind)
+    whole = open_source(str(put(tmp_path / f"at-once.{kind}", kind, rows, schema)))
+    joined = open_source(str(tmp_path / f"whole.{kind}"))
+    assert [row.values for row in joined.rows(0)] == [row.values for row in whole.rows(0)]
+    assert len(list(joined.rows(0))) == 5
+
+
+def test_a_header_over_two_lines_is_skipped_whole(tmp_path: Path) -> None:
+    for number in range(2):
+        with writing(tmp_path / f"{number}.csv", "csv", ["a\nb"], None, {"c": "int"}) as write:
+            write({"a\nb": "x", "c": number})
+    join([tmp_path / "0.csv", tmp_path / "1.csv"], tmp_path / "whole.csv", "csv")
+    assert (tmp_path / "whole.csv").read_text() == '"a\nb",c\nx,0\nx,1\n'
+
+
+def test_numbers_are_columns_of_numbers_and_all_else_is_text() -> None:
+    kinds = (Literal["a", "b"], Literal[1, "b"], float | None, dict[str, int], Queue)
+    assert [column_type(kind) for kind in kinds] == ["str", "str", "float", "str", "str"]

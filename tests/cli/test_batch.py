@@ -1,0 +1,137 @@
+"""`preceptor batch` against a real server: what it prints, what it exits with, and Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor import program as artifact
+from preceptor.cli import run
+from preceptor.modules import Classify
+from preceptor.testing import ChatServer, Faults
+
+SPAM = "text -> label: Literal['spam', 'mail']"
+SETTINGS = ["--lm", "openai/model", "--price", "openai/model=1/2", "--retries", "0"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with ChatServer(lambda body: "spam" if "prize" in body["messages"][-1]["content"] else "mail") as chat:
+        yield chat
+
+
+def table(path: Path, count: int) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text"])
+        writer.writerows([f"{'a prize' if number % 2 else 'lunch'} {number}"] for number in range(count))
+    return path
+
+
+def command(server: ChatServer, source: Path, out: Path, *more: str) -> list[str]:
+    return ["batch", SPAM, str(source), str(out), "--instructions", "Sort.", "--api-base", server.url, *SETTINGS, *more]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_saved_program_answers_every_row_and_says_what_it_took(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact.save(Classify(SPAM, "Sort."), tmp_path / "program", evidence={}, lm="openai/model")
+    given = ["batch", str(tmp_path / "program"), str(table(tmp_path / "in.csv", 12)), str(tmp_path / "out.csv")]
+    settings = ["--api-base", server.url, *SETTINGS[2:]]
+
+    assert run([*given, *settings]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[:2] == [
+        f"12 rows answered, 0 failed; in {tmp_path / 'out.csv'}",
+        "columns added: label",
+    ]
+    assert told.out.splitlines()[2].startswith("12 calls, 12 billed now; ")
+    assert [row["label"] for row in rows(tmp_path / "out.csv")] == ["mail", "spam"] * 6
+
+    assert run([*given, *settings, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (result["answered"], result["calls"], result["billed_calls"], server.count) == (12, 12, 0, 12)
+    dollars = (result["tokens"] - 12) / 1e6 + 12 * 2 / 1e6  # each answer is one word
+    assert result["dollars"] == pytest.approx(dollars)
+
+    artifact.save(Classify(SPAM, "Sort!"), tmp_path / "program", evidence={}, lm="openai/model", replace=True)
+    assert run([*given, *settings]) == 2
+    assert "belongs to another program; nothing was overwritten" in capsys.readouterr().err
+
+
+def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = table(tmp_path / "in.csv", 12)
+    assert run(command(server, source, tmp_path / "out.csv", "--budget", "calls=5")) == 3
+    assert "Stopped: The next call could take calls to 6" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+    server.inject(Faults(kinds=("server_error",)))
+    assert run(command(server, source, tmp_path / "out.csv")) == 4
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert "The language model failed. 7 of 12 rows have no answer" in err
+    assert "--retry-failed asks for them again" in err
+    server.inject(None)
+    assert run(command(server, source, tmp_path / "out.csv", "--retry-failed")) == 0
+    assert len(rows(tmp_path / "out.csv")) == server.answered == 12
+
+
+def test_wrong_usage_exits_with_2_and_nothing_is_asked(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = table(tmp_path / "in.csv", 2)
+    wrong = [
+        (command(server, tmp_path / "no.csv", tmp_path / "out"), "No file"),
+        (command(server, source, tmp_path / "out.jsonl"), "The rows are CSV, and so is the output"),
+        (command(server, source, tmp_path / "out", "--budget", "rows=2"), "no 'rows'; use calls"),
+        (command(server, source, source), "is there already, and from no batch"),
+    ]
+    for given, message in wrong:
+        assert run(given) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert server.count == 0
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to the commands it runs in the background: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_ctrl_c_exits_with_130_and_the_same_command_asks_for_the_rest(tmp_path: Path, server: ChatServer) -> None:
+    source = table(tmp_path / "in.csv", 400)
+    given = command(server, source, tmp_path / "out.csv", "--threads", "4")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "preceptor", *given],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+        env={**os.environ, "OPENAI_API_KEY": "none"},
+    )
+    while server.count < 20 and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, message = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "Interrupted. What was answered is kept; the same command" in message
+    assert 20 <= server.count < 400
+
+    assert run(given) == 0
+    assert [row["label"] for row in rows(tmp_path / "out.csv")] == ["mail", "spam"] * 200
+    assert server.count <= 400 + 4

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import dspy
+import pytest
+
+from preceptor.errors import LMFailed
+from preceptor.lm.flow import in_order
+from preceptor.testing import simulated
+
+LM = simulated(lambda request: "x")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_come_in_order_whoever_is_done_first(threads: int) -> None:
+    def slow(item: int) -> int:
+        time.sleep(0.002 * (item % 3 == 0))
+        return -item
+
+    assert list(in_order(LM, range(50), slow, threads)) == [-item for item in range(50)]
+
+
+def test_items_are_read_as_they_are_needed() -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(10_000):
+            read.append(item)
+            yield item
+
+    with closing(in_order(LM, items(), lambda item: item, 2)) as results:
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        assert len(read) <= 3 + 2 * 32
+
+
+def test_an_error_ends_the_flow_and_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+    first = threading.Event()
+
+    def does(item: int) -> int:
+        begun.append(item)
+        if item == 5:
+            first.set()
+            raise LMFailed("no more")
+        return item
+
+    with pytest.raises(LMFailed, match="no more"):
+        list(in_order(LM, range(10_000), does, 2))
+    assert first.is_set()
+    assert len(begun) <= 5 + 1 + 2 * 32
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_have_the_caller_s_context(threads: int) -> None:
+    with dspy.context(lm=LM):
+        seen = list(in_order(LM, range(4), lambda item: dspy.settings.lm is LM, threads))
+    assert seen == [True] * 4
