@@ -167,6 +167,41 @@ class Regions:
         return Router(embedder, tuple(fields), self.names, self.centroids, self.radius, probe)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """The two directions in which vectors spread the most, for a picture of them.
+
+    Attributes:
+        middle: The vectors' mean, shape (dimensions,).
+        axes: Of length 1, shape (2, dimensions); zeros where there is no second direction.
+        explained: Share of the vectors' variance that lies in the plane, in [0, 1].
+    """
+
+    middle: Vectors
+    axes: Vectors
+    explained: float
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Plane:
+        """Return the plane of the first two principal components, by an eigendecomposition of the covariance.
+
+        Of each axis, the largest component in absolute value is positive.
+        """
+        middle = vectors.mean(axis=0)
+        centred = vectors - middle
+        variances, directions = np.linalg.eigh(centred.T @ centred)
+        axes = directions.T[::-1][:2]
+        axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+        flat = np.zeros((2, vectors.shape[1]), dtype=np.float32)
+        flat[: len(axes)] = axes
+        total = float(variances.sum())
+        return cls(middle, flat, float(variances[-2:].sum()) / total if total > 0 else 1.0)
+
+    def places(self, vectors: Vectors) -> list[list[float]]:
+        """Return each vector's coordinates in the plane, to four decimals, shape (vectors, 2)."""
+        return [[round(float(x), 4), round(float(y), 4)] for x, y in (vectors - self.middle) @ self.axes.T]
+
+
 def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Regions:
     """Return the rows in as many regions as given, or as they fall into.
 
