@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter
 from preceptor.lm.seam import predictors
+from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run
 from preceptor.scoring.evaluate import Job
 from preceptor.scoring.metrics import Metric, wrap
@@ -140,7 +141,8 @@ class Compile:
                 confirms=method.confirmed,
             )
             self._refuse_unaffordable(task)
-            yield task
+            with reported(run.folder):
+                yield task
 
     def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
         """Search to the end, or to that of the budget."""
@@ -180,12 +182,11 @@ class Compile:
             places: Further fields of each row.
         """
         rows = [
-            {"inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
-            for row, old, new in zip(self.confirm, before, after, strict=True)
+            {**place, "inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
+            for row, old, new, place in zip(self.confirm, before, after, places or repeat({}), strict=False)
         ]
-        placed = [{**row, **place} for row, place in zip_longest(rows, places, fillvalue={})]
         told = {name: dict(candidate.instructions) for name, candidate in candidates.items()}
-        task.run.keep(CONFIRMATION, {"candidates": told, "rows": placed})
+        task.run.keep(CONFIRMATION, {"candidates": told, "rows": rows})
 
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""

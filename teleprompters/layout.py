@@ -86,9 +86,10 @@ def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *
 def _map(vectors: Vectors, train: int, found: Regions, router: Router, routes: Sequence[str]) -> dict[str, Any]:
     """Return where the rows and the regions lie in the plane in which the train rows spread the most."""
     plane = Plane.of(vectors[:train])
+    means = [vectors[:train][found.members == at].mean(axis=0) for at in range(len(router.names))]
     return {
         "regions": list(router.names),
-        "centroids": plane.places(router.centroids),
+        "centroids": plane.places(np.array(means)),
         "train": plane.places(vectors[:train]),
         "members": [router.names[at] for at in found.members],
         "confirm": plane.places(vectors[train:]),

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from preceptor.cli import compiling, inspecting, routing, tools
+from preceptor.cli import compiling, inspecting, reporting, routing, tools
 from preceptor.cli.view import say
 from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 
@@ -25,6 +25,7 @@ app: Final = typer.Typer(
 )
 compiling.add_to(app)
 inspecting.add_to(app)
+reporting.add_to(app)
 routing.add_to(app)
 tools.add_to(app)
 
