@@ -141,7 +141,7 @@ def chart(search: Search, result: Mapping[str, Any]) -> Chart | None:
     curve = best_so_far(scored)
     seed = [one for one in scored if one.candidate == scored[0].candidate][-1].score
     heights = [one.score for one in scored] + [end for _, *ends in told for end in ends if end is not None]
-    y_values = [value for value in ticks(min(heights), max(heights)) if not is_score or value <= 1 or max(heights) > 1]
+    y_values = ticks(*_range(heights))
     x_values = ticks(0, curve[-1][0])
     right = FRAME.right - (_PANEL if told else 0)
     x, y = Scale(0, x_values[-1], FRAME.left, right), Scale(y_values[0], y_values[-1], FRAME.bottom, FRAME.top)
@@ -162,6 +162,13 @@ def chart(search: Search, result: Mapping[str, Any]) -> Chart | None:
         ],
         told=_told(scored, curve, seed),
     )
+
+
+def _range(heights: Sequence[float]) -> tuple[float, float]:
+    """Return a range that is wide enough to be drawn; of scores, it stays in [0, 1]."""
+    low, high = min(heights), max(heights)
+    room = 0.05 if high - low < 0.1 else 0.0
+    return (max(0.0, low - room), min(1.0, high + room)) if 0 <= low and high <= 1 else (low - room, high + room)
 
 
 def _whiskers(result: Mapping[str, Any]) -> list[tuple[str, float, float | None, float | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from preceptor.lineage import LINEAGE, Descendant, descended, key_of, read_lines
 from preceptor.run import CONFIRMATION, REGIONS, read_run
 
 _TRIALS: Final = "trials.jsonl"
+
+_LARGEST: Final = 1e12
+"""Beyond, a number can't be drawn."""
 
 Place = tuple[float, float]
 
@@ -167,7 +169,9 @@ def _object(path: Path) -> dict[str, Any]:
         return {}
     with _whole(path):
         value: Any = json.loads(path.read_text(encoding="utf-8"))
-        return dict(value)
+        if not isinstance(value, dict):
+            raise TypeError(f"holds a {type(value).__name__}, not an object")
+        return value
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -193,9 +197,9 @@ def _scored(line: Mapping[str, Any]) -> Scored:
         candidate=str(line["candidate"]),
         key=key_of(line["instructions"]),
         instructions=line["instructions"],
-        demos=int(line["demos"]),
-        calls=int(line["calls"]),
-        seen=int(line["seen"]),
+        demos=int(_finite(line["demos"])),
+        calls=int(_finite(line["calls"])),
+        seen=int(_finite(line["seen"])),
         score=_finite(line["so_far"]),
         interval=None if interval is None else _place(interval),
     )
@@ -246,8 +250,8 @@ def _place(pair: Any) -> Place:
 
 def _finite(value: Any) -> float:
     number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is no coordinate and no score")
+    if not abs(number) < _LARGEST:
+        raise ValueError(f"{number} is no coordinate, score or count")
     return number
 
 
