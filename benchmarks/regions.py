@@ -1,7 +1,7 @@
 """`preceptor bench regions`: what clustering many embeddings takes, beside two libraries, and what a route costs.
 
-`clustering`: seconds, peak memory beyond the data (the library's own included), and fit of 384-dimensional vectors in 64 regions. Each
-contender has a process of its own, which makes the vectors first, the same for all:
+`clustering`: seconds, peak memory beyond the data (the library's own included), and fit of 384-dimensional vectors
+in 64 regions. Each contender has a process of its own, which makes the vectors first, the same for all:
 `ours`: `preceptor.regions.divided`, with its restarts, the radius and the separation; FAISS runs in one thread.
 `faiss`: `faiss.Kmeans` as it comes (one run on 256 vectors a centroid), and all vectors assigned; all threads.
 `faiss, all`: the same on all vectors.
@@ -82,7 +82,7 @@ def vectors(rows: int, regions: int, seed: int) -> Vectors:
     made = np.empty((rows, DIMENSIONS), dtype=np.float32)
     for start in range(0, rows, _BLOCK):
         size = len(made[start : start + _BLOCK])
-        noise = SPREAD * rng.standard_normal((size, DIMENSIONS), dtype=np.float32)
+        noise = np.float32(SPREAD) * rng.standard_normal((size, DIMENSIONS), dtype=np.float32)
         made[start : start + size] = _unit(centres[rng.integers(0, regions, size)] + noise)
     return made
 
@@ -148,7 +148,7 @@ def _faiss(data: Vectors, regions: int, **settings: Any) -> Vectors:
     means = faiss.Kmeans(DIMENSIONS, regions, seed=SEED + 1, **settings)
     means.train(data)
     means.index.search(data, 1)
-    return cast("Vectors", np.asarray(means.centroids, dtype=np.float32))
+    return np.asarray(means.centroids, dtype=np.float32)
 
 
 def _faiss_all(data: Vectors, regions: int) -> Vectors:
@@ -159,7 +159,7 @@ def _sklearn(data: Vectors, regions: int) -> Vectors:
     from sklearn.cluster import MiniBatchKMeans
 
     means = MiniBatchKMeans(regions, random_state=SEED).fit(data)
-    return cast("Vectors", np.asarray(means.cluster_centers_, dtype=np.float32))
+    return np.asarray(means.cluster_centers_, dtype=np.float32)
 
 
 CONTENDERS: Final[dict[str, Clustering]] = {

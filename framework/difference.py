@@ -72,7 +72,8 @@ def edits(before: str, after: str) -> list[Edit]:
         if kind == "equal":
             runs.append(("same", "".join(old[start:stop])))
         else:
-            runs += [("gone", "".join(old[start:stop])), ("new", "".join(new[first:last]))]
+            runs.append(("gone", "".join(old[start:stop])))
+            runs.append(("new", "".join(new[first:last])))
     return _runs(runs)
 
 

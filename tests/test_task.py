@@ -118,9 +118,9 @@ def test_the_run_keeps_calls_rows_and_interval_of_all_a_candidate_has_seen(make:
 
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["calls"], line["seen"]) for line in lines] == [(4, 4), (8, 7)]
-    assert [line["so_far"] for line in lines] == [0.5, pytest.approx(3 / 7)]
+    assert [line["so_far"] for line in lines] == [0.5, pytest.approx(4 / 7)]
     assert lines[0]["interval"] == pytest.approx([0.150, 0.850], abs=0.001)  # Wilson's, of 2 of 4
-    assert lines[1]["interval"] == pytest.approx([0.158, 0.750], abs=0.001)  # of 3 of 7
+    assert lines[1]["interval"] == pytest.approx([0.250, 0.842], abs=0.001)  # of 4 of 7
 
 
 def test_demonstrations_of_a_candidate_are_shown(make: Open) -> None:

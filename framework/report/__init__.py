@@ -153,7 +153,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    made.filters |= {"score": _score, "points": _points, "shorten": _shorten}
+    filters: dict[str, Any] = made.filters
+    filters.update(score=_score, points=_points, shorten=_shorten)
     return made
 
 

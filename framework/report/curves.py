@@ -168,7 +168,7 @@ def _range(heights: Sequence[float]) -> tuple[float, float]:
     """Return a range that is wide enough to be drawn; of scores, it stays in [0, 1]."""
     low, high = min(heights), max(heights)
     room = 0.05 if high - low < 0.1 else 0.0
-    return (max(0.0, low - room), min(1.0, high + room)) if 0 <= low and high <= 1 else (low - room, high + room)
+    return (max(0.0, low - room), min(1.0, high + room)) if low >= 0 and high <= 1 else (low - room, high + room)
 
 
 def _whiskers(result: Mapping[str, Any]) -> list[tuple[str, float, float | None, float | None]]:

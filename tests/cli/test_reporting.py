@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -72,8 +73,8 @@ def test_the_command_a_report_shows_is_the_one_the_run_was_started_by() -> None:
         knobs={"rounds": "2"},
     )
     _, verb, *arguments = shlex.split(command(dataclasses.asdict(asked)).replace("\\\n", ""))
-    context = typer.main.get_command(app).get_command(None, verb).make_context(verb, arguments)  # type: ignore[attr-defined,arg-type]
-    found = context.params
+    group: Any = typer.main.get_command(app)
+    found = group.get_command(None, verb).make_context(verb, arguments).params
     renamed = {"validation": "val", "prices": "price", "knobs": "knob"}
     typed = {field.name: found[renamed.get(field.name, field.name)] for field in dataclasses.fields(Command)}
     assert list(typed.pop("prices")) == asked.prices
