@@ -82,7 +82,8 @@ def vectors(rows: int, regions: int, seed: int) -> Vectors:
     made = np.empty((rows, DIMENSIONS), dtype=np.float32)
     for start in range(0, rows, _BLOCK):
         size = len(made[start : start + _BLOCK])
-        noise = np.float32(SPREAD) * rng.standard_normal((size, DIMENSIONS), dtype=np.float32)
+        noise = rng.standard_normal((size, DIMENSIONS), dtype=np.float32)
+        noise *= SPREAD
         made[start : start + size] = _unit(centres[rng.integers(0, regions, size)] + noise)
     return made
 
