@@ -178,9 +178,22 @@ def _result(folder: Path) -> dict[str, Any]:
     result = _object(folder / "result.json")
     with _whole(folder / "result.json"):
         form.check_evidence(result)
-        if result:
-            str(result["verdict"])
+        for number in _drawn(result) if result else ():
+            _finite(number)
     return result
+
+
+def _drawn(result: Mapping[str, Any]) -> list[Any]:
+    """Return the numbers of a result that go into the drawing; a result has a verdict, and with it all others."""
+    if not result["verdict"]:
+        raise ValueError("there is no verdict")
+    return [
+        result["compiled"],
+        result["baseline"],
+        *result["baseline_ci"],
+        *result["compiled_ci"],
+        result.get("tested_gain", 0),
+    ]
 
 
 def _search(name: str, folder: Path) -> Search:

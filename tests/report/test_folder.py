@@ -120,6 +120,7 @@ Spoil = Callable[[dict[str, Any]], object]
     [
         ("result.json", lambda value: value.pop("verdict")),
         ("result.json", lambda value: value.update(baseline="high")),
+        ("result.json", lambda value: value.update(compiled_ci=[0.0, float("inf")])),
         ("result.json", lambda value: value.update(regions=[{"region": ["x"]}])),
         ("confirmation.json", lambda value: value.update(rows=[{}])),
         ("confirmation.json", lambda value: value.update(rows=3)),

@@ -229,7 +229,11 @@ def test_a_run_that_failed_has_a_report_that_says_how_to_go_on(tmp_path: Path) -
         method.compile(Classify(LABELS, toy.SEED), trainset=hostile(8), valset=hostile(8, 8))
     shown = Page((tmp_path / "run" / REPORT).read_text(encoding="utf-8")).text
     assert "Not finished: nothing has been confirmed yet" in shown
-    assert f"preceptor resume {tmp_path / 'run'}" in shown
+    assert "It was started from Python: compile again with the same inputs and with run_dir set to this folder" in shown
+    assert "preceptor resume" not in shown
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"command": {"target": "text -> label"}}), encoding="utf-8")
+    shown = Page(page(tmp_path / "run")).text
+    assert f"go on with: preceptor resume {tmp_path / 'run'}" in shown
 
 
 def test_a_run_that_is_stopped_after_it_had_a_result_keeps_its_report(replaced: Path) -> None:
