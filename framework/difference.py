@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from preceptor.program import Artifact
 
 _MATCHED_LINES: Final = 5_000
 """Lines of a text up to which a diff looks for those in common; the time it takes grows with their square."""
+
+_MATCHED_WORDS: Final = 2_000
+"""The same of `edits`."""
+
+_ALIKE: Final = 0.5
+"""Share of two texts' words in common (`difflib`'s ratio), below which they are shown one after the other."""
+
+_WORD: Final = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
+
+Edit: TypeAlias = tuple[Literal["same", "gone", "new"], str]
 
 
 def compared(before: Artifact, after: Artifact) -> str:
@@ -37,6 +48,37 @@ def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     names = sorted({*before, *after})
     parts = [_compared(name, before.get(name, ""), after.get(name, "")) for name in names]
     return "\n".join(line for part in parts for line in part)
+
+
+def edits(before: str, after: str) -> list[Edit]:
+    """Return a text and what became of it as runs of words: the same, gone or new.
+
+    Texts that have little in common are one run each, and so are very long ones.
+
+    Example:
+        >>> edits("Sort the mail.", "Sort the mail by queue.")
+        [('same', 'Sort the mail'), ('new', ' by queue'), ('same', '.')]
+        >>> edits("Sort.", "Who should read this?")
+        [('gone', 'Sort.'), ('new', 'Who should read this?')]
+    """
+    old, new = (_WORD.findall(text) for text in (before, after))
+    if max(len(old), len(new)) > _MATCHED_WORDS:
+        return _runs([("gone", before), ("new", after)])
+    matcher = difflib.SequenceMatcher(None, old, new)
+    if matcher.ratio() < _ALIKE:
+        return _runs([("gone", before), ("new", after)])
+    runs: list[Edit] = []
+    for kind, start, stop, first, last in matcher.get_opcodes():
+        if kind == "equal":
+            runs.append(("same", "".join(old[start:stop])))
+        else:
+            runs.append(("gone", "".join(old[start:stop])))
+            runs.append(("new", "".join(new[first:last])))
+    return _runs(runs)
+
+
+def _runs(runs: Iterable[Edit]) -> list[Edit]:
+    return [run for run in runs if run[1]]
 
 
 def _compared(name: str, before: str, after: str) -> Iterable[str]:

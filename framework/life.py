@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter
 from preceptor.lm.seam import predictors
-from preceptor.run import fingerprint, open_run
+from preceptor.report import reported
+from preceptor.run import CONFIRMATION, fingerprint, open_run
 from preceptor.scoring.evaluate import Job
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.racing import best_so_far
@@ -140,7 +141,8 @@ class Compile:
                 confirms=method.confirmed,
             )
             self._refuse_unaffordable(task)
-            yield task
+            with reported(run.folder):
+                yield task
 
     def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
         """Search to the end, or to that of the budget."""
@@ -158,8 +160,33 @@ class Compile:
         candidate = found.candidate(task.seed)
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
         outcomes = self.asked(task, [Job(program, row) for program in programs for row in self.confirm])
-        rows = len(self.confirm)
-        return self.decide(task, found, outcomes[:rows], outcomes[-rows:])
+        before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
+        self.tell(task, {} if candidate is None else {"": candidate}, before, after)
+        return self.decide(task, found, before, after)
+
+    def tell(
+        self,
+        task: Task,
+        candidates: Mapping[str, Candidate],
+        before: Sequence[Outcome],
+        after: Sequence[Outcome],
+        places: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Write down what the seed and the winner answered to each confirmation row.
+
+        Args:
+            task: The compile.
+            candidates: Whose answers they are, beside the seed's: by expert, or by "" where there is one.
+            before: The seed's outcomes.
+            after: The winner's.
+            places: Further fields of each row.
+        """
+        rows = [
+            {**place, "inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
+            for row, old, new, place in zip(self.confirm, before, after, places or repeat({}), strict=False)
+        ]
+        told = {name: dict(candidate.instructions) for name, candidate in candidates.items()}
+        task.run.keep(CONFIRMATION, {"candidates": told, "rows": rows})
 
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""
@@ -302,6 +329,14 @@ class Compile:
             "lm": _lm_state(self.lm),
             "proposer": _lm_state(self.proposer),
         }
+
+
+def _texts(row: dspy.Example) -> dict[str, str]:
+    return {name: str(value) for name, value in row.inputs().items()}
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    return {"kind": outcome.kind, "score": outcome.score, "answer": outcome.answer}
 
 
 def _student_state(student: dspy.Module) -> Any:

@@ -110,16 +110,19 @@ def descendants(folder: Path) -> list[Descendant]:
     Raises:
         RunError: If a file of the run is damaged.
     """
-    births, trials = _lines(folder / LINEAGE), _lines(folder / "trials.jsonl")
+    return descended(read_lines(folder / LINEAGE), read_lines(folder / "trials.jsonl"), _kept(folder / "result.json"))
+
+
+def descended(births: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]], kept: str) -> list[Descendant]:
+    """Return what `descendants` does, of the lines of both files and the key of the compiled program's instructions."""
     made = {key_of(line["instructions"]): line for line in births}
     seen: dict[str, list[tuple[int, float | None]]] = {}
-    roots: dict[str, dict[str, Any]] = {}
+    roots: dict[str, Mapping[str, Any]] = {}
     for line in trials:
         key = key_of(line["instructions"])
         seen.setdefault(key, []).extend(zip(line.get("rows", []), line.get("scores", []), strict=False))
         if key not in made:
             roots.setdefault(key, {"instructions": line["instructions"], "how": "seed"})
-    kept = _kept(folder / "result.json")
     return [_descendant(key, line, seen.get(key, []), kept) for key, line in {**roots, **made}.items()]
 
 
@@ -149,8 +152,12 @@ def _kept(result: Path) -> str:
         raise RunError(f"{result} is damaged. Compile into the folder again: its ledger is used.") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file with one a line; a last line that was cut off by a kill is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a run's file with one a line; a last line that was cut off by a kill is left out.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+    """
     try:
         texts = path.read_text(encoding="utf-8").split("\n")[:-1]
         lines: list[Any] = [json.loads(text) for text in texts]

@@ -32,6 +32,9 @@ PROBE: Final = "The quick brown fox jumps over the lazy dog."
 _SAME: Final = 0.999
 """Cosine of two embeddings of `PROBE`, from which on they count as the same."""
 
+_BLOCK: Final = 65_536
+"""Rows at a time."""
+
 NOWHERE: Final = ""
 """The region of an input that lies farther than the radius from every centroid."""
 
@@ -167,6 +170,41 @@ class Regions:
         return Router(embedder, tuple(fields), self.names, self.centroids, self.radius, probe)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """The two directions in which vectors spread the most, for a picture of them.
+
+    Attributes:
+        middle: The vectors' mean, shape (dimensions,).
+        axes: Of length 1, shape (2, dimensions); zeros where there is no second direction.
+        explained: Share of the vectors' variance that lies in the plane, in [0, 1].
+    """
+
+    middle: Vectors
+    axes: Vectors
+    explained: float
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Plane:
+        """Return the plane of the first two principal components, by an eigendecomposition of the covariance.
+
+        Of each axis, the largest component in absolute value is positive.
+        """
+        middle = vectors.mean(axis=0)
+        centred = vectors - middle
+        variances, directions = np.linalg.eigh(centred.T @ centred)
+        axes = directions.T[::-1][:2]
+        axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+        flat = np.zeros((2, vectors.shape[1]), dtype=np.float32)
+        flat[: len(axes)] = axes
+        total = float(variances.sum())
+        return cls(middle, flat, float(variances[-2:].sum()) / total if total > 0 else 1.0)
+
+    def places(self, vectors: Vectors) -> list[list[float]]:
+        """Return each vector's coordinates in the plane, to four decimals, shape (vectors, 2)."""
+        return [[round(float(x), 4), round(float(y), 4)] for x, y in (vectors - self.middle) @ self.axes.T]
+
+
 def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Regions:
     """Return the rows in as many regions as given, or as they fall into.
 
@@ -182,7 +220,7 @@ def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Re
     Raises:
         ConfigError: If there are more regions than distinct rows.
     """
-    distinct = len(np.unique(vectors, axis=0))
+    distinct = _distinct(vectors, regions or MOST_REGIONS)
     if regions > distinct:
         raise ConfigError(f"{regions} regions need as many distinct inputs; there are {distinct}. Ask for fewer.")
     if regions:
@@ -193,9 +231,24 @@ def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Re
     return max(large, key=lambda found: found.separation, default=_clustered(vectors, 1, seed))
 
 
+def _distinct(vectors: Vectors, most: int) -> int:
+    """Return how many different rows there are, or `most` if there are as many or more."""
+    seen: set[bytes] = set()
+    for row in vectors:
+        seen.add((row + 0.0).tobytes())  # -0.0 is 0.0
+        if len(seen) == most:
+            break
+    return len(seen)
+
+
+def _blocks(rows: int) -> list[slice]:
+    """Return slices that cover so many rows: what is computed of each is small beside the vectors themselves."""
+    return [slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK)]
+
+
 def _clustered(vectors: Vectors, regions: int, seed: int) -> Regions:
     centroids = _kmeans(vectors, regions, seed)
-    members = (vectors @ centroids.T).argmax(axis=1)
+    members = np.concatenate([(vectors[block] @ centroids.T).argmax(axis=1) for block in _blocks(len(vectors))])
     sizes = np.bincount(members, minlength=regions)
     order = sorted(range(regions), key=lambda at: (-int(sizes[at]), at))
     centroids, members = centroids[order], np.argsort(order)[members]
@@ -203,7 +256,10 @@ def _clustered(vectors: Vectors, regions: int, seed: int) -> Regions:
 
 
 def _kmeans(vectors: Vectors, regions: int, seed: int) -> Vectors:
-    """Return centroids of length 1: the best of `RESTARTS` runs, of one thread, for another process may be forked."""
+    """Return centroids of length 1: the best of `RESTARTS` runs, of one thread, for another process may be forked.
+
+    Of more than 256 rows a region, FAISS takes so many at random.
+    """
     import faiss
 
     threads = faiss.omp_get_max_threads()
@@ -232,22 +288,33 @@ def _radius(vectors: Vectors, centroids: Vectors, members: Any) -> float:
     centroid towards itself, which a new input can't do. With fewer than 99 rows it is the largest distance.
     """
     sums = np.stack([vectors[members == at].sum(axis=0) for at in range(len(centroids))])
+    nearest = [_nearest(vectors[block], centroids, members[block], sums) for block in _blocks(len(vectors))]
+    distances = np.sort(np.concatenate(nearest))
+    rank = min(len(vectors), int(np.ceil((len(vectors) + 1) * (1 - OUTSIDE))))
+    return float(np.clip(distances[rank - 1], 0, 2))
+
+
+def _nearest(vectors: Vectors, centroids: Vectors, members: Any, sums: Vectors) -> Vectors:
+    """Return each row's distance to the nearest centroid, its own being that of its region's other rows."""
     others = sums[members] - vectors
     lengths = np.linalg.norm(others, axis=1)
     cosines = vectors @ centroids.T
     cosines[np.arange(len(vectors)), members] = (vectors * others).sum(axis=1) / np.maximum(lengths, 1e-6)
-    distances = np.sort(1 - cosines.max(axis=1))
-    rank = min(len(vectors), int(np.ceil((len(vectors) + 1) * (1 - OUTSIDE))))
-    return float(np.clip(distances[rank - 1], 0, 2))
+    return cast("Vectors", 1 - cosines.max(axis=1))
 
 
 def _separation(vectors: Vectors, centroids: Vectors, members: Any) -> float:
     """Return the mean simplified silhouette (Hruschka et al. 2004): 1 far from all other centroids, 0 between two."""
     if len(centroids) == 1:
         return 0.0
+    blocks = _blocks(len(vectors))
+    return float(np.concatenate([_silhouettes(vectors[block], centroids, members[block]) for block in blocks]).mean())
+
+
+def _silhouettes(vectors: Vectors, centroids: Vectors, members: Any) -> Vectors:
     distances = np.maximum(1 - vectors @ centroids.T, 0)
     rows = np.arange(len(vectors))
     own = distances[rows, members]
     distances[rows, members] = np.inf
     other = distances.min(axis=1)
-    return float(((other - own) / np.maximum(np.maximum(own, other), 1e-12)).mean())
+    return cast("Vectors", (other - own) / np.maximum(np.maximum(own, other), 1e-12))

@@ -5,7 +5,10 @@ ledger.sqlite   every answer
 trials.jsonl    every candidate with its scores, written as they come
 lineage.jsonl   where each candidate comes from, where the method tells
 study.log       the same as an Optuna study; optuna-dashboard opens it
+regions.json    of a mixture: where the rows and the regions lie, in two dimensions
+confirmation.json   what the seed and the winner answered to each confirmation row
 result.json     the object that `compile --json` prints
+report.html     all of it, to be read
 program/        the artifact
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +30,16 @@ from preceptor.lineage import LINEAGE, Birth
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.redaction import without_credentials
 from preceptor.scoring.metrics import Aggregate, mean
-from preceptor.scoring.trial import Trial
+from preceptor.scoring.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     from preceptor.study import Studies
+
+CONFIRMATION: Final = "confirmation.json"
+REGIONS: Final = "regions.json"
+
+Spread = Callable[[Sequence[Outcome]], tuple[float, float]]
+"""Makes a 95 % interval of outcomes."""
 
 _HALVES: Final = "backslashreplace"
 """Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
@@ -53,26 +62,35 @@ class Run:
     ledger: Ledger
     studies: Studies
 
-    def write_trials(self, trials: Sequence[Trial], aggregate: Aggregate = mean, calls: int = 0) -> None:
+    def write_trials(
+        self, trials: Sequence[Trial], aggregate: Aggregate = mean, calls: int = 0, spread: Spread | None = None
+    ) -> None:
         """Append trials, one JSON object a line, and to the study.
 
         Args:
             trials: What was scored.
             aggregate: Makes a score of all rows a candidate has seen.
             calls: Of the run, so far.
+            spread: Makes an interval of it.
         """
         path = self.folder / "trials.jsonl"
         with writable(self.folder), path.open("a", encoding="utf-8", errors=_HALVES) as file:
-            for trial in trials:
+            known = self.studies.record(trials, aggregate, calls)
+            for trial, seen in zip(trials, known, strict=True):
                 line = {
+                    "candidate": fingerprint(trial.candidate.key),
                     "instructions": dict(trial.candidate.instructions),
                     "score": trial.score,
                     "rows": trial.rows,
                     "scores": [outcome.score for outcome in trial.outcomes],
                     "kinds": [outcome.kind for outcome in trial.outcomes],
+                    "demos": sum(map(len, trial.candidate.demos.values())),
+                    "calls": calls,
+                    "seen": len(seen),
+                    "so_far": aggregate(seen),
+                    "interval": spread(seen) if spread else None,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self.studies.record(trials, aggregate, calls)
 
     def write_lineage(self, birth: Birth) -> None:
         """Append where a candidate comes from, as one JSON object a line."""
@@ -87,6 +105,11 @@ class Run:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
                 studies = opened.enter_context(closing(_begun(self.folder / name)))
             yield Run(self.folder / name, self.ledger, studies)
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        with writable(self.folder):
+            write_whole(self.folder / name, value, indent=None)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all."""
@@ -113,14 +136,14 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
             is overwritten.
     """
     with ExitStack() as opened:
-        ledger = opened.enter_context(open_ledger(folder, parts))
+        ledger = opened.enter_context(open_ledger(folder, parts, has_keys=True))
         with writable(folder):
             studies = opened.enter_context(closing(_begun(folder)))
         yield Run(folder, ledger, studies)
 
 
 @contextmanager
-def open_ledger(folder: Path, parts: Mapping[str, Any]) -> Generator[Ledger]:
+def open_ledger(folder: Path, parts: Mapping[str, Any], *, has_keys: bool = False) -> Generator[Ledger]:
     """Open a folder's ledger, new or to be gone on with; nobody else may meanwhile.
 
     Args:
@@ -135,7 +158,7 @@ def open_ledger(folder: Path, parts: Mapping[str, Any]) -> Generator[Ledger]:
         opened.enter_context(_locked(folder))
         with writable(folder):
             known = _known(folder, prints)
-        ledger = Ledger(folder / "ledger.sqlite", is_alone=True)  # the folder is locked
+        ledger = Ledger(folder / "ledger.sqlite", is_alone=has_keys)  # the folder is locked
         opened.callback(ledger.close)
         with writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
             _refuse_lost_answers(folder, ledger)
@@ -246,11 +269,11 @@ def remember_command(folder: Path, command: Mapping[str, Any]) -> None:
         write_whole(folder / "run.json", {**known, "command": {**command, **known.get("command", {})}})
 
 
-def write_whole(path: Path, value: Mapping[str, Any]) -> None:
+def write_whole(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("w", encoding="utf-8", errors=_HALVES) as file:
-        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+        json.dump(value, file, indent=indent, sort_keys=True, ensure_ascii=False, default=str)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -79,8 +79,10 @@ class Studies:
         self._study = quiet_study(CANDIDATES, self._storage, RandomSampler())
         self._seen: dict[str, _Seen] = {}
 
-    def record(self, trials: Sequence[Trial], aggregate: Aggregate, calls: int) -> None:
-        """Write down scores; a candidate that is scored on further rows stays one Optuna trial.
+    def record(self, trials: Sequence[Trial], aggregate: Aggregate, calls: int) -> list[list[Outcome]]:
+        """Write down scores; return each trial's candidate's outcomes on all rows it has seen by then.
+
+        A candidate that is scored on further rows stays one Optuna trial.
 
         Each addition is an intermediate value: the score so far, at the number of rows it is of.
 
@@ -89,14 +91,17 @@ class Studies:
             aggregate: Makes a score of all rows seen.
             calls: Of the run, so far.
         """
+        known: list[list[Outcome]] = []
         for trial in trials:
             seen = self._seen.get(trial.candidate.key) or self._begun(trial)
             seen.outcomes |= dict(zip(trial.rows, trial.outcomes, strict=True))
-            seen.score = aggregate(list(seen.outcomes.values()))
+            known.append(list(seen.outcomes.values()))
+            seen.score = aggregate(known[-1])
             self._storage.set_trial_intermediate_value(seen.trial, len(seen.outcomes), seen.score)
             for name, value in {"rows": len(seen.outcomes), "score": seen.score, "calls": calls}.items():
                 self._storage.set_trial_user_attr(seen.trial, name, value)
         self._journal.flush()
+        return known
 
     def search(self, name: str, sampler: BaseSampler) -> optuna.Study:
         """Return a new study of numbers, to be maximized by asking and telling."""

@@ -29,6 +29,7 @@ from preceptor.program import apply, copy_of
 from preceptor.run import Run
 from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import Metric, mean, references
+from preceptor.scoring.statistics import interval
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
 
 _NOT_SENT: Final = CLIENT_KEYS | {"n", "rollout_id", "cache", "temperature", "top_p", "max_tokens", "seed"}
@@ -134,7 +135,7 @@ class Task:
         """Write down a trial whose rows something else has scored, such as an optimizer of DSPy's; no call."""
         trial = Trial(candidate, tuple(rows), tuple(outcomes), self.metric.aggregate(outcomes))
         self.scored.append(trial)
-        self.run.write_trials([trial], self.metric.aggregate, self.meter.account.spent.calls)
+        self.run.write_trials([trial], self.metric.aggregate, self.meter.account.spent.calls, self._interval)
         return trial
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
@@ -317,15 +318,20 @@ class Task:
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
         refuse_failures(outcomes)
-        aggregate = mean if any((outcome.score or 0) < 0 for outcome in outcomes) else self.metric.aggregate
+        is_score = all((outcome.score or 0) >= 0 for outcome in outcomes)
+        aggregate = self.metric.aggregate if is_score else mean
         trials: list[Trial] = []
         left = iter(outcomes)
         for candidate, rows in walks:
             own = tuple(islice(left, len(rows)))
             trials.append(Trial(candidate, tuple(rows), own, aggregate(own)))
         self.scored.extend(trials)
-        self.run.write_trials(trials, aggregate, self.meter.account.spent.calls)
+        spread = self._interval if is_score else None
+        self.run.write_trials(trials, aggregate, self.meter.account.spent.calls, spread)
         return trials
+
+    def _interval(self, outcomes: Sequence[Outcome]) -> tuple[float, float]:
+        return interval(outcomes, self.metric)
 
 
 def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:

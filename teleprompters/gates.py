@@ -110,11 +110,13 @@ class Mixture:
     def adopted(self, table: Sequence[Mapping[str, Any]]) -> dspy.Module | None:
         """Save and return the mixture, if it is better than the seed on the rows that chose nothing; else None."""
         compiling, layout = self.compiling, self.layout
-        rows = [row for row in range(len(compiling.confirm)) if row not in layout.gates]
+        every = range(len(compiling.confirm))
+        rows = [row for row in every if row not in layout.gates]
         before, after = [self.answers.seed[row] for row in rows], self.outcomes(rows)
         evidence = compiling.judged(self.task, self.found, before, after)
         if not evidence.comparison.is_confirmed:
             return None
+        self.tell(self.outcomes(every))
         program = self._program()
         parts = routed.parts_of(program, is_routed=True)
         evidence = replace(
@@ -136,7 +138,19 @@ class Mixture:
     def left(self, table: Sequence[Mapping[str, Any]]) -> dspy.Module:
         """Save and return the default, if it is better than the seed on all confirmation rows, else the seed."""
         answers, told = self.answers, {"method": self._method, "regions": tuple(table)}
+        self.tell(answers.default)
         return self.compiling.decide(self.task, self.found, answers.seed, answers.default, **told)
+
+    def tell(self, after: Sequence[Outcome]) -> None:
+        """Write down what the seed and the mixture, or the default alone, answered to each confirmation row."""
+        layout = self.layout
+        places = [
+            {"region": region, "measures": not self.chosen or row not in layout.gates}
+            for row, region in enumerate(layout.places)
+        ]
+        found = self.found.candidate(self.task.seed)
+        default = {} if found is None else {routed.DEFAULT: found}
+        self.compiling.tell(self.task, {**default, **self.chosen}, self.answers.seed, after, places)
 
     @property
     def _default(self) -> Candidate:

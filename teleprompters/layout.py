@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dspy
 import numpy as np
@@ -14,8 +14,8 @@ import numpy as np
 from preceptor.data import stratified
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
-from preceptor.regions import NOWHERE, Router, divided, rendered
-from preceptor.run import fingerprint
+from preceptor.regions import NOWHERE, Plane, Regions, Router, divided, rendered
+from preceptor.run import REGIONS, fingerprint
 from preceptor.task import Task
 
 FILE: Final = "embeddings-{}.npy"
@@ -78,8 +78,27 @@ def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *
     members = {
         name: [row for row, at in enumerate(found.members) if at == number] for number, name in enumerate(router.names)
     }
+    task.run.keep(REGIONS, _map(vectors, len(train), found, router, routes))
     gates = [row for region, rows in places.items() for row in _half(confirm, rows, task.output, f"{seed} {region}")]
     return Layout(router, found.separation, members, places, frozenset(gates))
+
+
+def _map(vectors: Vectors, train: int, found: Regions, router: Router, routes: Sequence[str]) -> dict[str, Any]:
+    """Return where the rows and the regions lie in the plane in which the train rows spread the most."""
+    plane = Plane.of(vectors[:train])
+    means = [vectors[:train][found.members == at].mean(axis=0) for at in range(len(router.names))]
+    return {
+        "regions": list(router.names),
+        "centroids": plane.places(np.array(means)),
+        "train": plane.places(vectors[:train]),
+        "members": [router.names[at] for at in found.members],
+        "confirm": plane.places(vectors[train:]),
+        "routes": list(routes),
+        "explained": round(plane.explained, 4),
+        "embedder": router.embedder.name,
+        "radius": router.radius,
+        "separation": found.separation,
+    }
 
 
 def _half(confirm: Sequence[dspy.Example], rows: Sequence[int], output: str, seed: str) -> list[int]:

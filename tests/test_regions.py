@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preceptor import regions
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.regions import Regions, Router, divided, rendered
+from preceptor.regions import Plane, Regions, Router, divided, rendered
 
 
 def bunches(sizes: Sequence[int], *, spread: float = 0.1, dimensions: int = 16, seed: int = 0) -> Any:
@@ -153,3 +154,37 @@ def test_fields_are_rendered_in_the_routers_order_and_missing_ones_left_out() ->
     assert rendered({"text": None}, ["text"]) == ""
     assert rendered({}, ["text"]) == ""
     assert rendered({"b": 2, "a": "x", "c": None, "d": "no"}, ["a", "b", "c"]) == "a: x\nb: 2"
+
+
+def test_the_plane_is_that_in_which_vectors_spread_the_most() -> None:
+    vectors = np.array([[3, 0, 1], [-3, 0, 1], [0, 1, 1], [0, -1, 1]], dtype=np.float32)
+    plane = Plane.of(vectors)
+    assert plane.places(vectors) == [[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    assert plane.explained == pytest.approx(1.0)
+    tilted = np.vstack([vectors, [[0, 0, 4], [0, 0, -2]]]).astype(np.float32)  # squares from the mean: 18, 2 and 18
+    assert Plane.of(tilted).explained == pytest.approx(36 / 38)
+
+
+@pytest.mark.parametrize("vectors", [[[1.0], [-1.0]], [[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0]]])
+def test_where_there_is_no_second_direction_or_none_the_plane_has_zeros(vectors: list[list[float]]) -> None:
+    array = np.array(vectors, dtype=np.float32)
+    plane = Plane.of(array)
+    assert plane.axes.shape == (2, array.shape[1])
+    assert [second for _, second in plane.places(array)] == [0.0] * len(array)
+    assert plane.explained == 1.0
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = bunches([40, 30, 20], spread=1.0)
+    whole = divided(vectors, 3, least_rows=1, seed=1)
+    monkeypatch.setattr(regions, "_BLOCK", 7)
+    parts = divided(vectors, 3, least_rows=1, seed=1)
+    assert parts.members.tolist() == whole.members.tolist()
+    assert parts.radius == pytest.approx(whole.radius, abs=1e-6)
+    assert parts.separation == pytest.approx(whole.separation, abs=1e-6)
+
+
+def test_zero_has_no_sign_when_inputs_are_told_apart() -> None:
+    vectors = np.array([[1.0, 0.0], [1.0, -0.0], [0.0, 1.0]], dtype=np.float32)
+    with pytest.raises(ConfigError, match=r"^3 regions need as many distinct inputs; there are 2\. Ask for fewer\.$"):
+        divided(vectors, 3, least_rows=1, seed=0)

@@ -45,17 +45,23 @@ def test_a_run_folder_holds_fingerprints_and_a_ledger(tmp_path: Path) -> None:
 
 def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(tmp_path: Path) -> None:
     expected = {
+        "candidate": fingerprint(TRIAL.candidate.key),
         "instructions": {"predict": "Größer?"},
         "score": 1.0,
         "rows": [4, 2],
         "scores": [1.0, None],
         "kinds": ["scored", "failed"],
+        "demos": 0,
+        "calls": 7,
+        "seen": 2,
+        "so_far": 1.0,
+        "interval": [0.25, 1.0],
     }
     for _ in range(2):
         with open_run(tmp_path, PARTS) as run:
             run.ledger.write([ANSWERED])
-            run.write_trials([TRIAL])
-            run.write_trials([TRIAL])
+            run.write_trials([TRIAL], calls=7, spread=lambda outcomes: (0.25, 1.0))
+            run.write_trials([TRIAL], calls=7, spread=lambda outcomes: (0.25, 1.0))
         lines = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == [expected, expected]
 

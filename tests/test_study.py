@@ -40,7 +40,8 @@ def states(folder: Path) -> list[str]:
 def test_a_candidate_is_one_trial_with_its_score_after_each_round(tmp_path: Path) -> None:
     studies = Studies(tmp_path)
     studies.record([trial(SEED, [0, 1], [1, 0]), trial(OTHER, [0, 1], [0, 0])], mean, calls=4)
-    studies.record([trial(SEED, [2, 3, 1], [1, 1, 0])], mean, calls=7)  # row 1 again: it counts once
+    [known] = studies.record([trial(SEED, [2, 3, 1], [1, 1, 0])], mean, calls=7)  # row 1 again: it counts once
+    assert [outcome.score for outcome in known] == [1, 0, 1, 1]
     assert states(tmp_path) == ["RUNNING", "RUNNING"]
     studies.close()
 

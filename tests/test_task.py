@@ -111,6 +111,18 @@ def test_candidates_are_scored_on_the_same_rows_and_remembered(make: Open, tmp_p
     ]
 
 
+def test_the_run_keeps_calls_rows_and_interval_of_all_a_candidate_has_seen(make: Open, tmp_path: Path) -> None:
+    with make(simulated(answer)) as task:
+        task.score([task.seed], [0, 1, 2, 3])
+        task.score([task.seed], [3, 4, 5, 6])
+
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["calls"], line["seen"]) for line in lines] == [(4, 4), (8, 7)]
+    assert [line["so_far"] for line in lines] == [0.5, pytest.approx(4 / 7)]
+    assert lines[0]["interval"] == pytest.approx([0.150, 0.850], abs=0.001)  # Wilson's, of 2 of 4
+    assert lines[1]["interval"] == pytest.approx([0.250, 0.842], abs=0.001)  # of 4 of 7
+
+
 def test_demonstrations_of_a_candidate_are_shown(make: Open) -> None:
     lm = simulated(answer)
     demos = ({"text": "9 no", "label": "no"},)
@@ -283,7 +295,7 @@ def test_the_likelihood_needs_one_predictor_with_one_plain_output(make: Open, pr
         task.refuse_likelihood()
 
 
-def test_the_likelihood_of_a_label_is_a_log_probability(make: Open, smollm: dspy.LM) -> None:
+def test_the_likelihood_of_a_label_is_a_log_probability(make: Open, tmp_path: Path, smollm: dspy.LM) -> None:
     told = Candidate({"predict": "Answer with the word that ends the text."})
     with make(smollm) as task:
         task.refuse_likelihood()
@@ -295,6 +307,9 @@ def test_the_likelihood_of_a_label_is_a_log_probability(make: Open, smollm: dspy
         assert all(score is not None and -20 < score < 0 for score in scores)
         assert trials[0].score == pytest.approx(sum(score or 0.0 for score in scores[:8]) / 8)
         assert [trial.score for trial in task.likelihood([task.seed], range(8))] == [trials[0].score]
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["interval"] for line in lines] == [None, None, None]
+    assert lines[0]["so_far"] == trials[0].score
 
 
 class Choosing(Simulated):

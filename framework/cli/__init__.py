@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from preceptor.cli import batching, compiling, inspecting, routing, serving, tools
+from preceptor.cli import batching, compiling, inspecting, reporting, routing, serving, tools
 from preceptor.cli.view import say
 from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 
@@ -26,6 +26,7 @@ app: Final = typer.Typer(
 compiling.add_to(app)
 batching.add_to(app)
 inspecting.add_to(app)
+reporting.add_to(app)
 routing.add_to(app)
 serving.add_to(app)
 tools.add_to(app)

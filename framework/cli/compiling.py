@@ -17,6 +17,7 @@ from preceptor.evidence import Evidence
 from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
+from preceptor.report import REPORT
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}
@@ -258,4 +259,5 @@ _CONTRACT: Final = {"metric", "lm", "proposer", "budget", "run_dir", "threads", 
 
 def _show(evidence: Evidence, as_json: bool) -> None:
     result = evidence.as_dict()
+    say(f"  to be read in a browser: {Path(evidence.run) / REPORT}")
     print_json(result) if as_json else print_verdict(result)

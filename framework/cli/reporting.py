@@ -1,0 +1,31 @@
+"""`report`: a run as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from preceptor.cli.view import out, plain
+from preceptor.errors import ConfigError
+from preceptor.report import REPORT, write
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the program saved in one.")],
+    file: Annotated[Path | None, typer.Option("--out", help="By default report.html in the run folder.")] = None,
+) -> None:
+    """Write a run's report: one page without scripts or requests, from what the run folder holds."""
+    folder = run if (run / "run.json").is_file() or not (run.parent / "run.json").is_file() else run.parent
+    path = file or folder / REPORT
+    try:
+        write(folder, path)
+    except OSError as error:
+        raise ConfigError(f"Can't write {path}: {error.strerror or error}. Choose another place with --out.") from error
+    out().print(plain(str(path)), soft_wrap=True)
