@@ -149,6 +149,7 @@ def open_ledger(folder: Path, parts: Mapping[str, Any], *, has_keys: bool = Fals
     Args:
         folder: Made if absent.
         parts: What the answers depend on, by name; their fingerprints are kept.
+        has_keys: Keep the answers' keys in memory; see `Ledger`.
 
     Raises:
         RunError: As `open_run`.
