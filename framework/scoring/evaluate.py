@@ -74,22 +74,39 @@ class Evaluator:
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
-        done: list[Outcome] = []
+        """Let each thread take rows until none is left: waking one that waits for them would cost as much as a row."""
+        outcomes: list[Outcome | None] = [None] * len(jobs)
+        left, is_over = iter(range(len(jobs))), threading.Event()
+
+        def work() -> None:
+            for at in left:
+                if is_over.is_set():
+                    return
+                try:
+                    outcome = outcomes[at] = self._outcome(jobs[at])
+                    if outcome.kind == "failed":
+                        refuse_failures([one for one in outcomes if one is not None], len(jobs))
+                except BaseException:
+                    is_over.set()
+                    raise
+
         if self.threads == 1:
-            for job in jobs:
-                self._count(done, self._outcome(job), len(jobs))
-            return done
-        with ThreadPoolExecutor(self.threads) as pool:
-            futures = [_submit(pool, self._outcome, job) for job in jobs]
+            work()
+        else:
+            self._together(work, min(self.threads, len(jobs)), is_over)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _together(self, work: Callable[[], None], threads: int, is_over: threading.Event) -> None:
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            futures = [_submit(pool, work) for _ in range(threads)]
             try:
                 for future in as_completed(futures):
-                    self._count(done, future.result(), len(jobs))
+                    future.result()
             except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
+                is_over.set()
                 if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
                     give_up(self.lm)
                 raise
-            return [future.result() for future in futures]
 
     def _count(self, done: list[Outcome], outcome: Outcome, rows: int) -> None:
         done.append(outcome)
@@ -150,9 +167,9 @@ def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> Non
         )
 
 
-def _submit(pool: ThreadPoolExecutor, function: Callable[..., Outcome], *args: Any) -> Future[Outcome]:
+def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:
     """Submit with the caller's `dspy.context`, which threads don't inherit."""
-    return pool.submit(contextvars.copy_context().run, function, *args)
+    return pool.submit(contextvars.copy_context().run, function)
 
 
 def ours(error: BaseException | None) -> PreceptorError | None:
