@@ -53,11 +53,13 @@ def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 def edits(before: str, after: str) -> list[Edit]:
     """Return a text and what became of it as runs of words: the same, gone or new.
 
-    Texts that have little in common are one run each, and so are very long ones.
+    Texts that have little in common, and no long run of words, are one run each, and so are very long ones.
 
     Example:
         >>> edits("Sort the mail.", "Sort the mail by queue.")
         [('same', 'Sort the mail'), ('new', ' by queue'), ('same', '.')]
+        >>> edits("Sort the mail.", "Sort the mail. Broken things go to the workshop, all else to the desk.")[0]
+        ('same', 'Sort the mail.')
         >>> edits("Sort.", "Who should read this?")
         [('gone', 'Sort.'), ('new', 'Who should read this?')]
     """
@@ -65,7 +67,7 @@ def edits(before: str, after: str) -> list[Edit]:
     if max(len(old), len(new)) > _MATCHED_WORDS:
         return _runs([("gone", before), ("new", after)])
     matcher = difflib.SequenceMatcher(None, old, new)
-    if matcher.ratio() < _ALIKE:
+    if matcher.ratio() < _ALIKE and _longest(matcher) < _ALIKE * min(len(old), len(new)):
         return _runs([("gone", before), ("new", after)])
     runs: list[Edit] = []
     for kind, start, stop, first, last in matcher.get_opcodes():
@@ -75,6 +77,11 @@ def edits(before: str, after: str) -> list[Edit]:
             runs.append(("gone", "".join(old[start:stop])))
             runs.append(("new", "".join(new[first:last])))
     return _runs(runs)
+
+
+def _longest(matcher: difflib.SequenceMatcher[str]) -> int:
+    """Return the length of the longest run that two texts share."""
+    return max((block.size for block in matcher.get_matching_blocks()), default=0)
 
 
 def _runs(runs: Iterable[Edit]) -> list[Edit]:

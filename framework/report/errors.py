@@ -66,7 +66,7 @@ def names(rows: Iterable[Row]) -> Mapping[Fate, str]:
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """Return the rows that measure, by fate; those in which something is wrong are listed."""
+    """Return the rows that measure, by fate; those in which something is wrong are listed. Nothing if none measures."""
     measuring = [(at, row) for at, row in enumerate(rows) if row.measures]
     fates, called = Counter(fate(row) for _, row in measuring), names(row for _, row in measuring)
     return [
@@ -77,5 +77,5 @@ def groups(rows: Sequence[Row]) -> list[Group]:
             [place for place in measuring if fate(place[1]) == one and one in LISTED][:MOST],
         )
         for one in FATES
-        if fates[one] or one != "failed"
+        if fates[one] or (measuring and one != "failed")
     ]

@@ -55,3 +55,7 @@ def test_graded_scores_are_better_or_worse_and_not_right_or_wrong() -> None:
 def test_of_many_errors_the_first_are_listed() -> None:
     found = groups([row(0, 0)] * (MOST + 5))
     assert (found[3].count, len(found[3].rows)) == (MOST + 5, MOST)
+
+
+def test_without_rows_there_is_nothing_to_count() -> None:
+    assert groups([]) == []
