@@ -129,7 +129,7 @@ def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if gaps:
             ahead = sum(gap > 0 for gap in gaps)
             behind = sum(gap < 0 for gap in gaps)
-            p = float(stats.wilcoxon([gap for gap in gaps if gap]).pvalue) if ahead + behind else None
+            p = _signed_rank(gaps) if ahead + behind else None
             low, high = interval(gaps)
             lines.append(
                 {"method": one, "against": other, "tasks": len(gaps), "wins": ahead, "losses": behind}
@@ -156,6 +156,11 @@ def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     mean = stats.rankdata(table, axis=1).mean(axis=0)
     order = np.argsort(mean, kind="stable")
     return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
+
+
+def _signed_rank(gaps: Sequence[float]) -> float:
+    found: Any = stats.wilcoxon([gap for gap in gaps if gap])
+    return float(found.pvalue)
 
 
 def _gaps(scores: Means, one: str, other: str) -> list[float]:

@@ -79,3 +79,20 @@ def test_every_killed_run_ended_in_the_same_program() -> None:
         assert row["kills"] == 30
         assert row["identical"] == row["same_calls"] == row["runs"]
         assert row["recorded_and_asked_again"] == 0
+
+
+def test_what_a_row_costs() -> None:
+    costs = {(row["threads"], row["rows"]): row for row in result("overhead")["cost"]}
+    for threads in (1, 8, 32):
+        cells = [
+            ", ".join(f"{costs[threads, rows][f'{name} us']:,.0f}" for rows in (1000, 16_000))
+            for name in ("ours", "dspy chat")
+        ]
+        assert f"| {threads} | {' | '.join(cells)} |" in README
+
+
+def test_the_share_of_the_ideal() -> None:
+    rows = result("overhead-waiting")["waiting"]
+    assert [row["in flight"] for row in rows] == [32, 128, 512]
+    first, second, third = [f"{100 * row['ours share']:.0f}" for row in rows]
+    assert f"ours reaches {first}, {second} and {third} % of the ideal with 32, 128 and 512" in README

@@ -104,10 +104,7 @@ class DirectAdapter(dspy.Adapter):
             for name, value in {**lm.kwargs, **lm_kwargs}.items()
             if name not in _NOT_SENT and value is not None
         }
-        try:
-            asking = None if demos else _asking(lm.model, json.dumps(settings))
-        except TypeError:  # a setting that isn't JSON
-            asking = None
+        asking = None if demos else _begun(lm.model, settings)
         if asking is not None and all(isinstance(value, _AS_IT_IS) for value in inputs.values()):
             told = self.format_system_message(signature)
             message = Message.user(self.format_user_message_content(signature, inputs))
@@ -270,9 +267,25 @@ def _takes_requests(lm: dspy.BaseLM, lm_kwargs: Mapping[str, Any]) -> bool:
     return is_metered and not ({"n", "tools", "functions"} & lm_kwargs.keys())
 
 
+def _begun(model: str, settings: Mapping[str, Any]) -> Request | None:
+    """Return a request with these settings and nothing to say yet; None if a setting isn't JSON."""
+    try:
+        return _asking(model, **settings)
+    except TypeError:  # a list can't be remembered as it is
+        pass
+    try:
+        return _asked_in_json(model, json.dumps(settings))
+    except TypeError:
+        return None
+
+
+@lru_cache(_REMEMBERED, typed=True)  # 0 and 0.0 are different requests
+def _asking(model: str, /, **settings: Any) -> Request:
+    return request_from_openai_chat({"model": model, "messages": [{"role": "user", "content": "-"}], **settings})
+
+
 @lru_cache(_REMEMBERED)
-def _asking(model: str, settings: str) -> Request:
-    """Return a request with these settings (JSON) and nothing to say yet."""
+def _asked_in_json(model: str, settings: str) -> Request:
     said = [{"role": "user", "content": "-"}]
     return request_from_openai_chat({"model": model, "messages": said, **json.loads(settings)})
 
