@@ -55,9 +55,10 @@ def fetch(name: str, *, folder: Path | None = None, progress: Progress = _silent
         return entry.folder
     partial = cache_folder() / "partial" / entry.folder.name
     with _full_disk_explained(entry, partial):
-        partial.mkdir(parents=True, exist_ok=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(partial, entry):
             if not entry.is_here:
+                partial.mkdir(exist_ok=True)  # whoever fetched it meanwhile has taken the folder away
                 _fetch_into(partial, entry, folder, progress)
     return entry.folder
 
