@@ -37,7 +37,7 @@ from preceptor.lm.dispatch import (
 )
 from preceptor.lm.ledger import Answer, Call, Ledger, drawn
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
-from preceptor.lm.seam import InThread
+from preceptor.lm.seam import Around, InThread
 from preceptor.lm.soft import EmbeddingSpace, soft_tokens
 
 Result: TypeAlias = Response | Exception
@@ -304,46 +304,17 @@ class Meter:
             yield
 
 
-class MeteredEngine:
+class MeteredEngine(Around):
     """The engine of a wrapped LM: passes each request through the meter to the caller's own LM."""
 
-    takes_requests = True
-
     def __init__(self, lm: dspy.LM, meter: Meter) -> None:
-        self.lm = lm
+        super().__init__(lm)
         self.meter = meter
-        self.supports_choices = bool(getattr(lm.engine, "supports_choices", False))
 
     @property
     def embedding_space(self) -> EmbeddingSpace | None:
         """As the wrapped LM's engine says; None if it takes no soft tokens."""
         return getattr(self.lm.engine, "embedding_space", None)
-
-    def __copy__(self) -> MeteredEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MeteredEngine:
-        return self
-
-    @property
-    def supports_function_calling(self) -> bool:
-        """As the wrapped LM says."""
-        return bool(self.lm.supports_function_calling)
-
-    @property
-    def supports_reasoning(self) -> bool:
-        """As the wrapped LM says."""
-        return bool(self.lm.supports_reasoning)
-
-    @property
-    def supports_response_schema(self) -> bool:
-        """As the wrapped LM says."""
-        return bool(self.lm.supports_response_schema)
-
-    @property
-    def supported_params(self) -> set[str]:
-        """As the wrapped LM says."""
-        return set(self.lm.supported_params)
 
     def complete(self, request: Request) -> Response:
         """Answer one request, together with the rest of its cohort where there is one."""

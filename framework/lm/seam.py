@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import dspy
 from dspy.lm15 import Request, Response
@@ -27,6 +27,46 @@ class Engine(Protocol):
     def complete(self, request: Request) -> Response:
         """Answer one request."""
         ...
+
+
+class Around:
+    """The part of an engine around another model that says what the model itself says.
+
+    Args:
+        lm: The model.
+    """
+
+    takes_requests = True
+
+    def __init__(self, lm: dspy.LM) -> None:
+        self.lm = lm
+        self.supports_choices = bool(getattr(lm.engine, "supports_choices", False))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def supports_function_calling(self) -> bool:
+        """As the model says."""
+        return bool(self.lm.supports_function_calling)
+
+    @property
+    def supports_reasoning(self) -> bool:
+        """As the model says."""
+        return bool(self.lm.supports_reasoning)
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """As the model says."""
+        return bool(self.lm.supports_response_schema)
+
+    @property
+    def supported_params(self) -> set[str]:
+        """As the model says."""
+        return set(self.lm.supported_params)
 
 
 class InThread:

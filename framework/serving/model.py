@@ -22,7 +22,7 @@ from dspy.lm15 import Request, Response
 from preceptor.errors import ConfigError
 from preceptor.lm import prices
 from preceptor.lm.meter import BatchingEngine, batching_engine
-from preceptor.lm.seam import InThread
+from preceptor.lm.seam import Around, InThread
 
 _TOGETHER: Final = 64
 """Requests handed to a batching engine at a time: those that come meanwhile wait for no more than these."""
@@ -155,44 +155,15 @@ class _Listener:
             self._on_text(text)
 
 
-class Counted:
+class Counted(Around):
     """The engine of a served model: counts and bounds each call, then passes it on."""
 
-    takes_requests = True
-
     def __init__(self, lm: dspy.LM, max_tokens: int) -> None:
-        self.lm = lm
+        super().__init__(lm)
         self.asynchronous = _door(lm)
-        self.supports_choices = bool(getattr(lm.engine, "supports_choices", False))
         self._max_tokens = max_tokens
         self._is_priced = _is_priced(lm)
         prices.price(lm, 0, 0, {})  # loads the table here, not in a request
-
-    def __copy__(self) -> Counted:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
-        return self
-
-    @property
-    def supports_function_calling(self) -> bool:
-        """As the model says."""
-        return bool(self.lm.supports_function_calling)
-
-    @property
-    def supports_reasoning(self) -> bool:
-        """As the model says."""
-        return bool(self.lm.supports_reasoning)
-
-    @property
-    def supports_response_schema(self) -> bool:
-        """As the model says."""
-        return bool(self.lm.supports_response_schema)
-
-    @property
-    def supported_params(self) -> set[str]:
-        """As the model says."""
-        return set(self.lm.supported_params)
 
     async def acomplete(self, request: Request) -> Response:
         """Answer one request."""
