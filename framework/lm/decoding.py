@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One text to decode.
-
-    Attributes:
-        suffix: The prompt's tokens after the shared prefix, at least one.
-        soft: Embeddings that stand before the suffix, in place of tokens.
-        max_tokens: Most tokens to decode.
-        temperature: 0 takes the likeliest token.
-        top_p: Mass of the likeliest tokens to sample from, in (0, 1].
-        top_k: Number of likeliest tokens to sample from; 0 means all.
-        stop: Texts that end the answer; they are not part of it.
-        seed: Of this request's own generator.
-    """
-
-    suffix: Tokens
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    soft: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def length(self) -> int:
-        """How many places of the sequence it takes, soft tokens included."""
-        return len(self.soft) + len(self.suffix)
+from preceptor.lm import graphs, sampling
+from preceptor.lm.sampling import Draw
 
 
 @dataclass(slots=True)
@@ -77,24 +47,41 @@ def decode(
     found = [Text() for _ in draws]
     generators = [torch.Generator().manual_seed(draw.seed) for draw in draws]
     logits, mask = _prefill(model, cache, draws)
+    steps = _steps(model, cache, mask, max(draw.max_tokens for draw in draws))
     live = list(range(len(draws)))
     while live:
-        tokens = [
-            _step(found[at], draws[at], row, generators[at], ends, detokenize)
-            for at, row in zip(live, logits, strict=True)
-        ]
-        stay = [place for place, token in enumerate(tokens) if token is not None]
-        if len(stay) < len(live) and stay:
-            cache.batch_select_indices(torch.tensor(stay, device=model.device))
-            mask = mask[stay]
+        drawn = sampling.drawn(logits, [draws[at] for at in live], [generators[at] for at in live])
+        taken = [_take(found[at], draws[at], *one, ends, detokenize) for at, one in zip(live, drawn, strict=True)]
+        stay = [place for place, goes_on in enumerate(taken) if goes_on]
         live = [live[place] for place in stay]
         if live:
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            fed = torch.tensor([[tokens[place]] for place in stay], device=model.device)
-            logits = _forward(model, cache, fed, mask)
+            logits = steps.forward(stay, [drawn[place][0] for place in stay])
     for text in found:
         text.text = text.text if text.reason == "stop" and text.text else detokenize(text.tokens)
     return found
+
+
+def _steps(model: Any, cache: Any, mask: Any, max_tokens: int) -> Shrinking | graphs.Replayed:
+    """Return what makes the steps after the prompts have been read: on a GPU, replayed ones."""
+    kind = graphs.Replayed if model.device.type == "cuda" else Shrinking
+    return kind(model, cache, mask, max_tokens)
+
+
+class Shrinking:
+    """The steps of one batch of texts; finished ones leave it at once. Arguments as of `graphs.Replayed`."""
+
+    def __init__(self, model: Any, cache: Any, mask: Any, max_tokens: int) -> None:
+        del max_tokens
+        self._model, self._cache, self._mask = model, cache, mask
+
+    def forward(self, stay: Sequence[int], tokens: Sequence[int]) -> Any:
+        """Go on with these of the rows that are left, feeding each its token; return their logits."""
+        if len(stay) < len(self._mask):
+            self._cache.batch_select_indices(torch.tensor(stay, device=self._mask.device))
+            self._mask = self._mask[stay]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
+        fed = torch.tensor([[token] for token in tokens], device=self._mask.device)
+        return _forward(self._model, self._cache, fed, self._mask)
 
 
 def _prefill(model: Any, cache: Any, draws: Sequence[Draw]) -> tuple[Any, Any]:
@@ -112,7 +99,7 @@ def _prefill(model: Any, cache: Any, draws: Sequence[Draw]) -> tuple[Any, Any]:
     logits = _forward(model, cache, fed, mask, _embedded(model, fed, distinct))
     copies = torch.tensor(copied, device=model.device)
     cache.batch_select_indices(copies)
-    return logits[copies.cpu()], mask[copies]
+    return logits[copies], mask[copies]
 
 
 def _embedded(model: Any, tokens: Any, draws: Sequence[Draw]) -> Any:
@@ -138,36 +125,21 @@ def _forward(model: Any, cache: Any, tokens: Any, mask: Any, embedded: Any = Non
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.logits[:, -1].float().cpu()
+    return output.logits[:, -1].float()
 
 
-def _step(
-    text: Text, draw: Draw, logits: Any, generator: Any, ends: frozenset[int], detokenize: Detokenize
-) -> int | None:
-    """Take one token for one draw; return None once its text is complete."""
-    token = _sample(logits, draw, generator)
+def _take(text: Text, draw: Draw, token: int, logprob: float, ends: frozenset[int], detokenize: Detokenize) -> bool:
+    """Append a token to a text; return True if the text goes on."""
     if token in ends:
         text.reason = "stop"
-        return None
+        return False
     text.tokens.append(token)
-    text.logprobs.append(float(logits[token] - logits.logsumexp(-1)))
+    text.logprobs.append(logprob)
     if draw.stop:
         so_far = detokenize(text.tokens)
         cut = min((at for stop in draw.stop if (at := so_far.find(stop)) >= 0), default=-1)
         if cut >= 0:
             text.reason, text.text = "stop", so_far[:cut]
             text.tokens = text.tokens if cut else []
-            return None
-    return token if len(text.tokens) < draw.max_tokens else None
-
-
-def _sample(logits: Any, draw: Draw, generator: Any) -> int:
-    if draw.temperature <= 0:
-        return int(logits.argmax())
-    scaled = logits / draw.temperature
-    if draw.top_k:
-        lowest = scaled.topk(min(draw.top_k, scaled.numel())).values[-1]
-        scaled = scaled.masked_fill(scaled < lowest, -math.inf)
-    ordered, order = scaled.softmax(-1).sort(descending=True)
-    kept = ordered.cumsum(-1) - ordered < draw.top_p
-    return int(order[torch.multinomial(ordered * kept, 1, generator=generator)])
+            return False
+    return len(text.tokens) < draw.max_tokens

@@ -22,7 +22,7 @@ import torch
 from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 from preceptor.errors import ConfigError, InputTooLong, ModelError
-from preceptor.lm import attention, decoding, packing
+from preceptor.lm import attention, decoding, packing, sampling
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
 from preceptor.lm.seam import InThread, text_of_parts
@@ -31,7 +31,7 @@ from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft
 MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
 
-_PACK: Final = 384
+_PACK: Final = {"cpu": 384, "cuda": 2048}
 """Tokens of one packed pass: beyond, attention grows faster than matrix products gain (bench engine)."""
 
 _DECODED_TOGETHER: Final = 32
@@ -168,7 +168,7 @@ class LocalEngine:
     def _choose(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
         prompts = dict(members)
         rows = [(index, packing.Row(prompt.suffix, prompt.choices)) for index, prompt in members]
-        for chunk in packing.chunks(rows, _PACK):
+        for chunk in packing.chunks(rows, _PACK[self._device]):
             scores = packing.log_probabilities(self._model, self._prefix(prefix), [row for _, row in chunk])
             yield [(index, self._chosen(prompts[index], s)) for (index, _), s in zip(chunk, scores, strict=True)]
 
@@ -246,6 +246,10 @@ class LocalEngine:
         return len(self._prefixes) > _PREFIXES or kept > self._memory // 4
 
     @property
+    def _device(self) -> str:
+        return "cuda" if self._model.device.type == "cuda" else "cpu"
+
+    @property
     def _bytes_per_token(self) -> int:
         config = self._model.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -293,9 +297,9 @@ def branch_texts(engine: LocalEngine, texts: list[str]) -> tuple[Tokens, ...]:
     return packing.branch([engine._tokens(text) for text in texts], min(engine._ends)) if texts else ()
 
 
-def _draw(prompt: _Prompt, context: int) -> decoding.Draw:
+def _draw(prompt: _Prompt, context: int) -> sampling.Draw:
     config = prompt.request.config
-    return decoding.Draw(
+    return sampling.Draw(
         suffix=prompt.suffix,
         max_tokens=min(config.max_tokens or MAX_TOKENS, context - prompt.length),
         temperature=config.temperature or 0.0,

@@ -3,10 +3,11 @@
 Rows that share a prefix attend to its keys and values, computed once. Their own tokens are laid end
 to end in one sequence, and so are the choices, as a tree of tokens below each row's last token. A
 token sees the prefix, its ancestors and itself, which the attention mask says; its position is its
-depth. No token is padding, and a choice of one token costs nothing extra.
+depth. At most 15 tokens of a pass are padding, and a choice of one token costs nothing extra.
 
 Off the GPU, attention runs row by row (`attention.py`): every other operation gives a token the same
-bits whoever shares the pass, so a row's answer does not depend on the rows beside it.
+bits whoever shares the pass, once there are enough tokens, so a row's answer does not depend on the rows
+beside it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import numpy as np
 import torch
 
 from preceptor.lm import attention
 
 Tokens = tuple[int, ...]
+
+_TILE: Final = 16
+"""Tokens of a pass come in multiples of it: of fewer than 12, products in float32 round by how many there are (MKL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,13 @@ class Pack:
         self.steps.append([self._walk(choice, nodes) for choice in row.choices])
         self.spans.append((start, len(self.tokens)))
 
+    def fill(self, multiple: int) -> None:
+        """Append tokens that nobody reads until their number is a multiple."""
+        start = len(self.tokens)
+        for _ in range(-start % multiple):
+            self._append(self.tokens[0], -1)
+        self.spans += [(start, len(self.tokens))] if start % multiple else []
+
     def _walk(self, choice: Tokens, nodes: dict[Tokens, int]) -> list[tuple[int, int]]:
         pairs: list[tuple[int, int]] = []
         for depth, token in enumerate(choice):
@@ -81,13 +93,14 @@ class Pack:
     def mask(self, prefix: int, dtype: torch.dtype) -> torch.Tensor:
         """Return what each token may see, shape (1, 1, tokens, prefix + tokens): 0, or the lowest number."""
         size = len(self.tokens)
-        seen = torch.zeros(size, size, dtype=torch.bool)
+        seen = np.zeros((size, prefix + size), dtype=np.bool_)
+        seen[:, :prefix] = True
         for index, parent in enumerate(self.parents):
             if parent >= 0:
                 seen[index] = seen[parent]
-            seen[index, index] = True
-        seen = torch.cat([torch.ones(size, prefix, dtype=torch.bool), seen], dim=1)
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+            seen[index, prefix + index] = True
+        hidden = torch.from_numpy(~seen)
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)[None, None]
 
 
 def branch(choices: Sequence[Tokens], end: int) -> tuple[Tokens, ...]:
@@ -134,6 +147,7 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
     pack = Pack()
     for row in rows:
         pack.add(row)
+    pack.fill(_TILE)
     prefix = cache.get_seq_length()
     device = model.device
     output = model.base_model(
@@ -145,27 +159,33 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
         **({"spans": pack.spans} if device.type == "cpu" and attention.is_used(model) else {}),
     )
     cache.crop(-len(pack.tokens))
-    asked = sorted({index for row in pack.steps for choice in row for index, _ in choice})
+    pairs = [(index, token) for row in pack.steps for choice in row for index, token in choice]
+    asked = sorted({index for index, _ in pairs})
+    asked += asked[:1] * (-len(asked) % _TILE)
     place = {index: at for at, index in enumerate(asked)}
     hidden = output.last_hidden_state[0, asked]
-    logits = model.get_output_embeddings()(hidden).float()
-    normalizer = logits.logsumexp(-1)
-    return [
-        [sum(_token(model, hidden, logits, normalizer, place[at], token) for at, token in choice) for choice in row]
-        for row in pack.steps
-    ]
+    found = iter(_tokens(model, hidden, [(place[index], token) for index, token in pairs]))
+    return [[sum(next(found) for _ in choice) for choice in row] for row in pack.steps]
 
 
-def _token(model: Any, hidden: Any, logits: Any, normalizer: Any, at: int, token: int) -> float:
-    """Return one token's log-probability, its logit taken in float32.
+def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Return the log-probability of each token at its place, its logit taken in float32.
 
     In bfloat16 logits of 16 to 32 are 1/8 apart, so that choices tie and the batch decides between
-    them; one dot product in float32 per choice settles that.
+    them; one product in float32 per token settles that.
     """
     head: Any = model.get_output_embeddings()
+    logits = head(hidden).float()
+    places, tokens = torch.tensor(pairs, device=hidden.device).unbind(-1)
     plain = isinstance(head, torch.nn.Linear) and cast("Any", head).bias is None and not _is_scaled(model.config)
-    logit = torch.dot(hidden[at].float(), head.weight[token].float()) if plain else logits[at, token]
-    return float(logit - normalizer[at])
+    own = _dots(hidden[places].float(), head.weight[tokens].float()) if plain else logits[places, tokens]
+    exact: list[float] = (own - logits.logsumexp(-1)[places]).tolist()
+    return exact
+
+
+def _dots(left: Any, right: Any) -> Any:
+    """Return the products row by row: a sum over all rows at once would round by their number."""
+    return torch.stack([torch.dot(one, other) for one, other in zip(left, right, strict=True)])
 
 
 def _is_scaled(config: Any) -> bool:

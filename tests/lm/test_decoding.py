@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from preceptor.lm.decoding import Draw, Text, decode
+from preceptor.lm.decoding import Text, decode
 from preceptor.lm.local import LocalEngine
+from preceptor.lm.sampling import Draw
 
 QUESTIONS = (
     "What is the capital of France?",
