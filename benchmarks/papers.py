@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -85,48 +88,90 @@ def run(
     lm: Annotated[str, typer.Option("--lm")] = DEFAULT_LM,
     seeds: Annotated[int, typer.Option(min=1, help="Compiles per task and method.")] = 2,
     calls: Annotated[int, typer.Option(min=1, help="Budget of one compile.")] = 600,
+    jobs: Annotated[int, typer.Option(min=1, help="Compiles at a time, each in a process with the model.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Compile, score on test rows, write one file a run, and print the table."""
     kinds = {name: kind_of(name) for name in method or DEFAULT_METHODS}
-    model = lm_of(lm)
+    model = lm_of(lm).model
     names = [tasks.find(name).name for name in task or DEFAULT_TASKS]
     runs = [
-        Run(name, how, seed, calls, model.model)
+        Run(name, how, seed, calls, model)
         for seed in range(seeds)
         for name in names
         for how in kinds
         if how != HUMAN or tasks.find(name).human is not None
     ]
-    found: list[dict[str, Any]] = []
-    with progress() as report:
-        for one in runs:
-            path = out / one.group / f"{one.name}.json"
-            if not path.is_file():
-                result = _Bench(tasks.find(one.task), data_dir, model, report).measure(one, kinds[one.method])
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-            say(f"{one.name}: {found[-1]['seed_score']:.3f} -> {found[-1]['compiled']:.3f}")
+    places = {one: out / one.group / f"{one.name}.json" for one in runs}
+    missing = [one for one in runs if not places[one].is_file()]
+    measure = partial(_measured, data_dir=data_dir, lm=lm)
+    with progress() as report, _spread(measure, missing, jobs, report) as results:
+        for one, result in results:
+            places[one].parent.mkdir(parents=True, exist_ok=True)
+            places[one].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            say(f"{one.name}: {result['seed_score']:.3f} -> {result['compiled']:.3f}")
+    found = [json.loads(place.read_text(encoding="utf-8")) for place in places.values()]
     print_json({"runs": found}) if as_json else summary(found)
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+@contextmanager
+def _spread(
+    measure: Callable[..., dict[str, Any]], runs: Sequence[Run], jobs: int, report: Report
+) -> Generator[Iterator[tuple[Run, dict[str, Any]]]]:
+    """Give each run with its result as it comes: made in this process, or in so many."""
+    if jobs == 1:
+        yield ((one, measure(one, report=report)) for one in runs)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        begun = {pool.submit(measure, one): one for one in runs}
+        yield ((begun[done], done.result()) for done in as_completed(begun))
+
+
+def _measured(one: Run, *, data_dir: Path, lm: str, report: Report = _silent) -> dict[str, Any]:
+    return _Bench(tasks.find(one.task), data_dir, lm_of(lm), report).measure(one, kind_of(one.method))
+
+
 def kind_of(name: str) -> Callable[..., Teleprompter] | None:
-    """Return what makes a method of that name, a mixture of it after `+mixture`; None for `human`.
+    """Return what makes a method of that name; None for `human`.
+
+    Settings may stand behind the name, as in `ape:mode=labels,few_shot=8`, and `+mixture` behind those.
 
     Raises:
         ConfigError: If there is none.
     """
     if name == HUMAN:
         return None
-    known, (base, _, more) = entries("teleprompters"), name.partition("+")
+    known, (told, _, more) = entries("teleprompters"), name.partition("+")
+    base, _, settings = told.partition(":")
     if base not in known or more not in ("", "mixture"):
         raise ConfigError(
             f"No method {name!r}; there are {', '.join([HUMAN, *sorted(known)])}, and each with +mixture behind it."
         )
-    kind = cast("type[Teleprompter]", known[base].load())
-    return partial(MixtureOfExperts, method=kind) if more else kind
+    given = dict(map(_setting, settings.split(","))) if settings else {}
+    found = cast("type[Teleprompter]", known[base].load())
+    if more:
+        mixture = partial(MixtureOfExperts, method=found)
+        return partial(mixture, settings=given) if given else mixture
+    return partial(found, **given) if given else found
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Return the name and the value of a setting.
+
+    Example:
+        >>> _setting("few_shot=8"), _setting("mode=labels")
+        (('few_shot', 8), ('mode', 'labels'))
+    """
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 class _Bench:

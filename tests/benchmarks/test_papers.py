@@ -88,6 +88,16 @@ def test_a_method_is_named_alone_or_in_a_mixture() -> None:
     mixture: Any = kind_of("ape+mixture")
     assert (mixture.func, mixture.keywords) == (MixtureOfExperts, {"method": APE})
     assert kind_of("human") is None
+
+
+def test_a_method_is_named_with_settings() -> None:
+    method: Any = kind_of("ape:mode=labels,few_shot=8")
+    assert (method.func, method.keywords) == (APE, {"mode": "labels", "few_shot": 8})
+    mixture: Any = kind_of("ape:few_shot=8+mixture")
+    assert (mixture.func, mixture.keywords) == (MixtureOfExperts, {"method": APE, "settings": {"few_shot": 8}})
+
+
+def test_a_name_that_is_no_method_is_refused_with_those_there_are() -> None:
     for name in ("best", "ape+more"):
         with pytest.raises(ConfigError, match=rf"^No method '{re.escape(name)}'; there are human, ape, .*\+mixture"):
             kind_of(name)
