@@ -67,7 +67,7 @@ def test_the_papers_search_takes_exactly_the_calls_of_its_formula(tmp_path: Path
     assert len(asked(lm)) == 20 * (points + 1) + CONFIRM  # the seed's too; nothing beat it, so it alone is confirmed
     assert made.estimate(toy.signatures(toy.Sorter()), 30, None).expected == evidence.spent.calls - CONFIRM
     assert len({tuple(trial["rows"]) for trial in trials(tmp_path)}) == 1
-    assert search(tmp_path).user_attrs == {"points": 150, "distinct instructions": 150}
+    assert search(tmp_path).user_attrs == {"points": 150, "distinct instructions": 150, "left out": 0}
 
 
 def test_an_instruction_met_again_is_scored_once_and_enters_the_model_once(
@@ -158,13 +158,22 @@ def test_fewer_rows_than_asked_for_are_all_taken(tmp_path: Path) -> None:
     assert result.predict.signature.instructions == toy.RIGHT
 
 
-def test_copies_of_training_text_and_empty_texts_are_no_candidates(tmp_path: Path) -> None:
+def test_copies_of_training_text_and_empty_texts_are_no_candidates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = toy.letters(20)[3].text
     made = method(tmp_path, scripted([f"As in: {copy}", '""', "Guess."]), start=3, iterations=0)
-    made.compile(toy.Sorter(), trainset=toy.letters(20), valset=toy.letters(CONFIRM, 20))
+    with caplog.at_level(logging.INFO):
+        made.compile(toy.Sorter(), trainset=toy.letters(20), valset=toy.letters(CONFIRM, 20))
 
     assert [one["instructions"]["predict"] for one in trials(tmp_path)] == [toy.SEED, "Guess."]
-    assert [one.state.name for one in search(tmp_path).trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert [(one.state.name, one.user_attrs.get("left out")) for one in search(tmp_path).trials] == [
+        ("FAIL", "it copies a training input"),
+        ("FAIL", "it is empty"),
+        ("COMPLETE", None),
+    ]
+    assert search(tmp_path).user_attrs["left out"] == 2
+    assert "1 distinct instructions from 3 points (2 were empty or copied training text) for predict" in caplog.text
 
 
 def test_a_proposal_that_fails_costs_its_point_and_shifts_no_other(tmp_path: Path) -> None:
