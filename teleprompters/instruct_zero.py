@@ -305,12 +305,15 @@ class _Box:
 
     def candidates(self, texts: Sequence[str]) -> list[Candidate | None]:
         """Return the points' candidates; None for a text that is empty or copies training text."""
+        from preceptor.study import set_note  # Optuna's too
+
         allowed = set(self._guard.originals(dict.fromkeys(texts)))
         self._made = [
             self._seed.with_instruction(self._name, text) if text in allowed and text else None for text in texts
         ]
         for trial, text, made in zip(self._asked, texts, self._made, strict=True):
             trial.set_user_attr(INSTRUCTION, text)
+            set_note(self._study, text, trial._trial_id)
             if made is None:
                 trial.set_user_attr("left out", "it copies a training input" if text else "it is empty")
                 self._left_out += 1

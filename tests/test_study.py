@@ -78,6 +78,36 @@ def test_a_candidate_says_what_it_was_made_of(tmp_path: Path) -> None:
     assert other == {"made by": "gradient", "made of trial": 0, "because": "It is vague."}
 
 
+def test_a_note_has_what_an_attribute_has_no_room_for(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    long = Candidate({"first": "Line one.\nLine two.", "second": "word " * 900})
+    studies.born(Birth(long, SEED, "first", "gradient", "It is vague."))
+    studies.record([trial(SEED, [0], [1]), trial(long, [0], [1])], mean, calls=2)
+    studies.conclude({"verdict": "Kept: no gain."})
+
+    study = read(tmp_path)
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+
+    def note(place: str) -> str:
+        pieces = [name for name in attributes if name.startswith(f"dashboard:{place}note_str:")]
+        assert all(0 < len(attributes[name]) <= 2045 for name in pieces)
+        assert attributes[f"dashboard:{place}note_ver"] == 1
+        return "".join(attributes[f"dashboard:{place}note_str:{at}"] for at in range(len(pieces)))
+
+    assert note("0:") == "**predict**  \n  \nSort."
+    first, second = note("1:").split("**second**")
+    assert first == "**first**  \n  \nLine one.  \nLine two.  \n  \n"
+    assert second == "  \n  \n" + "word " * 900 + "  \n  \n*gradient* of trial 0  \n  \n> It is vague."
+    assert note("") == "Kept: no gain."
+
+
+def test_scores_are_called_scores(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    studies.search("box", RandomSampler(seed=0))
+    studies.close()
+    assert [read(tmp_path, name).metric_names for name in (CANDIDATES, "box")] == [["score"], ["score"]]
+
+
 def test_a_length_that_optuna_has_no_room_for_is_cut_to_what_it_has(tmp_path: Path) -> None:
     studies = Studies(tmp_path)
     texts = ("", "a" * 1_000_001)
