@@ -182,8 +182,8 @@ def set_note(study: optuna.Study, text: str, trial: int | None = None) -> None:
     Lines are kept, by the two spaces at the end that Markdown wants.
     """
     text, place = text.replace("\n", "  \n"), "" if trial is None else f"{trial}:"
-    pieces = {f"note_str:{at // _NOTE}": text[at : at + _NOTE] for at in range(0, len(text), _NOTE)}
-    for name, value in {"note_ver": 1, **pieces}.items():
+    attributes: dict[str, Any] = {f"note_str:{at // _NOTE}": text[at : at + _NOTE] for at in range(0, len(text), _NOTE)}
+    for name, value in {**attributes, "note_ver": 1}.items():
         study._storage.set_study_system_attr(study._study_id, f"dashboard:{place}{name}", value)
 
 
