@@ -105,7 +105,8 @@ def measure(simulation: Simulation) -> dict[str, Found]:
     return found
 
 
-def _ours(rule: bandits.Rule, scores: Any, best: int, total: int) -> Found:
+def puller(scores: Any) -> bandits.Pull:
+    """Return what shows a rule its next rows, of scores of shape (arms, rows)."""
     arms, rows = scores.shape
     means = (scores.cumsum(axis=1) / np.arange(1, rows + 1)).tolist()
     pulls = [0] * arms
@@ -115,7 +116,12 @@ def _ours(rule: bandits.Rule, scores: Any, best: int, total: int) -> Found:
             pulls[arm] += count
         return {arm: means[arm][pulls[arm] - 1] for arm in counts}
 
-    ranking = rule(arms, pull, rows, total).ranking
+    return pull
+
+
+def _ours(rule: bandits.Rule, scores: Any, best: int, total: int) -> Found:
+    arms, rows = scores.shape
+    ranking = rule(arms, puller(scores), rows, total).ranking
     return float(ranking[0] == best), float(best in ranking[:BEAM])
 
 
@@ -202,15 +208,16 @@ def _lines(arms: int, budget: int, found: Sequence[Mapping[str, Found]]) -> list
             "prompts": arms,
             "rows each": budget,
             "rule": name,
-            **_interval("picked", [one[name][0] for one in found]),
-            **_interval("over uniform", [one[name][0] - one["uniform"][0] for one in found]),
-            **_interval("in beam", [one[name][1] for one in found]),
+            **interval("picked", [one[name][0] for one in found]),
+            **interval("over uniform", [one[name][0] - one["uniform"][0] for one in found]),
+            **interval("in beam", [one[name][1] for one in found]),
         }
         for name in found[0]
     ]
 
 
-def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
+def interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return the mean of independent values, with its 95 % interval."""
     half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * stdev(values) / len(values) ** 0.5
     return {name: fmean(values), f"{name} low": fmean(values) - half, f"{name} high": fmean(values) + half}
 

@@ -65,6 +65,7 @@ def _measured(method: InstructZero, task: Published, data_dir: Path) -> dict[str
     return {
         "points": search["points"],
         "distinct": search["distinct instructions"],
+        "left_out": search["left out"],
         **_searched(Path(evidence.run)),
         "gain": evidence.comparison.gain,
         "low": evidence.comparison.low,

@@ -96,6 +96,7 @@ class Run:
         """Append where a candidate comes from, as one JSON object a line."""
         with writable(self.folder), (self.folder / LINEAGE).open("a", encoding="utf-8", errors=_HALVES) as file:
             file.write(json.dumps(birth.as_dict(), ensure_ascii=False) + "\n")
+        self.studies.born(birth)
 
     @contextmanager
     def part(self, name: str) -> Generator[Run]:

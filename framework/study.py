@@ -3,6 +3,10 @@
 The study `candidates` has a trial for every candidate, whatever the method; a method that searches a box of
 numbers keeps its own study beside it (`Studies.search`). The file is Optuna's journal, one JSON object a line,
 made anew each time the run is opened: a resumed run scores its candidates again, from the ledger.
+
+Optuna plots parameters, and a text is none: those of a candidate are how long its instructions are and how many
+demonstrations they have. The texts themselves, and what each was made of, are user attributes, and a note: the
+dashboard shows an attribute on one line, however long, but breaks the lines of a note.
 """
 
 from __future__ import annotations
@@ -14,17 +18,30 @@ from pathlib import Path
 from typing import Any, Final
 
 import optuna
+from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from preceptor.lineage import Birth
 from preceptor.scoring.metrics import Aggregate
-from preceptor.scoring.trial import Outcome, Trial
+from preceptor.scoring.trial import Candidate, Outcome, Trial
 
 FILE: Final = "study.log"
 CANDIDATES: Final = "candidates"
+
+_NAMES: Final = "study:metric_names"
+"""Optuna's own attribute for what `Study.set_metric_names` sets, which warns that it is experimental."""
+
+_NOTE: Final = 2045
+"""Characters of a note in one attribute, as optuna-dashboard splits it."""
+
+_PARENT: Final = "made of trial"
+
+_LENGTHS: Final = IntDistribution(1, 1_000_000, log=True)
+_DEMONSTRATIONS: Final = IntDistribution(0, 1000)
 
 _ANNOUNCING: Final = threading.Lock()
 """Held while Optuna's verbosity, which all threads share, is another."""
@@ -78,6 +95,11 @@ class Studies:
         self._storage = JournalStorage(self._journal)
         self._study = quiet_study(CANDIDATES, self._storage, RandomSampler())
         self._seen: dict[str, _Seen] = {}
+        self._births: dict[str, Birth] = {}
+
+    def born(self, birth: Birth) -> None:
+        """Keep what is told of a candidate's origin until it is scored."""
+        self._births[birth.candidate.key] = birth
 
     def record(self, trials: Sequence[Trial], aggregate: Aggregate, calls: int) -> list[list[Outcome]]:
         """Write down scores; return each trial's candidate's outcomes on all rows it has seen by then.
@@ -112,6 +134,7 @@ class Studies:
         for name, value in result.items():
             if isinstance(value, (str, int, float, bool, list)):
                 self._study.set_user_attr(name, value)
+        set_note(self._study, str(result.get("verdict", "")))
         self._journal.flush()
 
     def close(self) -> None:
@@ -126,10 +149,19 @@ class Studies:
         self._journal.flush()
 
     def _begun(self, trial: Trial) -> _Seen:
-        seen = self._seen[trial.candidate.key] = _Seen(
-            self._storage.create_new_trial(self._study._study_id, _template(trial))
-        )
+        key = trial.candidate.key
+        template = _template(trial.candidate, self._origin(self._births.get(key)))
+        seen = self._seen[key] = _Seen(self._storage.create_new_trial(self._study._study_id, template))
+        set_note(self._study, _told(trial.candidate.instructions, template.user_attrs), seen.trial)
         return seen
+
+    def _origin(self, birth: Birth | None) -> dict[str, Any]:
+        if birth is None:
+            return {}
+        parent = self._seen.get(birth.parent.key)
+        number = {} if parent is None else {_PARENT: self._storage.get_trial(parent.trial).number}
+        because = {"because": birth.because} if birth.because else {}
+        return {"made by": birth.how, **number, **because}
 
 
 def quiet_study(name: str, storage: BaseStorage, sampler: BaseSampler) -> optuna.Study:
@@ -138,14 +170,42 @@ def quiet_study(name: str, storage: BaseStorage, sampler: BaseSampler) -> optuna
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
         try:
-            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+            storage.set_study_system_attr(storage.create_new_study([StudyDirection.MAXIMIZE], name), _NAMES, ["score"])
         finally:
             optuna.logging.set_verbosity(verbosity)
     return optuna.Study(name, storage, sampler)
 
 
-def _template(trial: Trial) -> FrozenTrial:
-    shown = dict(trial.candidate.instructions)
-    demos = {f"demonstrations: {name}": len(several) for name, several in trial.candidate.demos.items()}
-    instructions = {f"instructions: {name}": text for name, text in shown.items()}
-    return create_trial(state=TrialState.RUNNING, user_attrs={**instructions, **demos})
+def set_note(study: optuna.Study, text: str, trial: int | None = None) -> None:
+    """Set the note of a study or of its trial with that id, as optuna-dashboard's `save_note` does, in Markdown.
+
+    Lines are kept, by the two spaces at the end that Markdown wants.
+    """
+    text, place = text.replace("\n", "  \n"), "" if trial is None else f"{trial}:"
+    attributes: dict[str, Any] = {f"note_str:{at // _NOTE}": text[at : at + _NOTE] for at in range(0, len(text), _NOTE)}
+    for name, value in {**attributes, "note_ver": 1}.items():
+        study._storage.set_study_system_attr(study._study_id, f"dashboard:{place}{name}", value)
+
+
+def _template(candidate: Candidate, origin: Mapping[str, Any]) -> FrozenTrial:
+    lengths = {f"characters: {name}": len(text) for name, text in candidate.instructions.items()}
+    demos = {f"demonstrations: {name}": len(several) for name, several in candidate.demos.items()}
+    distributions = dict.fromkeys(lengths, _LENGTHS) | dict.fromkeys(demos, _DEMONSTRATIONS)
+    return create_trial(
+        state=TrialState.RUNNING,
+        params={
+            name: min(max(value, distributions[name].low), distributions[name].high)
+            for name, value in {**lengths, **demos}.items()
+        },
+        distributions={**distributions},
+        user_attrs={**{f"instructions: {name}": text for name, text in candidate.instructions.items()}, **origin},
+    )
+
+
+def _told(instructions: Mapping[str, str], origin: Mapping[str, Any]) -> str:
+    parts = [f"**{name}**\n\n{text}" for name, text in instructions.items()]
+    if "made by" in origin:
+        parts.append(f"*{origin['made by']}*" + (f" of trial {origin[_PARENT]}" if _PARENT in origin else ""))
+    if "because" in origin:
+        parts.append(f"> {origin['because']}")
+    return "\n\n".join(parts)

@@ -60,7 +60,7 @@ class InstructZero(Teleprompter):
     as many iterations, each of a smaller batch.
 
     The run's study `InstructZero <predictor>` has a trial for each point, and says how many instructions were
-    distinct.
+    distinct and how many were left out: empty ones, and copies of training text.
 
     Args:
         dimensions: Of the box [-1, 1]^d that is searched (10 in the paper).
@@ -289,7 +289,7 @@ class _Box:
         self._asked: list[optuna.Trial] = []
         self._made: list[Candidate | None] = []
         self._told: dict[str, int] = {}
-        self._points = 0
+        self._points, self._left_out = 0, 0
         self._found: dict[str, Candidate] = {}
 
     @property
@@ -305,12 +305,18 @@ class _Box:
 
     def candidates(self, texts: Sequence[str]) -> list[Candidate | None]:
         """Return the points' candidates; None for a text that is empty or copies training text."""
+        from preceptor.study import set_note  # Optuna's too
+
         allowed = set(self._guard.originals(dict.fromkeys(texts)))
         self._made = [
             self._seed.with_instruction(self._name, text) if text in allowed and text else None for text in texts
         ]
         for trial, text, made in zip(self._asked, texts, self._made, strict=True):
             trial.set_user_attr(INSTRUCTION, text)
+            set_note(self._study, text, trial._trial_id)
+            if made is None:
+                trial.set_user_attr("left out", "it copies a training input" if text else "it is empty")
+                self._left_out += 1
             if made is not None and made.key not in self._found:
                 self._found[made.key] = made
                 self._task.made(made, self._seed, self._name, "soft prompt")
@@ -336,11 +342,13 @@ class _Box:
                 asked.set_user_attr("repeats trial", self._told[made.key])
                 self._study.tell(asked, state=TrialState.FAIL)
 
-        self._study.set_user_attr("points", self._points)
-        self._study.set_user_attr("distinct instructions", len(self._found))
+        counts = {"points": self._points, "distinct instructions": len(self._found), "left out": self._left_out}
+        for what, count in counts.items():
+            self._study.set_user_attr(what, count)
 
     def conclude(self) -> None:
         """Say how many instructions were distinct."""
-        what = f"{len(self._found)} distinct instructions from {self._points} points for {self._name}"
+        copies = f" ({self._left_out} were empty or copied training text)" if self._left_out else ""
+        what = f"{len(self._found)} distinct instructions from {self._points} points{copies} for {self._name}"
         logger.info("%s", what)
         self._task.report(what, 0, 0)

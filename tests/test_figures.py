@@ -1,4 +1,4 @@
-"""The README's figures are those of the files under benchmarks/results; the texts below are how they stand there."""
+"""The figures of the README and of seeds pages are those of the files under benchmarks/results, as they stand there."""
 
 from __future__ import annotations
 
@@ -96,3 +96,50 @@ def test_the_share_of_the_ideal() -> None:
     assert [row["in flight"] for row in rows] == [32, 128, 512]
     first, second, third = [f"{100 * row['ours share']:.0f}" for row in rows]
     assert f"ours reaches {first}, {second} and {third} % of the ideal with 32, 128 and 512" in README
+
+
+def page(name: str) -> str:
+    return (ROOT / "seeds" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def bandits() -> list[dict[str, Any]]:
+    return list(result("bandits")["measured"])
+
+
+@pytest.mark.parametrize("row", bandits(), ids=lambda row: f"{row['rule']}, {row['prompts']}, {row['rows each']}")
+def test_how_often_a_rule_picks_the_best(row: dict[str, Any]) -> None:
+    if not row["rule"].startswith("published"):
+        assert row["over uniform"] >= 0.0  # at every budget and number of prompts
+    ends = [f"{row[name]:.3f} ({row[f'{name} low']:.3f} to {row[f'{name} high']:.3f})" for name in ("picked",)]
+    name = "over uniform"
+    over = f"{row[name]:+.3f} ({row[f'{name} low']:+.3f} to {row[f'{name} high']:+.3f})"
+    cells = [row["prompts"], row["rows each"], row["rule"], *ends, "" if row["rule"] == "uniform" else over]
+    assert f"| {' | '.join(map(str, cells))} | {row['in beam']:.3f} |" in page("protegi")
+
+
+@pytest.mark.parametrize("row", [row for row in result("preview")["measured"] if row["rule"] == "ucb"])
+def test_what_a_preview_of_successors_adds(row: dict[str, Any]) -> None:
+    points = [
+        f"{100 * row[name]:+.1f} ({100 * row[f'{name} low']:+.1f} to {100 * row[f'{name} high']:+.1f})"
+        for name in ("better pick", "better beam")
+    ]
+    picked = [f"{row[way]:.3f}" for way in ("random", "preview")]
+    cells = [f"{row['agreement']:.1f}", row["parents"], row["rows each"], *picked, *points]
+    assert f"| {' | '.join(map(str, cells))} |" in page("protegi")
+
+
+def searches() -> list[dict[str, Any]]:
+    return [*result("samplers")["measured"], *result("samplers-gp")["measured"]]
+
+
+@pytest.mark.parametrize("row", searches(), ids=lambda row: f"{row['function']}, {row['sampler']}, {row['searches']}")
+def test_how_good_a_samplers_pick_is(row: dict[str, Any]) -> None:
+    def ranged(name: str, sign: str = "") -> str:
+        return "{} ({} to {})".format(
+            *(f"{row[f'{name}{end}']:{sign}.3f}".replace("0.", ".") for end in ("", " low", " high"))
+        )
+
+    over = "" if row["sampler"] == "random" else ranged("over random", "+")
+    cells = [row["function"], row["sampler"].replace("optuna", "Optuna"), f"{row['searched']:.3f}".lstrip("0")]
+    cells += [ranged("true"), ranged("rescored"), over, f"{row['distinct']:.0%}".replace("%", " %")]
+    assert f"| {' | '.join(cells)} | {row['seconds']:.1f} |" in page("instructzero")

@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from preceptor.errors import RunError
+from preceptor.lineage import Birth
 from preceptor.run import open_run
 from preceptor.scoring.metrics import mean
 from preceptor.scoring.trial import Candidate, Outcome, Trial
@@ -48,9 +49,73 @@ def test_a_candidate_is_one_trial_with_its_score_after_each_round(tmp_path: Path
     seed, other = read(tmp_path).trials
     assert (seed.value, seed.intermediate_values) == (0.75, {2: 0.5, 4: 0.75})
     assert seed.user_attrs == {"instructions: predict": "Sort.", "rows": 4, "score": 0.75, "calls": 7}
-    assert other.user_attrs["demonstrations: predict"] == 1
+    assert (seed.params, other.params) == (
+        {"characters: predict": 5},
+        {"characters: predict": 6, "demonstrations: predict": 1},
+    )
     assert states(tmp_path) == ["COMPLETE", "PRUNED"]
     assert read(tmp_path).best_trial.number == 0
+
+
+def test_a_candidate_says_what_it_was_made_of(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    studies.record([trial(SEED, [0], [1])], mean, calls=1)
+    grandchild = Candidate({"predict": "Guess well."})
+    for birth in (
+        Birth(OTHER, SEED, "predict", "gradient", "It is vague."),
+        Birth(grandchild, OTHER, "predict", "join"),
+    ):
+        studies.born(birth)
+    studies.record([trial(grandchild, [0], [0])], mean, calls=2)  # its parent is never scored
+    studies.record([trial(OTHER, [0], [0])], mean, calls=3)
+
+    seed, grand, other = (
+        {name: one.user_attrs[name] for name in ("made by", "made of trial", "because") if name in one.user_attrs}
+        for one in read(tmp_path).trials
+    )
+    assert seed == {}
+    assert grand == {"made by": "join"}
+    assert other == {"made by": "gradient", "made of trial": 0, "because": "It is vague."}
+
+
+def test_a_note_has_what_an_attribute_has_no_room_for(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    long = Candidate({"first": "Line one.\nLine two.", "second": "word " * 900})
+    studies.born(Birth(long, SEED, "first", "gradient", "It is vague."))
+    studies.record([trial(SEED, [0], [1]), trial(long, [0], [1])], mean, calls=2)
+    studies.conclude({"verdict": "Kept: no gain."})
+
+    study = read(tmp_path)
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+
+    def note(place: str) -> str:
+        pieces = [name for name in attributes if name.startswith(f"dashboard:{place}note_str:")]
+        assert all(0 < len(attributes[name]) <= 2045 for name in pieces)
+        assert attributes[f"dashboard:{place}note_ver"] == 1
+        return "".join(attributes[f"dashboard:{place}note_str:{at}"] for at in range(len(pieces)))
+
+    assert note("0:") == "**predict**  \n  \nSort."
+    first, second = note("1:").split("**second**")
+    assert first == "**first**  \n  \nLine one.  \nLine two.  \n  \n"
+    assert second == "  \n  \n" + "word " * 900 + "  \n  \n*gradient* of trial 0  \n  \n> It is vague."
+    assert note("") == "Kept: no gain."
+
+
+def test_scores_are_called_scores(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    studies.search("box", RandomSampler(seed=0))
+    studies.close()
+    assert [read(tmp_path, name).metric_names for name in (CANDIDATES, "box")] == [["score"], ["score"]]
+
+
+def test_a_length_that_optuna_has_no_room_for_is_cut_to_what_it_has(tmp_path: Path) -> None:
+    studies = Studies(tmp_path)
+    texts = ("", "a" * 1_000_001)
+    studies.record([trial(Candidate({"predict": text}), [0], [1]) for text in texts], mean, calls=2)
+    assert [one.params for one in read(tmp_path).trials] == [
+        {"characters: predict": 1},
+        {"characters: predict": 1_000_000},
+    ]
 
 
 def test_a_run_opened_again_starts_its_study_anew(tmp_path: Path) -> None:
@@ -92,6 +157,8 @@ def test_a_run_says_in_its_study_what_it_came_to(tmp_path: Path) -> None:
     assert [one.user_attrs["instructions: predict"] for one in study.trials] == [toy.SEED, toy.RIGHT]
     assert [one.value for one in study.trials] == [0.5, 1.0]
     assert study.trials[1].user_attrs["calls"] == 1 + 2 * 10
+    made = {name: study.trials[1].user_attrs[name] for name in ("made by", "made of trial")}
+    assert made == {"made by": "proposal", "made of trial": 0}
     assert (study.user_attrs["baseline"], study.user_attrs["compiled"], study.user_attrs["replaced"]) == (
         0.5,
         1.0,

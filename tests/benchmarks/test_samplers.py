@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from preceptor import ConfigError
-from preceptor.benchmarks import samplers, samplers_real
-from preceptor.benchmarks.samplers import FRESH, FUNCTIONS, FURTHER, ROWS, Problem, Search
+from preceptor.benchmarks import samplers, samplers_made, samplers_real
+from preceptor.benchmarks.samplers_made import FRESH, FUNCTIONS, FURTHER, ROWS, Problem, Search
 from preceptor.teleprompters import InstructZero
 from preceptor.testing import scripted, simulated, toy
 
@@ -39,10 +39,12 @@ def test_only_on_the_plateaus_do_points_share_an_instruction_and_then_its_scores
 
 def test_the_pick_is_judged_on_rows_the_search_has_not_seen() -> None:
     search = Search("plateaus", "random", 3)
-    found = samplers.measure(search)
-    again = samplers.measure(search)
+    found = samplers_made.measure(search)
+    again = samplers_made.measure(search)
     problem = Problem("plateaus", 3)
-    scores = [problem.scores(point) for point in samplers._points(problem, samplers_real.SAMPLERS["random"](seed=3))]
+    scores = [
+        problem.scores(point) for point in samplers_made._points(problem, samplers_real.SAMPLERS["random"](seed=3))
+    ]
     best = max(scores, key=lambda one: one[:ROWS].mean())  # the first of several
 
     assert found["searched"] == best[:ROWS].mean()
@@ -54,16 +56,79 @@ def test_the_pick_is_judged_on_rows_the_search_has_not_seen() -> None:
     }
 
 
-def test_the_command_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that keeps searches, in a cache of this test's own."""
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "samplers.jsonl"
+
+
+def kept(cache: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in cache.read_text(encoding="utf-8").splitlines() if line]
+
+
+def test_the_command_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     out = tmp_path / "samplers.json"
     samplers.main(["--seeds", "2", "--jobs", "1", "--sampler", "random", "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
-    assert [(row["function"], row["sampler"], row["seeds"]) for row in printed["measured"]] == [
-        (function, "random", 2) for function in FUNCTIONS
+    assert [(row["function"], row["sampler"], row["searches"]) for row in printed["measured"]] == [
+        *((function, "random", 2) for function in FUNCTIONS),
+        ("all three", "random", 6),
     ]
     for row in printed["measured"]:
-        assert row["true_low"] <= row["true"] <= row["true_high"]
+        assert row["true low"] <= row["true"] <= row["true high"]
+    assert len(kept(cache)) == 6
+
+
+def test_a_search_is_a_line_and_a_stopped_benchmark_makes_only_those_that_lack(
+    capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    def printed(jobs: int) -> str:
+        samplers.main(["--seeds", "2", "--jobs", str(jobs), "--sampler", "random", "--json"])
+        return capsys.readouterr().out
+
+    whole = json.loads(printed(1))
+    lines = cache.read_text(encoding="utf-8").splitlines()
+    searches = [(line["function"], line["sampler"], line["seed"]) for line in kept(cache)]
+    assert searches == [(function, "random", seed) for function in FUNCTIONS for seed in (0, 1)]
+
+    last = max(at for at, line in enumerate(lines) if line)
+    cache.write_text(
+        "\n".join([*lines[: last - 3], lines[last][:40]]), encoding="utf-8"
+    )  # killed in the midst of a line
+    left = len([line for line in lines[: last - 3] if line])
+    again = json.loads(printed(2))
+    assert len(cache.read_text(encoding="utf-8").split('"key"')) - 1 == 6 + 1  # and the line that was cut short
+    assert 0 < left < 6
+    for row, other in zip(whole["measured"], again["measured"], strict=True):
+        assert {name: row[name] for name in row if name != "seconds"} == {
+            name: other[name] for name in other if name != "seconds"
+        }
+
+    text = cache.read_text(encoding="utf-8")
+    printed(1)
+    assert cache.read_text(encoding="utf-8") == text
+
+
+def test_a_search_by_another_sampler_seed_or_optuna_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = [Search("bowl", name, seed) for name in samplers_real.SAMPLERS for seed in (0, 1)]
+    keys = [samplers_made._key(search) for search in searches]
+    assert len(set(keys)) == len(searches)
+    monkeypatch.setattr("optuna.__version__", "0.1")
+    assert samplers_made._key(searches[0]) not in keys
+
+
+def test_each_sampler_is_compared_with_chance_on_the_same_searches() -> None:
+    def found(*rescored: float) -> list[dict[str, float]]:
+        rest = dict.fromkeys(("searched", "true", "best", "distinct", "seconds"), 0.5)
+        return [{**rest, "rescored": one} for one in rescored]
+
+    row = samplers._summary(found(0.6, 0.9), found(0.4, 0.8))
+    # differences 0.2 and 0.1: mean 0.15, standard error 0.05, and Student's t is 12.706 with one degree of freedom
+    assert (row["rescored"], row["over random"]) == (0.75, pytest.approx(0.15))
+    assert row["over random low"] == pytest.approx(0.15 - 12.706 * 0.05, abs=1e-4)
+    assert "over random" not in samplers._summary(found(0.6, 0.9), None)
 
 
 @pytest.mark.parametrize(

@@ -56,18 +56,21 @@ def trials(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_papers_search_takes_exactly_the_calls_of_its_formula(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finalists", [0, 4])
+def test_the_papers_search_takes_exactly_the_calls_of_its_formula(tmp_path: Path, finalists: int) -> None:
     proposer, lm = simulated(numbered), simulated(toy.answer)
-    made = method(tmp_path, proposer, lm=lm, finalists=0, sampler=RandomSampler)
+    made = method(tmp_path, proposer, lm=lm, finalists=finalists, sampler=RandomSampler)
 
     evidence = compiled(made, train=30).evidence
 
     points = 25 + 5 * 25
+    again = 10 * (finalists + 1) if finalists else 0  # of the best few and the seed, on the rows left
     assert len(asked(proposer)) == points
-    assert len(asked(lm)) == 20 * (points + 1) + CONFIRM  # the seed's too; nothing beat it, so it alone is confirmed
+    # the seed's rows too; nothing beat it, so it alone is confirmed
+    assert len(asked(lm)) == 20 * (points + 1) + again + CONFIRM
     assert made.estimate(toy.signatures(toy.Sorter()), 30, None).expected == evidence.spent.calls - CONFIRM
-    assert len({tuple(trial["rows"]) for trial in trials(tmp_path)}) == 1
-    assert search(tmp_path).user_attrs == {"points": 150, "distinct instructions": 150}
+    assert len({tuple(trial["rows"]) for trial in trials(tmp_path)}) == (2 if finalists else 1)
+    assert search(tmp_path).user_attrs == {"points": 150, "distinct instructions": 150, "left out": 0}
 
 
 def test_an_instruction_met_again_is_scored_once_and_enters_the_model_once(
@@ -158,13 +161,22 @@ def test_fewer_rows_than_asked_for_are_all_taken(tmp_path: Path) -> None:
     assert result.predict.signature.instructions == toy.RIGHT
 
 
-def test_copies_of_training_text_and_empty_texts_are_no_candidates(tmp_path: Path) -> None:
+def test_copies_of_training_text_and_empty_texts_are_no_candidates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = toy.letters(20)[3].text
     made = method(tmp_path, scripted([f"As in: {copy}", '""', "Guess."]), start=3, iterations=0)
-    made.compile(toy.Sorter(), trainset=toy.letters(20), valset=toy.letters(CONFIRM, 20))
+    with caplog.at_level(logging.INFO):
+        made.compile(toy.Sorter(), trainset=toy.letters(20), valset=toy.letters(CONFIRM, 20))
 
     assert [one["instructions"]["predict"] for one in trials(tmp_path)] == [toy.SEED, "Guess."]
-    assert [one.state.name for one in search(tmp_path).trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert [(one.state.name, one.user_attrs.get("left out")) for one in search(tmp_path).trials] == [
+        ("FAIL", "it copies a training input"),
+        ("FAIL", "it is empty"),
+        ("COMPLETE", None),
+    ]
+    assert search(tmp_path).user_attrs["left out"] == 2
+    assert "1 distinct instructions from 3 points (2 were empty or copied training text) for predict" in caplog.text
 
 
 def test_a_proposal_that_fails_costs_its_point_and_shifts_no_other(tmp_path: Path) -> None:
@@ -276,6 +288,38 @@ def test_predictors_are_improved_one_after_the_other_and_the_seed_is_scored_once
     assert [len(search(tmp_path, name).trials) for name in names] == [2, 2]
     seen = [json.dumps(one["instructions"], sort_keys=True) for one in trials(tmp_path)]
     assert len(seen) == len(set(seen))
+
+
+def test_a_model_in_this_process_proposes_to_one_behind_http(tmp_path: Path, smollm: dspy.LM) -> None:
+    with ChatServer(lambda body: "no") as server:
+        lm = server.lm("remote", max_tokens=16)
+        made = method(tmp_path, smollm, lm=lm, start=3, iterations=0, exemplars=2, max_tokens=8, finalists=0)
+        evidence = compiled(made, train=6).evidence
+        told = [one.user_attrs["instruction"] for one in search(tmp_path).trials]
+        systems = [body["messages"][0]["content"] for body in (request.body for request in server.requests)]
+    assert (evidence.lm, evidence.proposer) == ("openai/remote", smollm.model)
+    distinct = {text for text in told if text}
+    assert distinct
+    for text in (toy.SEED, *distinct):
+        assert len([one for one in systems if text in one]) >= 6
+    assert server.count == 6 * (len(distinct) + 1) + CONFIRM
+
+
+def test_fewer_than_two_rows_are_refused_with_the_number_needed_before_any_call(tmp_path: Path) -> None:
+    proposer, lm = simulated(numbered), simulated(toy.answer)
+    message = r"^Too few rows: 1 to search on, 24 to confirm on; 2 each at least\.$"
+    with pytest.raises(ConfigError, match=message):
+        compiled(method(tmp_path, proposer, lm=lm, **FEW), train=1)
+    assert (asked(proposer), asked(lm)) == ([], [])
+
+
+@pytest.mark.parametrize("train", [2, 5, 19])
+def test_a_task_with_fewer_rows_than_the_papers_twenty_is_searched_on_all_of_them(tmp_path: Path, train: int) -> None:
+    lm = simulated(toy.answer)
+    texts = ["A.", "B.", toy.RIGHT, "C.", "D.", "E.", "F."]
+    result = compiled(method(tmp_path, scripted(texts), lm=lm, **FEW), train=train)
+    assert len(asked(lm)) == train * 8 + 2 * CONFIRM  # nothing is left to score the best few on
+    assert result.evidence.replaced
 
 
 def test_a_model_in_this_process_writes_the_instructions(tmp_path: Path, smollm: dspy.LM) -> None:

@@ -143,6 +143,30 @@ def test_a_parent_costs_77_requests_and_its_candidates_their_evaluations(tmp_pat
     assert method.estimate(signatures(student()), 70, None).expected == 77 * parents + 12 * candidates
 
 
+def test_a_round_asks_64_rows_then_13_proposals_then_each_candidates_rows(tmp_path: Path) -> None:
+    order: list[str] = []
+    climber = climbing()
+
+    def task(request: Request) -> str:
+        order.append("T")
+        return level(request)
+
+    def writer(request: Request) -> str:
+        order.append("P")
+        return str(climber(prompt(request))[0])
+
+    lm = simulated(task)
+    settings = {"rounds": 1, "evaluations": 12, "stale_rounds": 0, "select": "uniform"}
+    evidence = compiled_by(protegi(tmp_path, simulated(writer, name="scribe"), lm=lm, **settings), 70).evidence
+
+    minibatch, seeds = (prompts(lm)[:64], scored(tmp_path)[SEED])
+    known = [row for row in seeds if any(f"row {row} " in text for text in minibatch)]
+    assert [len(rows) for rows in scored(tmp_path).values()] == [12] * 9
+    assert "".join(order) == 64 * "T" + 13 * "P" + (9 * 12 - len(known) + 2 * CONFIRM) * "T"
+    assert 0 < len(known) < 12  # answers of the minibatch, which are not asked for again, but count
+    assert evidence.spent.calls == 64 + 13 + 9 * 12 + 2 * CONFIRM
+
+
 def test_the_cost_of_a_search_without_a_budget_is_the_papers() -> None:
     """Rounds of 77 + 9 * 50 and five of 4 * 77 + 36 * 50; with rows set aside, 50 more for the seed and each winner."""
     method = ProTeGi(metric="accuracy", stale_rounds=0)
