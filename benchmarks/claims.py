@@ -1,48 +1,39 @@
-"""What the runs of `preceptor bench papers` say of methods against each other, and of what the papers claim.
+"""What the papers claim, and what runs of `preceptor bench papers` say of it.
 
-Runs of one task are averaged over seeds first: tasks, not runs, are what a claim generalizes over, so intervals and
-tests are over tasks.
+The lines are those of the tables "Claimed, and measured by us" in `seeds/`. The papers don't say what their "%" is
+of; points are taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from statistics import fmean, stdev
-from typing import Any, Final
+from statistics import fmean
+from typing import Any, Final, Literal
 
-import numpy as np
-from scipy import stats
-
+from preceptor.benchmarks.compared import (
+    HUMAN,
+    PEERS,
+    Measured,
+    Run,
+    f1_over,
+    gaps_of,
+    interval,
+    mean_of_tasks,
+    means,
+    measured,
+    mixed,
+)
 from preceptor.benchmarks.tasks import find
-from preceptor.scoring.statistics import CONFIDENCE
 
-Run = Mapping[str, Any]
-Means = dict[tuple[str, str], float]
-"""Task and method -> mean over seeds."""
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
+Differences = Callable[[Sequence[Run]], list[float]]
 
-MIXTURE: Final = "+mixture"
-PEERS: Final = ("gepa", "miprov2", "copro")
 OTHERS: Final = ("ape", "protegi", "instruct_zero", *PEERS)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What runs say of a claim.
-
-    Attributes:
-        value: Mean over tasks, of differences in points of [0, 1].
-        low: Of its 95 % interval; nan with one task.
-        high: Of its 95 % interval.
-        tasks: There are runs for.
-    """
-
-    value: float
-    low: float
-    high: float
-    tasks: int
+ON_SIMULATED_MODELS: Final = "measured on simulated models only: preceptor bench "
+NO_DATA: Final = "its data is not here: "
+ITS_PROPOSER: Final = "its figures are of a 13B proposer, WizardLM or Vicuna"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,129 +43,76 @@ class Claim:
     Attributes:
         paper: Which.
         says: In words.
-        figure: Its number, in points of [0, 1].
-        differences: Returns a difference per task, of those there are runs for; positive if the claim's side is ahead.
+        figure: Its number, in points of [0, 1]; None of a claim that something is so every time.
+        differences: Returns a difference per task, of those there are runs for; positive if the claim's side is
+            ahead.
+        times: How many differences it takes to say that something is so every time.
     """
 
     paper: str
     says: str
-    figure: float
-    differences: Callable[[Sequence[Run]], list[float]]
+    figure: float | None
+    differences: Differences
+    times: int = 0
 
 
-def means(runs: Iterable[Run], score: str = "compiled") -> Means:
-    """Return each task's and method's mean over seeds; runs without that score are left out."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        if score in run:
-            found.setdefault((run["task"], run["method"]), []).append(run[score])
-    return {key: fmean(values) for key, values in found.items()}
+@dataclass(frozen=True, slots=True)
+class Untested:
+    """A claim that no runs are compared with, and why."""
+
+    paper: str
+    says: str
+    verdict: Verdict
+    why: str
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % interval of the mean; nan for fewer than two values.
+def verdict(claim: Claim, gaps: Sequence[float]) -> tuple[Verdict, str]:
+    """Return what is to be said of a claim, and why.
 
-    Example:
-        >>> [round(end, 3) for end in interval([0.1, 0.2, 0.3])]
-        [-0.048, 0.448]
+    A figure is reproduced if the whole interval of the mean is above zero and doesn't end below the figure; not
+    reproduced if the interval ends below it. What is said of every time isn't if it is once otherwise.
     """
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
-
-
-def measured(values: Sequence[float]) -> Measured | None:
-    """Return the mean and its interval, None of nothing."""
-    return Measured(fmean(values), *interval(values), len(values)) if values else None
-
-
-def verdict(claim: Claim, found: Measured | None) -> str:
-    """Return what is to be said of a claim.
-
-    It is reproduced if the whole interval is above zero and the claimed figure isn't above it; refuted if the whole
-    interval is below the figure.
-    """
-    if found is None:
-        return "not measured"
-    if math.isnan(found.low):
-        return "one task decides nothing"
-    if found.high < claim.figure:
-        return "not reproduced"
-    return "reproduced" if found.low > 0 else "undecided"
+    if not gaps:
+        return "undecided", "no runs of it yet"
+    if claim.figure is None:
+        behind = sum(gap < 0 for gap in gaps)
+        so = f"so in {len(gaps) - behind} of {len(gaps)}"
+        if behind:
+            return "not reproduced", so
+        return ("reproduced", so) if len(gaps) >= claim.times else ("undecided", f"{so}; it takes {claim.times}")
+    low, high = interval(gaps)
+    if math.isnan(low):
+        return "undecided", "one task decides nothing"
+    if high < claim.figure:
+        return "not reproduced", "the interval ends below the figure"
+    return ("reproduced", "the interval is above 0") if low > 0 else ("undecided", "the interval holds 0")
 
 
 def checked(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each claim: the paper's figure, ours, and what is to be said of it."""
     lines: list[dict[str, Any]] = []
     for claim in CLAIMS:
-        found = measured(claim.differences(runs))
-        ours = {name: None if found is None else getattr(found, name) for name in ("value", "low", "high", "tasks")}
-        lines.append(
-            {"paper": claim.paper, "claim": claim.says, "figure": claim.figure}
-            | {"ours": ours.pop("value"), **ours, "verdict": verdict(claim, found)}
-        )
+        line: dict[str, Any] = {"paper": claim.paper, "claim": claim.says, "figure": None}
+        if isinstance(claim, Untested):
+            ours, said = None, (claim.verdict, claim.why)
+        else:
+            gaps = claim.differences(runs)
+            ours, said = measured(gaps), verdict(claim, gaps)
+            line["figure"] = claim.figure
+        lines.append(line | _told(ours) | dict(zip(("verdict", "why"), said, strict=True)))
     return lines
 
 
-def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a line for each pair of methods: wins and losses over tasks, and Wilcoxon's signed-rank test.
-
-    The p-value is exact, two-sided, and None where every task is a tie.
-    """
-    scores = means(runs)
-    lines: list[dict[str, Any]] = []
-    for one, other in combinations(sorted({method for _, method in scores}), 2):
-        gaps = _gaps(scores, one, other)
-        if gaps:
-            ahead = sum(gap > 0 for gap in gaps)
-            behind = sum(gap < 0 for gap in gaps)
-            p = _signed_rank(gaps) if ahead + behind else None
-            low, high = interval(gaps)
-            lines.append(
-                {"method": one, "against": other, "tasks": len(gaps), "wins": ahead, "losses": behind}
-                | {"gain": fmean(gaps), "low": low, "high": high, "p_value": p}
-            )
-    return lines
+def _told(ours: Measured | None) -> dict[str, Any]:
+    names = {"ours": "value", "low": "low", "high": "high", "tasks": "tasks"}
+    return {name: None if ours is None else getattr(ours, field) for name, field in names.items()}
 
 
-def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each method's mean rank, 1 the best, over the tasks that all methods ran on; ties share a rank.
-
-    Example:
-        >>> runs = [{"task": "a", "method": name, "compiled": score} for name, score in [("x", 0.5), ("y", 0.7)]]
-        >>> ranks(runs)
-        [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
-    """
-    scores = means(runs)
-    methods = sorted({method for _, method in scores})
-    tasks = sorted({task for task, _ in scores})
-    whole = [task for task in tasks if all((task, method) in scores for method in methods)]
-    if not whole:
-        return []
-    table = np.array([[-scores[task, method] for method in methods] for task in whole])
-    mean = stats.rankdata(table, axis=1).mean(axis=0)
-    order = np.argsort(mean, kind="stable")
-    return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
+def _against(one: str, other: str, is_meant: Callable[[str], bool] = lambda task: True) -> Differences:
+    return lambda runs: gaps_of(means(run for run in runs if is_meant(run["task"])), one, other)
 
 
-def _signed_rank(gaps: Sequence[float]) -> float:
-    found: Any = stats.wilcoxon([gap for gap in gaps if gap])
-    return float(found.pvalue)
-
-
-def _gaps(scores: Means, one: str, other: str) -> list[float]:
-    both = [task for task, method in scores if method == one and (task, other) in scores]
-    return [scores[task, one] - scores[task, other] for task in both]
-
-
-def _against(
-    one: str, other: str, is_meant: Callable[[str], bool] = lambda task: True
-) -> Callable[[Sequence[Run]], list[float]]:
-    return lambda runs: _gaps(means(run for run in runs if is_meant(run["task"])), one, other)
-
-
-def _over_seed(method: str, tasks: Sequence[str]) -> Callable[[Sequence[Run]], list[float]]:
+def _over_seed(method: str, tasks: Sequence[str]) -> Differences:
     def gains(runs: Sequence[Run]) -> list[float]:
         meant = (run for run in runs if run["method"] == method and run["task"] in tasks)
         return list(means(meant, "gain").values())
@@ -182,37 +120,109 @@ def _over_seed(method: str, tasks: Sequence[str]) -> Callable[[Sequence[Run]], l
     return gains
 
 
-def _f1_over_others(runs: Sequence[Run]) -> list[float]:
-    scores = means(runs, "compiled_f1")
-    ours = [task for task, method in scores if method == "constitutional_experts"]
-    others = {task: [scores[task, name] for name in OTHERS if (task, name) in scores] for task in ours}
-    return [scores[task, "constitutional_experts"] - fmean(each) for task, each in others.items() if each]
-
-
-def _f1_of_mixture(runs: Sequence[Run]) -> list[float]:
-    scores = means(runs, "compiled_f1")
-    gaps: dict[str, list[float]] = {}
-    for task, method in scores:
-        if (task, method + MIXTURE) in scores:
-            gaps.setdefault(task, []).append(scores[task, method + MIXTURE] - scores[task, method])
-    return [fmean(each) for each in gaps.values()]
+def _by_mixture(runs: Sequence[Run]) -> list[float]:
+    return [fmean(gaps.values()) for gaps in mixed(runs, "compiled_f1").values()]
 
 
 def _is_induction(task: str) -> bool:
     return find(task).human is not None
 
 
-CLAIMS: Final = (
+def _is_protegis(task: str) -> bool:
+    return task in ("ethos", "liar")
+
+
+APE, PROTEGI, IZ, CE = "APE", "ProTeGi", "InstructZero", "ConstitutionalExperts"
+
+CLAIMS: Final[Sequence[Claim | Untested]] = (
     Claim(
-        "APE",
+        APE,
         "as good as a person's instruction: .810 against .749 on 24 tasks",
         0.061,
-        _against("ape", "human", _is_induction),
+        _against("ape", HUMAN, _is_induction),
     ),
-    Claim("ProTeGi", "15.3 % above the first prompt on 4 data sets", 0.153, _over_seed("protegi", ("ethos", "liar"))),
-    Claim("ProTeGi", "3.9 % above Monte-Carlo search as in APE", 0.039, _against("protegi", "ape")),
-    Claim("InstructZero", "better than APE on 32 of 32 tasks", 0.0, _against("instruct_zero", "ape", _is_induction)),
-    Claim("ConstitutionalExperts", "10.9 % F1 above other optimizers", 0.109, _f1_over_others),
-    Claim("ConstitutionalExperts", "the mixture adds 2.0 % F1 to all methods", 0.02, _f1_of_mixture),
+    Claim(APE, "at a person's level or above on 24 of 24 tasks", None, _against("ape", HUMAN, _is_induction), 24),
+    Untested(
+        APE,
+        "accuracy selects better than log-probability, on 19 tasks against 14",
+        "undecided",
+        "not run: APE with the likelihood score on 24 tasks",
+    ),
+    Untested(
+        APE,
+        "with demonstrations as good or better on 21 of 24 tasks",
+        "undecided",
+        "not run: APE with few_shot on 24 tasks",
+    ),
+    Untested(
+        APE,
+        "what is searched with demonstrations fails without",
+        "undecided",
+        "not run: APE with few_shot on 24 tasks",
+    ),
+    Untested(APE, "as good as a person's on 17 of 21 BIG-bench tasks", "not testable here", NO_DATA + "BIG-bench"),
+    Untested(APE, "82.0 on MultiArith", "not testable here", NO_DATA + "MultiArith; text-davinci-002 is withdrawn"),
+    Untested(
+        APE, "43.0 on GSM8K against 40.7", "not testable here", "text-davinci-002, whose figures they are, is withdrawn"
+    ),
+    Untested(
+        APE,
+        "TruthfulQA, .37-.44 true and informative",
+        "not testable here",
+        NO_DATA + "TruthfulQA and its judge models",
+    ),
+    Untested(
+        APE, "resampling gains little after 3 rounds", "undecided", "not run: APE with resample_rounds on 24 tasks"
+    ),
+    Untested(
+        APE, "the search exploits the metric on rhymes", "undecided", "not counted: needs a look at the texts it chose"
+    ),
+    Claim(PROTEGI, "15.3 % above the first prompt on 4 data sets", 0.153, _over_seed("protegi", ("ethos", "liar"))),
+    Claim(PROTEGI, "3.9 % above Monte-Carlo search as in APE", 0.039, _against("protegi", "ape")),
+    Claim(
+        PROTEGI,
+        "1 to 2 points above it on Ethos and Liar",
+        0.01,
+        _against("protegi", "ape", _is_protegis),
+    ),
+    Untested(
+        PROTEGI,
+        "8.2 % above reinforcement learning, 15.2 % above AutoGPT",
+        "not testable here",
+        "neither is here to run",
+    ),
+    Untested(
+        PROTEGI,
+        "beam over greedy over none on Jailbreak, Liar, Sarcasm",
+        "not testable here",
+        "two of the three data sets were never released",
+    ),
+    Untested(
+        PROTEGI,
+        "UCB and UCB-E pick better than uniform at 50 rows a prompt",
+        "undecided",
+        ON_SIMULATED_MODELS + "bandits",
+    ),
+    Untested(
+        PROTEGI,
+        "the proposer matters, on Sarcasm and Jailbreak",
+        "not testable here",
+        "the data sets were never released, and the proposers are behind an API",
+    ),
+    Claim(IZ, "better than APE on 32 of 32 tasks", None, _against("instruct_zero", "ape", _is_induction), 24),
+    Untested(IZ, "soft prompts beat a manual meta-prompt and exemplars alone", "not testable here", ITS_PROPOSER),
+    Untested(IZ, "best validation score .65, .8, 1.0 over three iterations", "not testable here", ITS_PROPOSER),
+    Untested(IZ, "average .719 over 32 tasks", "not testable here", f"{ITS_PROPOSER}; 8 of the tasks are not here"),
+    Untested(
+        IZ, "rank 4.80 on 20 tasks, APE 4.25", "not testable here", "the other methods ranked are not here to run"
+    ),
+    Claim(CE, "10.9 % F1 above other optimizers", 0.109, lambda runs: f1_over(runs, OTHERS)),
+    Claim(CE, "a mixture improves all methods", None, _by_mixture, 3),
+    Claim(
+        CE,
+        "the mixture adds 2.0 % F1 to all methods",
+        0.02,
+        lambda runs: mean_of_tasks(mixed(runs, "compiled_f1")),
+    ),
+    Untested(CE, "editing principles beats rewriting prompts", "undecided", ON_SIMULATED_MODELS + "principles"),
 )
-"""The papers don't say what their "%" is of; points are taken."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import Annotated, Any, Final, cast
 import dspy
 import typer
 
-from preceptor.benchmarks import tasks
+from preceptor.benchmarks import anytime, tasks
 from preceptor.benchmarks.table import FOLDER, summary
 from preceptor.benchmarks.tasks import Published
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
@@ -80,7 +80,10 @@ def main(arguments: list[str]) -> None:
 
 
 def run(
-    data_dir: Annotated[Path, typer.Option(help="Folder that holds the data sets in their upstream's layout.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the data sets in their upstream's layout; by default, the hub's."),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_TASKS)}.")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help=f"By default {', '.join(DEFAULT_METHODS)}; NAME+mixture, human.")
@@ -132,7 +135,7 @@ def _spread(
         yield ((begun[done], done.result()) for done in as_completed(begun))
 
 
-def _measured(one: Run, *, data_dir: Path, lm: str, report: Report = _silent) -> dict[str, Any]:
+def _measured(one: Run, *, data_dir: Path | None, lm: str, report: Report = _silent) -> dict[str, Any]:
     return _Bench(tasks.find(one.task), data_dir, lm_of(lm), report).measure(one, kind_of(one.method))
 
 
@@ -177,7 +180,7 @@ def _setting(text: str) -> tuple[str, Any]:
 class _Bench:
     """One task of the benchmark."""
 
-    def __init__(self, task: Published, data_dir: Path, lm: dspy.LM, report: Report) -> None:
+    def __init__(self, task: Published, data_dir: Path | None, lm: dspy.LM, report: Report) -> None:
         self.task, self.data_dir, self.report = task, data_dir, report
         self.lm = lm.copy(max_tokens=task.max_tokens)
         self.metric = task.scorer()
@@ -193,6 +196,7 @@ class _Bench:
             "lm": run.model,
             "budget": run.calls,
             "metric": self.metric.name,
+            "data": self.task.source(self.data_dir),
             "train_rows": len(parts.train),
             "confirm_rows": len(parts.val),
             "test_rows": len(parts.test),
@@ -200,7 +204,7 @@ class _Bench:
         }
         before = self._scored(student, parts.test)
         if kind is None:
-            text = (self.task.human or str)(self.data_dir)
+            text = self.task.human(self.data_dir) if self.task.human and self.data_dir else ""
             after = self._scored(self.task.student(text), parts.test)
             return {**known, **self._compared(before, after), "replaced": True, "calls": 0, "instructions": text}
         method = kind(
@@ -222,8 +226,13 @@ class _Bench:
         self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
     ) -> dict[str, Any]:
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
-        best = _best_candidate(Path(evidence.run))
-        unconfirmed = compare(before, self._scored(apply(student, Candidate(best)), test), self.metric)
+
+        def tested(instructions: Mapping[str, str]) -> Sequence[Outcome]:
+            return self._scored(apply(student, Candidate(instructions)), test)
+
+        curve = anytime.scored_on_test(Path(evidence.run), lambda texts: self.metric.aggregate(tested(texts)))
+        best = curve[-1]["instructions"] if curve else _best_candidate(Path(evidence.run))
+        unconfirmed = compare(before, tested(best), self.metric)
         return {
             **self._compared(before, self._scored(program, test)),
             "replaced": evidence.replaced,
@@ -238,6 +247,7 @@ class _Bench:
             "seconds": round(evidence.seconds),
             "instructions": evidence.instructions,
             "best_candidate": best,
+            "curve": curve,
         }
 
     def _compared(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:

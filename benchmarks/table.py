@@ -10,12 +10,30 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from preceptor.benchmarks.claims import checked, duels, interval, ranks
-from preceptor.cli.view import print_json, print_table
+from preceptor.benchmarks.anytime import ratios, speeds
+from preceptor.benchmarks.claims import checked
+from preceptor.benchmarks.compared import HUMAN, comparisons, duels, gaps_of, interval, is_ours, means, ranks
+from preceptor.benchmarks.tasks import find
+from preceptor.cli.view import out, print_json, print_table
 from preceptor.errors import DataError
 
 FOLDER: Final = Path(__file__).parent / "results" / "papers"
 """Where results are committed."""
+
+BOUNDS: Final = "bounds"
+"""In a group's folder, what `preceptor bench bounds` has written."""
+
+MARKS: Final = ("<!-- preceptor bench table --group {} --markdown -->", "<!-- end of the table -->")
+YOURS, INDUCTION = "your instructions", "induction"
+TITLES: Final = {
+    "ranks": "Mean rank over tasks that all methods ran on",
+    "duels": "Method against method, over tasks, with Wilcoxon's signed-rank test",
+    "comparisons": "Ours against peers, and mixtures against none, at equal calls, over tasks",
+    "speeds": "Calls after which a search holds 95 % of its final score, and of its final gain; means over runs",
+    "ratios": "The same, calls of ours divided by calls of the peers; geometric means over tasks",
+    "bounds": "Upper bounds: the best of all candidates, chosen by one half of the test rows and scored on the other",
+    "claims": "What the papers claim, in points, and what is measured here",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -28,31 +46,106 @@ def main(arguments: list[str]) -> None:
 def run(
     folder: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
     group: Annotated[str | None, typer.Option(help="Of equal model and budget; by default each in turn.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The README's table of methods and tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Print what is in the folder of results."""
     groups = [folder / group] if group else sorted(path for path in folder.glob("*") if path.is_dir())
-    held = {place.name: [_read(path) for path in sorted(place.glob("*.json"))] for place in groups}
-    if not any(held.values()):
+    held = {place: runs for place in groups if (runs := read(place))}
+    if not held:
         raise DataError(f"{folder} holds no results; make some with: preceptor bench papers --data-dir DATA.")
-    if as_json:
-        print_json({name: {"runs": runs, **_told(runs)} for name, runs in held.items()})
+    if as_markdown:
+        for place, runs in held.items():
+            out().print(block(place.name, runs), markup=False, highlight=False, soft_wrap=True)
         return
-    for name, runs in held.items():
-        summary(runs, name)
-        told = _told(runs)
-        titles = {
-            "ranks": "Mean rank over tasks that all methods ran on",
-            "duels": "Method against method, over tasks, with Wilcoxon's signed-rank test",
-            "claims": "What the papers claim, in points, and what is measured here",
-        }
-        for part, title in titles.items():
-            if told[part]:
-                print_table(title, list(told[part][0]), [list(row.values()) for row in told[part]])
+    if as_json:
+        print_json({place.name: {"runs": runs, **_told(place, runs)} for place, runs in held.items()})
+        return
+    for place, runs in held.items():
+        summary(runs, place.name)
+        for part, rows in _told(place, runs).items():
+            if rows and part in TITLES:
+                shown = [["" if cell is None else cell for cell in row.values()] for row in rows]
+                print_table(TITLES[part], list(rows[0]), shown)
 
 
-def _told(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    return {"methods": methods(runs), "ranks": ranks(runs), "duels": duels(runs), "claims": checked(runs)}
+def read(place: Path) -> list[dict[str, Any]]:
+    """Return a group's runs."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
+
+
+def upper_bounds(place: Path) -> list[dict[str, Any]]:
+    """Return a line for each task of a group whose bounds were measured.
+
+    Beside the best candidate there is, by `preceptor bench bounds`, stand the seed, a person's instruction and the
+    compiled programs, means over the runs of all methods.
+    """
+    runs, lines = read(place), list[dict[str, Any]]()
+    for path in sorted((place / BOUNDS).glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        own = [run for run in runs if run["task"] == found["task"]]
+        human = [run["compiled"] for run in own if run["method"] == HUMAN]
+        compiled = [run["compiled"] for run in own if run["method"] != HUMAN]
+        lines.append(
+            {"task": found["task"], "seed": fmean(run["seed_score"] for run in own)}
+            | {"human": fmean(human) if human else None, "compiled": fmean(compiled) if compiled else None}
+            | {name: found[name] for name in ("candidates", "oracle", "oracle_biased")}
+        )
+    return lines
+
+
+def _told(place: Path, runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "methods": methods(runs),
+        "ranks": ranks(runs),
+        "duels": duels(runs),
+        "comparisons": comparisons(runs),
+        "speeds": speeds(runs),
+        "ratios": ratios(runs),
+        "bounds": upper_bounds(place),
+        "claims": checked(runs),
+    }
+
+
+def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
+    """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
+
+    A row a method, a column a task, means over seeds; the 24 induction tasks share one, of those that all of the
+    rows have. The last column is the mean gain over tasks, in points, with Student's interval over them.
+    """
+    scores = means([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
+    names = sorted(
+        {method for _, method in scores} - {YOURS}, key=lambda name: (name == HUMAN, not is_ours(name), name)
+    )
+    grouped: dict[str, list[str]] = {}
+    for task in sorted({task for task, _ in scores}, key=lambda task: (_column(task) == INDUCTION, task)):
+        grouped.setdefault(_column(task), []).append(task)
+    header = [f"{name} ({len(held)})" if name == INDUCTION else name for name, held in grouped.items()]
+    lines = [["method", *header, "gain in points"], ["---"] * (len(header) + 2)]
+    for name in (YOURS, *names):
+        cells = [
+            _cell([scores[task, name] for task in held if (task, name) in scores], held) for held in grouped.values()
+        ]
+        gaps = [100 * gap for gap in gaps_of(scores, name, YOURS)]
+        lines.append([name if name == YOURS else f"`{name}`", *cells, "" if name == YOURS else _gain(gaps)])
+    table = "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
+    return f"{MARKS[0].format(group)}\n{table}\n{MARKS[1]}"
+
+
+def _column(task: str) -> str:
+    return INDUCTION if find(task).human is not None else task
+
+
+def _cell(scores: Sequence[float], tasks: Sequence[str]) -> str:
+    return f"{fmean(scores):.3f}" if len(scores) == len(tasks) else ""
+
+
+def _gain(gaps: Sequence[float]) -> str:
+    low, high = interval(gaps)
+    tasks = f"{len(gaps)} tasks" if len(gaps) > 1 else "1 task"
+    return (
+        f"{fmean(gaps):+.1f} ({tasks})" if len(gaps) < 2 else f"{fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f}, {tasks})"
+    )
 
 
 def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
@@ -93,8 +186,3 @@ def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "high": high,
         "candidate_gain": fmean(candidates),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -19,12 +19,15 @@ from preceptor.lm.adapter import bare, takes_none
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]]:
+def load_rows(
+    source: str | Path, *, part: str = "train", where: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Return the rows of a CSV, TSV, JSON, JSONL or Parquet file, or of a data set on the Hugging Face hub.
 
     Args:
         source: A file; or a hub id (`owner/name`), for those who have the network.
         part: The hub's split; a file is one part.
+        where: In the hub's data set, by the names of `datasets.load_dataset`: `revision`, `name`, `data_dir`.
 
     Raises:
         DataError: If there is no such file, it can't be read, or it has no rows.
@@ -33,7 +36,7 @@ def load_rows(source: str | Path, *, part: str = "train") -> list[dict[str, Any]
     if path.is_dir():
         return load_rows(file_in(path, part))
     if path.suffix.lower() not in READERS:
-        return _from_hub(str(source), part)
+        return _from_hub(str(source), part, where or {})
     if not path.is_file():
         raise DataError(f"No file {path}.")
     if path.stat().st_size == 0:
@@ -111,14 +114,14 @@ def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[
         raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {error}.") from error
 
 
-def _from_hub(name: str, part: str) -> list[dict[str, Any]]:
+def _from_hub(name: str, part: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or a hub id (owner/name).")
     try:
-        return cast("list[dict[str, Any]]", datasets.load_dataset(name, split=part).to_list())
+        return cast("list[dict[str, Any]]", datasets.load_dataset(name, split=part, **dict[str, Any](where)).to_list())
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
 

@@ -131,11 +131,21 @@ class Task:
         evaluator = self._evaluator(len(jobs), what, has_steps=len(self.signatures) > 1)
         return self._trials(walks, self._counted(evaluator, jobs))
 
-    def record(self, candidate: Candidate, rows: Sequence[int], outcomes: Sequence[Outcome]) -> Trial:
-        """Write down a trial whose rows something else has scored, such as an optimizer of DSPy's; no call."""
+    def record(
+        self, candidate: Candidate, rows: Sequence[int], outcomes: Sequence[Outcome], calls: int | None = None
+    ) -> Trial:
+        """Write down a trial whose rows something else has scored, such as an optimizer of DSPy's; no call.
+
+        Args:
+            candidate: What was scored.
+            rows: Train rows.
+            outcomes: One a row.
+            calls: Of the run, by the time the last row was scored; by default, by now.
+        """
         trial = Trial(candidate, tuple(rows), tuple(outcomes), self.metric.aggregate(outcomes))
         self.scored.append(trial)
-        self.run.write_trials([trial], self.metric.aggregate, self.meter.account.spent.calls, self._interval)
+        spent = self.meter.account.spent.calls if calls is None else calls
+        self.run.write_trials([trial], self.metric.aggregate, spent, self._interval)
         return trial
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:

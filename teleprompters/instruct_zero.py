@@ -14,7 +14,7 @@ Departs: the best few and the seed are scored on all train rows before one is ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -57,7 +57,7 @@ class InstructZero(Teleprompter):
     instruction, if it is new, `rows` task calls; then the best `finalists` and the seed are scored on the other
     train rows. All of it per predictor. A smaller budget gives at most a third of its calls to the finalists, one
     or none if it must be, and the rest to as many points as it pays for: a third of them to start with, the others in
-    as many iterations, each of a smaller batch.
+    as many iterations, each of a smaller batch; what instructions that come twice save, to further points.
 
     The run's study `InstructZero <predictor>` has a trial for each point, and says how many instructions were
     distinct and how many were left out: empty ones, and copies of training text.
@@ -156,7 +156,7 @@ class InstructZero(Teleprompter):
         projection = Projection.drawn(self.soft_tokens, self.dimensions, space, task.rng.getrandbits(32))
         box = _Box(task, name, seed, self._sampler(task.rng.getrandbits(32)), self.dimensions)
         prompt = PROMPT.substitute(demos="\n\n".join(pairs[-self.exemplars :]))
-        for size in plan.batches:
+        for size in plan.sizes(box.counts):
             points = box.ask(size)
             texts = task.propose_from([projection.of(point) for point in points], prompt, self._sampling)
             candidates = box.candidates([clean(text) for text in texts])
@@ -188,11 +188,32 @@ class Plan:
         batches: Points of the start and of each iteration.
         finalists: Scored on all train rows beside the seed.
         cost: Calls, if all instructions are distinct.
+        scoring: Task calls of a new instruction.
+        most: Points, by the settings.
     """
 
     batches: tuple[int, ...]
     finalists: int
     cost: int
+    scoring: int
+    most: int
+
+    def sizes(self, counts: Callable[[], tuple[int, int]]) -> Iterator[int]:
+        """Give the number of points to try next, until there are enough or no more can be paid for.
+
+        Args:
+            counts: Returns how many points were tried, and how many instructions they came to: one that comes twice
+                is scored once, and what that saves pays for further points.
+        """
+        yield from self.batches
+        paid = sum(self.batches) * (1 + self.scoring)
+        while True:
+            points, found = counts()
+            affordable = (paid - points - found * self.scoring) // (1 + self.scoring)
+            size = min(affordable, self.most - points, max(self.batches))
+            if size < 1:
+                return
+            yield size
 
     @classmethod
     def of(
@@ -217,15 +238,17 @@ class Plan:
         further, point = (train - rows) * predictors, 1 + rows * predictors
         again = int(is_first)  # the seed
         seed = again * rows * predictors
-        wanted = method.start + method.iterations * method.batch
+        wanted = most = method.start + method.iterations * method.batch
         finalists = method.finalists if further else 0
         if calls is not None:
             finalists = max(0, min(finalists, (calls // 3) // further - again)) if further else 0
+            if seed + point + further * (finalists + again) > calls:
+                finalists = 0
             fixed = seed + (further * (finalists + again) if finalists else 0)
             wanted = max(1, min(wanted, (calls - fixed) // point))
         finalists = min(finalists, wanted)
         cost = seed + wanted * point + (further * (finalists + again) if finalists else 0)
-        return cls(_batches(method, wanted), finalists, cost)
+        return cls(_batches(method, wanted), finalists, cost, rows * predictors, most)
 
     @classmethod
     def least(cls, method: InstructZero, train: int, predictors: int) -> int:
@@ -345,6 +368,10 @@ class _Box:
         counts = {"points": self._points, "distinct instructions": len(self._found), "left out": self._left_out}
         for what, count in counts.items():
             self._study.set_user_attr(what, count)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many points were tried, and how many instructions they came to."""
+        return self._points, len(self._found)
 
     def conclude(self) -> None:
         """Say how many instructions were distinct."""

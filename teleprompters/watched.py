@@ -12,7 +12,7 @@ import traceback
 import types
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import dspy
@@ -34,6 +34,21 @@ _NOTE: Final = "_preceptor_note"
 
 class _Stopped(BaseException):
     """Ends a search from inside a call or a row."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is known of a candidate.
+
+    Attributes:
+        candidate: What was scored.
+        seen: Row -> outcome.
+        calls: Row -> calls of the run, by the time it was first scored.
+    """
+
+    candidate: Candidate
+    seen: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
+    calls: dict[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(slots=True)
@@ -72,7 +87,7 @@ class Watch:
         self._neutral = mean(seed.outcomes)
         self._guard = Guard.of(task.train, task.signatures)
         self._originals: dict[str, bool] = {}
-        self._tally: dict[str, tuple[Candidate, dict[int, Outcome]]] = {}
+        self._tally: dict[str, _Tally] = {}
         self._scored = self._calls = 0
         self._is_closed = False
         self._turn = threading.Condition()
@@ -168,14 +183,20 @@ class Watch:
         return dspy.Prediction(score=outcome.score, feedback=told)
 
     def trials(self) -> list[Trial]:
-        """Write down every candidate but the seed, with the judged rows it was scored on, or the others."""
-        written: list[Trial] = []
-        for candidate, seen in self._tally.values():
-            if candidate.key != self._task.seed.key:
-                rows = [row for row in self._task.order if row in seen]
-                judged = [row for row in rows if row in self.seed.rows]
-                written.append(self._task.record(candidate, judged or rows, [seen[row] for row in judged or rows]))
-        return written
+        """Write down every candidate but the seed, with the judged rows it was scored on, or the others.
+
+        In the order in which the last of these rows were scored, with the calls by then.
+        """
+        found: list[tuple[int, Candidate, list[int], list[Outcome]]] = []
+        for one in self._tally.values():
+            rows = [row for row in self._task.order if row in one.seen]
+            rows = [row for row in rows if row in self.seed.rows] or rows
+            found.append((max(map(one.calls.__getitem__, rows)), one.candidate, rows, [one.seen[row] for row in rows]))
+        return [
+            self._task.record(candidate, rows, outcomes, calls)
+            for calls, candidate, rows, outcomes in sorted(found, key=lambda each: each[0])
+            if candidate.key != self._task.seed.key
+        ]
 
     @contextmanager
     def _call(self) -> Generator[None]:
@@ -275,9 +296,10 @@ class Watch:
         with self._turn:
             if self._is_closed:
                 raise _Stopped
-            _, seen = self._tally.setdefault(candidate.key, (candidate, {}))
-            seen[row] = outcome
-            outcomes = list(seen.values()) if outcome.kind == "failed" else []
+            one = self._tally.setdefault(candidate.key, _Tally(candidate))
+            one.calls.setdefault(row, self._task.meter.account.spent.calls)  # scored again, it costs nothing
+            one.seen[row] = outcome
+            outcomes = list(one.seen.values()) if outcome.kind == "failed" else []
             self._scored += 1
             with heard():
                 self._on_row(self._scored)

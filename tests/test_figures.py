@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from preceptor.benchmarks.table import FOLDER, MARKS, block, read
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -143,3 +146,24 @@ def test_how_good_a_samplers_pick_is(row: dict[str, Any]) -> None:
     cells = [row["function"], row["sampler"].replace("optuna", "Optuna"), f"{row['searched']:.3f}".lstrip("0")]
     cells += [ranged("true"), ranged("rescored"), over, f"{row['distinct']:.0%}".replace("%", " %")]
     assert f"| {' | '.join(cells)} | {row['seconds']:.1f} |" in page("instructzero")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the group and the text of each table of methods and tasks, its two comments included."""
+    begun = "([^ ]+)".join(map(re.escape, MARKS[0].split("{}")))
+    found = re.finditer(f"{begun}.*?{re.escape(MARKS[1])}", text, flags=re.DOTALL)
+    return [(one[1], one[0]) for one in found]
+
+
+def test_tables_of_methods_and_tasks_are_those_of_their_groups_byte_for_byte() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(blocks(text)) == text.count(MARKS[1]) == text.count(MARKS[0].partition("{}")[0])
+    for group, told in blocks(text):
+        assert told == block(group, read(FOLDER / group))
+
+
+def test_a_table_of_methods_and_tasks_is_found_where_it_stands() -> None:
+    [place, *_] = [place for place in sorted(FOLDER.iterdir()) if place.is_dir()]
+    told = block(place.name, read(place))
+    assert blocks(f"# Measured\n\n{told}\n\nText.\n\n{told}\n") == [(place.name, told)] * 2
+    assert blocks(told.replace("0.", "1.")) != [(place.name, told)]

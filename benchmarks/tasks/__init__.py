@@ -7,10 +7,10 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from preceptor.benchmarks.tasks.published import Parts, Published
+from preceptor.benchmarks.tasks.published import Hub, Parts, Published
 from preceptor.errors import ConfigError
 
-__all__ = ["Parts", "Published", "find", "known"]
+__all__ = ["Hub", "Parts", "Published", "find", "known"]
 
 
 @cache

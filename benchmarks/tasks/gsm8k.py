@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor.benchmarks.tasks.published import Parts, Published, parts
+from preceptor.benchmarks.tasks.published import Hub, Parts, Published, parts
 from preceptor.data import load_rows
 
 SIZES: Final = (48, 48, 100)
+HUB: Final = Hub("openai/gsm8k", "e53f048856ff4f594e959d75785d2c2d37b678ee", config="main")
 
 
 def last_number(gold: Any, prediction: Any) -> bool:
@@ -20,8 +21,11 @@ def last_number(gold: Any, prediction: Any) -> bool:
     return bool(found) and float(found[-1]) == float(gold.answer)
 
 
-def _rows(data: Path, seed: int) -> Parts:
-    train, test = ([_row(row) for row in load_rows(data / "gsm8k" / f"{part}.jsonl")] for part in ("train", "test"))
+def _rows(data: Path | None, seed: int) -> Parts:
+    train, test = (
+        [_row(row) for row in (HUB.rows(part) if data is None else load_rows(data / "gsm8k" / f"{part}.jsonl"))]
+        for part in ("train", "test")
+    )
     return parts(train, test, SIZES, seed, "")
 
 
@@ -38,6 +42,7 @@ TASK: Final = Published(
     licence="MIT",
     citation="Cobbe et al., 2021",
     sizes=SIZES,
+    hub=HUB,
     rows=_rows,
     max_tokens=320,
 )

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor.benchmarks.tasks.published import Parts, Published, parts
+from preceptor.benchmarks.tasks.published import Parts, Published, on_disk, parts
 
 SIZES: Final = (64, 64, 100)
 METRICS: Final = {
@@ -44,8 +44,8 @@ METRICS: Final = {
 _ACCEPTED: Final = ("other_rhymes", "possible_translations", "possible_outputs")
 
 
-def _rows(name: str, data: Path, seed: int) -> Parts:
-    folder = data / "instruction_induction" / "raw"
+def _rows(name: str, data: Path | None, seed: int) -> Parts:
+    folder = on_disk(data, name) / "instruction_induction" / "raw"
     induce, execute = (_read(folder / part / f"{name}.json") for part in ("induce", "execute"))
     train, val, tested = SIZES
     if train + val > len(induce):

@@ -7,17 +7,20 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor.benchmarks.tasks.published import Parts, Published, parts
+from preceptor.benchmarks.tasks.published import Hub, Parts, Published, parts
 from preceptor.data import load_rows
 
 SIZES: Final = (64, 64, 200)
+HUB: Final = Hub("mmathys/openai-moderation-api-evaluation", "main")
+"""Not pinned: its commit could not be found out."""
 FLAGS: Final = ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")
 LONGEST: Final = 1200
 """Characters; longer texts are left out, because small models in this process take long over them."""
 
 
-def _rows(data: Path, seed: int) -> Parts:
-    rows = [_row(row) for row in load_rows(data / "openai_moderation" / "samples-1680.jsonl") if _is_known(row)]
+def _rows(data: Path | None, seed: int) -> Parts:
+    samples = HUB.rows("train") if data is None else load_rows(data / "openai_moderation" / "samples-1680.jsonl")
+    rows = [_row(row) for row in samples if _is_known(row)]
     half = len(rows) // 2
     return parts(rows[:half], rows[half:], SIZES, seed, "flagged")
 
@@ -41,5 +44,6 @@ TASK: Final = Published(
     licence="MIT",
     citation="Markov et al., 2023",
     sizes=SIZES,
+    hub=HUB,
     rows=_rows,
 )

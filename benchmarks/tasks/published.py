@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,48 @@ from typing import Any, Final, NamedTuple
 import dspy
 
 from preceptor.data import load_rows, stratified
-from preceptor.errors import DataError
+from preceptor.errors import ConfigError, DataError
 from preceptor.modules import Classify, Generate
 from preceptor.scoring.metrics import Metric, Scorer, wrap
 
 SHOTS: Final = (13, 21, 42, 87, 100)
 """The published 16-shot draws (Gao et al. 2021, as rl-prompt publishes them); seed n uses the n-th."""
+
+
+SHOTS_A_LABEL: Final = 16
+
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A data set on the Hugging Face hub.
+
+    Attributes:
+        id: Owner and name.
+        revision: A commit; or the name of a branch, and then the rows may change.
+        config: Its configuration, "" if it has one only.
+        folder: Of the repository, "" if all of it is meant.
+    """
+
+    id: str
+    revision: str
+    config: str = ""
+    folder: str = ""
+
+    @property
+    def is_pinned(self) -> bool:
+        """True if the revision is a commit."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+    def rows(self, part: str) -> list[dict[str, Any]]:
+        """Return the rows of one of its splits.
+
+        Raises:
+            DataError: If they can't be had.
+        """
+        where = {"revision": self.revision, "name": self.config, "data_dir": self.folder}
+        return load_rows(self.id, part=part, where={name: value for name, value in where.items() if value})
 
 
 class Parts(NamedTuple):
@@ -39,7 +76,8 @@ class Published:
         licence: Of the data.
         citation: Of the data.
         sizes: Rows for training, validation and testing.
-        rows: Reads them from a folder in the upstream's own layout, for one seed.
+        rows: Reads them from a folder in the upstream's own layout, or from the hub if it is None, for one seed.
+        hub: Where it is there; None if it isn't, as its upstream has it, under a name that is known here.
         max_tokens: Of an answer.
         human: Reads an instruction that a person wrote, where the data has one.
     """
@@ -51,7 +89,8 @@ class Published:
     licence: str
     citation: str
     sizes: tuple[int, int, int]
-    rows: Callable[[Path, int], Parts]
+    rows: Callable[[Path | None, int], Parts]
+    hub: Hub | None = None
     max_tokens: int = 48
     human: Callable[[Path], str] | None = None
 
@@ -65,6 +104,10 @@ class Published:
         """True if an answer is one of a few labels."""
         return "Literal" in self.signature
 
+    def source(self, data: Path | None) -> str:
+        """Return where the rows come from, as it is written into results."""
+        return f"{self.hub.id}@{self.hub.revision}" if data is None and self.hub else "upstream"
+
     def student(self, instructions: str | None = None) -> dspy.Module:
         """Return the program with the seed instruction, or another one."""
         kind: Any = Classify if self.has_labels else Generate
@@ -76,29 +119,75 @@ class Published:
         return wrap(self.metric, self.output)
 
 
-def shots(folder: str, labels: Sequence[str], *, test: int) -> Callable[[Path, int], Parts]:
-    """Return a reader of `lmbff_16shot/FOLDER`: 16 rows a label to train on, 16 to validate on, and a test file.
+def on_disk(data: Path | None, name: str) -> Path:
+    """Return the folder of the data sets.
 
-    Of the test file a fixed draw of `test` rows is taken: some files are sorted by label.
+    Raises:
+        ConfigError: If there is none, for a task that the hub has not.
+    """
+    if data is None:
+        raise ConfigError(f"The task {name} is read from its upstream's files only; pass --data-dir.")
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shots:
+    """Reads 16 rows a label to train on, 16 to validate on, and a fixed draw of the test rows.
+
+    From `lmbff_16shot/FOLDER` come the published draws; from the hub, whose data set is the whole corpus, draws of
+    its train split of the same sizes, and another draw of its test split: the rows differ, the columns don't.
+
+    Attributes:
+        folder: Of the published draws.
+        labels: As the published files number them.
+        hub: The whole corpus.
+        numbered: Labels as the hub numbers them.
+        label: The hub's column.
+        test: Rows drawn; some files are sorted by label.
     """
 
-    def read(data: Path, seed: int) -> Parts:
-        place = data / "lmbff_16shot" / folder
+    folder: str
+    labels: Sequence[str]
+    hub: Hub
+    numbered: Sequence[str]
+    label: str = "label"
+    test: int = 200
+
+    def __call__(self, data: Path | None, seed: int) -> Parts:
+        """Return the rows of one seed."""
+        return self._of_hub(seed) if data is None else self._published(data / "lmbff_16shot" / self.folder, seed)
+
+    def _published(self, place: Path, seed: int) -> Parts:
         if seed >= len(SHOTS):
-            raise DataError(f"{folder} is published in {len(SHOTS)} draws: seeds 0 to {len(SHOTS) - 1}, not {seed}.")
+            raise DataError(
+                f"{self.folder} is published in {len(SHOTS)} draws: seeds 0 to {len(SHOTS) - 1}, not {seed}."
+            )
         part = place / f"16-{SHOTS[seed]}"
 
         def rows(path: Path) -> list[dspy.Example]:
             return [
-                dspy.Example(sentence=row.get("sentence", row.get("text")), kind=labels[int(row["label"])]).with_inputs(
-                    "sentence"
-                )
+                _labelled(row.get("sentence", row.get("text")), self.labels[int(row["label"])])
                 for row in load_rows(path)
             ]
 
-        return Parts(rows(part / "train.tsv"), rows(part / "dev.tsv"), drawn(rows(place / "test.tsv"), test))
+        return Parts(rows(part / "train.tsv"), rows(part / "dev.tsv"), drawn(rows(place / "test.tsv"), self.test))
 
-    return read
+    def _of_hub(self, seed: int) -> Parts:
+        pool, test = (
+            [_labelled(row["text"], self.numbered[int(row[self.label])]) for row in self.hub.rows(part)]
+            for part in ("train", "test")
+        )
+        train: list[dspy.Example] = []
+        val: list[dspy.Example] = []
+        for label in self.labels:
+            chosen = drawn([row for row in pool if row.kind == label], 2 * SHOTS_A_LABEL, seed)
+            train += chosen[:SHOTS_A_LABEL]
+            val += chosen[SHOTS_A_LABEL:]
+        return Parts(train, val, drawn(test, self.test))
+
+
+def _labelled(text: Any, label: str) -> dspy.Example:
+    return dspy.Example(sentence=text, kind=label).with_inputs("sentence")
 
 
 def drawn(rows: Sequence[dspy.Example], count: int, seed: int = 0) -> list[dspy.Example]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from preceptor.benchmarks.tasks.published import Published, shots
+from preceptor.benchmarks.tasks.published import Hub, Published, Shots
+
+HUB: Final = Hub("SetFit/subj", "f3c1162e678417f664d76b21864fdb87b0615fcf")
 
 TASK: Final = Published(
     name="subj",
@@ -14,5 +16,6 @@ TASK: Final = Published(
     licence="terms of the corpus; the 16-shot draws are MIT",
     citation="Pang and Lee, 2004; draws by Deng et al., 2022 (RLPrompt)",
     sizes=(32, 32, 200),
-    rows=shots("subj", ("subjective", "objective"), test=200),
+    hub=HUB,
+    rows=Shots(folder="subj", labels=("subjective", "objective"), hub=HUB, numbered=("objective", "subjective")),
 )

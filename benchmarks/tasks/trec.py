@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from preceptor.benchmarks.tasks.published import Published, shots
+from preceptor.benchmarks.tasks.published import Hub, Published, Shots
+
+HUB: Final = Hub("CogComp/trec", "65752bf53af25bc935a0dce92fb5b6c930728450")
+"""Of its branch refs/convert/parquet: `datasets` no longer runs the script that the main branch holds."""
 
 TASK: Final = Published(
     name="trec",
@@ -14,5 +17,12 @@ TASK: Final = Published(
     licence="terms of the corpus; the 16-shot draws are MIT",
     citation="Voorhees and Tice, 2000; draws by Deng et al., 2022 (RLPrompt)",
     sizes=(96, 96, 200),
-    rows=shots("trec", ("description", "entity", "abbreviation", "human", "location", "number"), test=200),
+    hub=HUB,
+    rows=Shots(
+        folder="trec",
+        labels=("description", "entity", "abbreviation", "human", "location", "number"),
+        hub=HUB,
+        numbered=("abbreviation", "entity", "description", "human", "location", "number"),
+        label="coarse_label",
+    ),
 )

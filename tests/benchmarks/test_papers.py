@@ -60,6 +60,11 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     assert found["low"] <= found["gain"] <= found["high"]
     assert found["instructions"] == {"predict": GOOD} == found["best_candidate"]
     assert found["calls"] <= 300
+    first, *_, last = found["curve"]
+    assert (first["calls"], first["instructions"], first["test"]) == (0, {"predict": "Call it."}, found["seed_score"])
+    assert (last["instructions"], last["test"]) == ({"predict": GOOD}, 1.0)
+    assert first["calls"] < last["calls"] == found["calls"] - 2 * found["confirm_rows"]
+    assert found["data"] == "upstream"
     told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
     tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.benchmarks.table import main, methods
+from preceptor.benchmarks.table import block, main, methods
 from preceptor.errors import DataError
 
 
@@ -56,3 +56,81 @@ def test_the_table_prints_every_group_of_results(tmp_path: Path, capsys: pytest.
 def test_an_empty_folder_is_told_how_to_fill_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no results; make some with: preceptor bench papers"):
         main(["--folder", str(tmp_path)])
+
+
+def curve(*places: tuple[int, float]) -> list[dict[str, object]]:
+    return [{"calls": calls, "instructions": {}, "search_score": None, "test": score} for calls, score in places]
+
+
+def test_what_the_runs_hold_decides_which_parts_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "smollm-600").mkdir()
+    for name, calls in (("ape", 100), ("gepa", 400)):
+        told = result(name, 0.25) | {"curve": curve((0, 0.5), (calls, 0.75))}
+        (tmp_path / "smollm-600" / f"subj-{name}-0.json").write_text(json.dumps(told))
+    (tmp_path / "smollm-600" / "bounds").mkdir()
+    told = {"task": "subj", "candidates": 9, "test_rows": 200, "oracle": 0.8, "oracle_biased": 0.9, "instructions": "x"}
+    (tmp_path / "smollm-600" / "bounds" / "subj.json").write_text(json.dumps(told))
+
+    main(["--folder", str(tmp_path), "--json"])
+    held = json.loads(capsys.readouterr().out)["smollm-600"]
+
+    assert len(held["runs"]) == 2
+    assert [line["calls_to_gain"] for line in held["speeds"]] == [100, 400]
+    assert held["ratios"][0]["ratio_to_gain"] == pytest.approx(0.25)
+    assert held["bounds"] == [
+        {"task": "subj", "seed": 0.5, "human": None, "compiled": 0.75, "candidates": 9, "oracle": 0.8}
+        | {"oracle_biased": 0.9}
+    ]
+    assert [line["tasks"] for line in held["comparisons"]] == [1]  # one task can't be halved
+    main(["--folder", str(tmp_path)])
+    said = capsys.readouterr().out
+    for title in (
+        "Upper bounds",
+        "Calls after which a search holds 95 %",
+        "calls of ours divided by",
+        "Ours against peers",
+    ):
+        assert title in said
+    assert "None" not in said.partition("Upper bounds")[2]
+
+
+def row(task: str, method: str, compiled: float, seed: int = 0) -> dict[str, object]:
+    return {
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "seed_score": 0.5,
+        "compiled": compiled,
+        "gain": compiled - 0.5,
+    }
+
+
+def test_the_readmes_table_has_a_row_a_method_and_a_column_a_task_with_the_induction_tasks_in_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        row("trec", "ape", 0.6),
+        row("trec", "ape", 0.8, seed=1),
+        row("subj", "ape", 0.6),
+        row("antonyms", "ape", 0.5),
+        row("sum", "ape", 1.0),
+        row("subj", "gepa", 0.4),
+        row("antonyms", "human", 0.9),
+        row("sum", "human", 0.9),
+        row("antonyms", "gepa", 0.9),  # of one induction task only
+    ]
+    expected = """<!-- preceptor bench table --group model-600 --markdown -->
+| method | subj | trec | induction (2) | gain in points |
+| --- | --- | --- | --- | --- |
+| your instructions | 0.500 | 0.500 | 0.500 | |
+| `ape` | 0.600 | 0.700 | 0.750 | +20.0 (-14.4 to +54.4, 4 tasks) |
+| `gepa` | 0.400 | | | +15.0 (-302.7 to +332.7, 2 tasks) |
+| `human` | | | 0.900 | +40.0 (+40.0 to +40.0, 2 tasks) |
+<!-- end of the table -->"""
+    assert block("model-600", runs) == expected
+
+    (tmp_path / "model-600").mkdir()
+    for at, each in enumerate(runs):
+        (tmp_path / "model-600" / f"{at}.json").write_text(json.dumps(each))
+    main(["--folder", str(tmp_path), "--group", "model-600", "--markdown"])
+    assert capsys.readouterr().out == f"{expected}\n"

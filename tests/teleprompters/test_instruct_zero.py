@@ -73,6 +73,23 @@ def test_the_papers_search_takes_exactly_the_calls_of_its_formula(tmp_path: Path
     assert search(tmp_path).user_attrs == {"points": 150, "distinct instructions": 150, "left out": 0}
 
 
+def test_what_repeated_instructions_save_pays_for_further_points(tmp_path: Path) -> None:
+    def seldom(request: Request) -> str:
+        return f"Decide by rule {draw(soft_tokens(request))[0] % 4}."
+
+    proposer = simulated(seldom)
+    made = method(tmp_path, proposer, rows=10, finalists=0, sampler=RandomSampler, budget=Budget(calls=200))
+
+    evidence = compiled(made, train=20).evidence
+
+    plan = Plan.of(made, 20, 1, 200 - 2 * CONFIRM, is_first=True)
+    found = search(tmp_path).user_attrs
+    assert sum(plan.batches) == 12  # (200 - 2 * 24 - the seed's 10) // (1 + 10)
+    assert found["distinct instructions"] == 4
+    assert found["points"] == len(asked(proposer)) == 12 * 11 - 4 * 10 - 10  # a new one would cost 11
+    assert evidence.spent.calls <= 200
+
+
 def test_an_instruction_met_again_is_scored_once_and_enters_the_model_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

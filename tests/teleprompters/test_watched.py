@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,6 +105,27 @@ def test_an_answer_that_cant_be_read_is_a_wrong_one(tmp_path: Path) -> None:
     assert "The reply is none of yes, no" in feedback
     assert "The right label is: " in feedback
     assert (len(trial.rows), trial.outcomes[0].kind, trial.score) == (1, "unparsable", 0.0)
+
+
+def test_a_candidate_counts_as_scored_when_its_last_judged_row_is_whatever_is_shown_of_it_later(tmp_path: Path) -> None:
+    def steps(watch: Watch) -> None:
+        first, second = told(watch, "Guess."), told(watch, "Mumble.")
+        for program, rows in (
+            (first, watch.shown[:3]),
+            (first, watch.judged),
+            (second, watch.judged),
+            (first, watch.shown[:9]),
+        ):
+            for row in rows:
+                watch.score(row, program(**row.inputs()))
+        watch.trials()
+
+    tried(steps, simulated(toy.answer), tmp_path)
+
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    judged = ROWS // 2
+    told_of = [(line["instructions"]["predict"], line["calls"]) for line in lines[:3]]
+    assert told_of == [(toy.SEED, judged), ("Guess.", 2 * judged + 3), ("Mumble.", 3 * judged + 3)]
 
 
 def test_the_program_is_run_with_the_users_adapter(tmp_path: Path) -> None:

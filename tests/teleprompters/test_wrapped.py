@@ -97,6 +97,25 @@ def test_every_candidate_is_a_trial_and_the_seed_the_first(method: Method, tmp_p
 
 
 @each
+@pytest.mark.parametrize("threads", [1, 8])
+def test_each_trial_says_how_many_calls_it_took_until_its_last_row_was_scored(
+    method: Method, tmp_path: Path, threads: int
+) -> None:
+    evidence = compiled_by(method, models(), tmp_path, threads=threads).evidence
+
+    first, *others = trials(tmp_path)
+    calls = [trial["calls"] for trial in others]
+    assert first["calls"] == len(first["rows"]) < min(calls)
+    assert calls == sorted(calls)
+    assert len(set(calls)) > 1
+    assert calls[-1] <= evidence.spent.calls - CONFIRM
+    paid = first["calls"]
+    for trial in others:  # whatever else was asked, its rows were by then
+        paid += len(trial["rows"])
+        assert trial["calls"] >= paid
+
+
+@each
 def test_the_student_and_its_class_are_left_alone(method: Method, tmp_path: Path) -> None:
     program = Classify("text -> label: Literal['yes', 'no']", SEED)
     program._compiled = True  # by another method, earlier

@@ -1,0 +1,191 @@
+"""Anytime performance: what the searches of `preceptor bench papers` would have returned after how many calls.
+
+A search that is stopped returns the best of the candidates that have seen the most rows, as a compile does when its
+budget ends. A run's curve is what that was, each time it changed, in its run folder's `trials.jsonl`: a method of ours
+has scored a candidate when the evaluation that it is part of ends, DSPy's optimizers when its last row is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+from preceptor.benchmarks.compared import PEERS, Run, interval, is_ours
+from preceptor.run import CONFIRMATION, REGIONS
+
+TESTED: Final = 6
+"""Instructions of a curve that are scored on test rows, at most: the first, the last and others between them."""
+
+SHARE: Final = 0.95
+"""Of the final score, or of the final gain; what is there then is as good as reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a search held for best.
+
+    Attributes:
+        calls: From then on.
+        instructions: Predictor name -> text.
+        search_score: On the train rows it was scored on by then; None before anything was scored.
+        test: On the test rows; None where they were not scored.
+    """
+
+    calls: int
+    instructions: Mapping[str, str]
+    search_score: float | None
+    test: float | None = None
+
+
+def curve(run: Path) -> list[Point]:
+    """Return what a run's search held for best: the seed at no calls, the best once something was scored, each change.
+
+    The last is the winner that was confirmed, at the end of the search. A mixture has no curve, for it has many
+    searches; nor has one whose candidates bring demonstrations, which `trials.jsonl` doesn't hold.
+    """
+    lines = [json.loads(line) for line in (run / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    if (run / REGIONS).is_file() or not lines or any(line["demos"] for line in lines):
+        return []
+    seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
+    points, known = [Point(0, seed, None)], dict[str, dict[str, Any]]()
+    for at, line in enumerate(lines):
+        known[line["candidate"]] = line
+        if at + 1 < len(lines) and lines[at + 1]["calls"] == line["calls"]:
+            continue  # scored in one evaluation
+        most = max(each["seen"] for each in known.values())
+        best = max((each for each in known.values() if each["seen"] == most), key=lambda each: float(each["so_far"]))
+        if len(points) == 1 or best["instructions"] != points[-1].instructions:
+            points.append(Point(line["calls"], best["instructions"], best["so_far"]))
+    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
+    score = next((line["so_far"] for line in reversed(lines) if line["instructions"] == winner), None)
+    return [*points, Point(lines[-1]["calls"], winner, score)]
+
+
+def scored_on_test(run: Path, score: Callable[[Mapping[str, str]], float]) -> list[dict[str, Any]]:
+    """Return a run's curve with scores on test rows, as it is kept in the results' files.
+
+    Args:
+        run: The run folder.
+        score: Of instructions, on test rows; asked at most `TESTED` times.
+    """
+    points = curve(run)
+    texts = {_key(point): point.instructions for point in points}
+    ends = {_key(point): None for point in (*points[:1], *points[-1:])}
+    between = [key for key in texts if key not in ends]
+    scores = {key: score(texts[key]) for key in (*ends, *(between[at] for at in spread(len(between), TESTED - 2)))}
+    return [asdict(point) | {"test": scores.get(_key(point))} for point in points]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the first `count` numbers, evenly spread, the first and the last among them.
+
+    Example:
+        >>> spread(3, 4), spread(10, 4)
+        ([0, 1, 2], [0, 3, 6, 9])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(at * (count - 1) / (most - 1)) for at in range(most)]
+
+
+def steps(run: Run) -> list[tuple[float, float]]:
+    """Return the places where a run's curve is known on test rows: calls and score, the first at no calls."""
+    return [(point["calls"], point["test"]) for point in run.get("curve", ()) if point["test"] is not None]
+
+
+def held(places: Sequence[tuple[float, float]], calls: float) -> float:
+    """Return the score after so many calls.
+
+    Example:
+        >>> held([(0, 0.5), (100, 0.7)], 99), held([(0, 0.5), (100, 0.7)], 100)
+        (0.5, 0.7)
+    """
+    return [score for begun, score in places if begun <= calls][-1]
+
+
+def reached(run: Run, *, of_gain: bool) -> float | None:
+    """Return the calls after which a search holds what is worth 95 % of its final score, or of its final gain.
+
+    Nothing is held before the first evaluation ends. None if there is no gain, or no curve.
+    """
+    places = steps(run)
+    if len(places) < 2:
+        return None
+    first, last = places[0][1], places[-1][1]
+    if of_gain and last <= first:
+        return None
+    goal = first + SHARE * (last - first) if of_gain else SHARE * last
+    return next(calls for calls, score in places[1:] if score >= goal or (calls, score) == places[-1])
+
+
+def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a line for each method: calls to 95 % of the final score and gain, with Student's intervals over runs."""
+    lines: list[dict[str, Any]] = []
+    for name in sorted({run["method"] for run in runs if run.get("curve")}):
+        own = [run for run in runs if run["method"] == name and run.get("curve")]
+        scores, gains = (_all(own, of_gain=of_gain) for of_gain in (False, True))
+        lines.append(
+            {"method": name, "runs": len(own), "final": fmean(steps(run)[-1][1] for run in own)}
+            | _spread_of("calls_to_score", scores)
+            | {"gained": len(gains)}
+            | _spread_of("calls_to_gain", gains)
+        )
+    return lines
+
+
+def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a line for each method of ours against each peer, and for all against all: calls of ours / of theirs.
+
+    The geometric mean over tasks both have curves on, with Student's interval of its logarithm; of several seeds, and
+    of all ours and all peers, the geometric mean is taken first.
+    """
+    names = sorted({run["method"] for run in runs if run.get("curve")})
+    ours, peers = [name for name in names if is_ours(name)], [name for name in names if name in PEERS]
+    pairs = [([one], [other]) for one in ours for other in peers]
+    if len(pairs) > 1:
+        pairs.append((ours, peers))
+    lines: list[dict[str, Any]] = []
+    for some, others in pairs:
+        named = [", ".join(group) if len(group) == 1 else f"all {len(group)}" for group in (some, others)]
+        line: dict[str, Any] = {"ours": named[0], "peers": named[1]}
+        for kind, of_gain in (("score", False), ("gain", True)):
+            line |= _ratio(kind, _logs(runs, some, of_gain), _logs(runs, others, of_gain))
+        lines.append(line)
+    return lines
+
+
+def _ratio(kind: str, ours: Mapping[str, float], peers: Mapping[str, float]) -> dict[str, Any]:
+    gaps = [ours[task] - peers[task] for task in sorted(ours.keys() & peers.keys())]
+    low, high = interval(gaps)
+    found = (fmean(gaps), low, high) if gaps else (math.nan, math.nan, math.nan)
+    names = (f"ratio_to_{kind}", f"{kind}_low", f"{kind}_high")
+    return {f"{kind}_tasks": len(gaps)} | dict(zip(names, map(math.exp, found), strict=True))
+
+
+def _logs(runs: Sequence[Run], methods: Sequence[str], of_gain: bool) -> dict[str, float]:
+    """Return each task's mean logarithm of the calls: over seeds, then over methods."""
+    found: dict[str, list[float]] = {}
+    for task in {run["task"] for run in runs}:
+        for name in methods:
+            calls = _all((run for run in runs if (run["task"], run["method"]) == (task, name)), of_gain=of_gain)
+            if calls:
+                found.setdefault(task, []).append(fmean(map(math.log, calls)))
+    return {task: fmean(each) for task, each in found.items()}
+
+
+def _all(runs: Iterable[Run], *, of_gain: bool) -> list[float]:
+    return [calls for run in runs if (calls := reached(run, of_gain=of_gain)) is not None]
+
+
+def _spread_of(name: str, values: Sequence[float]) -> dict[str, float]:
+    low, high = interval(values)
+    return {name: fmean(values) if values else math.nan, f"{name}_low": low, f"{name}_high": high}
+
+
+def _key(point: Point) -> str:
+    return json.dumps(dict(point.instructions), sort_keys=True)

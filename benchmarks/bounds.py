@@ -1,0 +1,133 @@
+"""`preceptor bench bounds`: what the model could reach on a task at all, if the search could look at the test rows.
+
+An oracle over candidates: of the instructions that the compiles of a group have proposed for a task, the best on the
+test rows. Chosen and scored on the same rows, that is biased upwards. So the rows are halved: the best on one half is
+scored on the other, both ways, and the mean of both is unbiased for choosing with half as many rows.
+
+The candidates are those in the run folders of the group's compiles, where they still are, and in its results: each
+compile's best first, the compiles by turns. One file a task, in the group's folder `bounds`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Final
+
+import typer
+
+from preceptor.benchmarks import tasks
+from preceptor.benchmarks.compared import Run
+from preceptor.benchmarks.papers import _Bench
+from preceptor.benchmarks.table import BOUNDS, FOLDER, read, upper_bounds
+from preceptor.cli.inputs import DEFAULT_LM, lm_of
+from preceptor.cli.view import print_json, print_table, progress, say
+from preceptor.errors import DataError
+from preceptor.lm.catalogue import cache_folder
+from preceptor.scoring.metrics import Metric
+from preceptor.scoring.trial import Outcome
+
+Texts = Mapping[str, str]
+
+MOST: Final = 100
+"""Candidates."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with command-line arguments."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    app(arguments, standalone_mode=False, prog_name="preceptor bench bounds")
+
+
+def run(
+    group: Annotated[str, typer.Option(help="Of the results.")],
+    data_dir: Annotated[Path | None, typer.Option(help="As for `bench papers`.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="By default all of the group.")] = None,
+    lm: Annotated[str, typer.Option("--lm", help="The group's model.")] = DEFAULT_LM,
+    candidates: Annotated[int, typer.Option(min=2, help="Scored on a task's test rows, at most.")] = MOST,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Score the candidates of a group's compiles on test rows, and write one file a task."""
+    place, model = out / group, lm_of(lm)
+    runs = read(place)
+    if not runs or {one["lm"] for one in runs} != {model.model}:
+        raise DataError(
+            f"{place} holds no results of {model.model}; --group, --lm and --out must be those of the runs."
+        )
+    folders = cache_folder() / "runs" / "papers" / group
+    with progress() as report:
+        for name in task or sorted({one["task"] for one in runs}):
+            published = tasks.find(name)
+            found = proposed([one for one in runs if one["task"] == name], folders, candidates)
+            bench = _Bench(published, data_dir, model, report)
+            rows = published.rows(data_dir, 0).test
+            scored = [bench._scored(published.student(texts), rows) for texts in found]
+            (place / BOUNDS).mkdir(exist_ok=True)
+            (place / BOUNDS / f"{name}.json").write_text(
+                json.dumps({"task": name, **bound(found, scored, bench.metric)}, indent=1, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+            )
+            say(f"{name}: {len(found)} candidates")
+    lines = upper_bounds(place)
+    if as_json:
+        print_json({"bounds": lines})
+    else:
+        print_table("Upper bounds", list(lines[0]), [list(line.values()) for line in lines])
+
+
+def bound(found: Sequence[str], scored: Sequence[Sequence[Outcome]], metric: Metric) -> dict[str, Any]:
+    """Return what the best of several instructions scores: chosen on one half of the rows, told on the other.
+
+    Args:
+        found: Instructions.
+        scored: The outcomes of each on the same rows.
+        metric: Makes a score of outcomes.
+    """
+    whole = [metric.aggregate(outcomes) for outcomes in scored]
+    halves = [[metric.aggregate(outcomes[at::2]) for outcomes in scored] for at in (0, 1)]
+    told = [other[one.index(max(one))] for one, other in (halves, halves[::-1])]
+    best = whole.index(max(whole))
+    return {
+        "candidates": len(found),
+        "test_rows": len(scored[0]),
+        "oracle": fmean(told),
+        "oracle_biased": whole[best],
+        "instructions": found[best],
+    }
+
+
+def proposed(runs: Sequence[Run], folders: Path, most: int) -> list[str]:
+    """Return the distinct instructions that compiles have proposed: each compile's best first, by turns.
+
+    Args:
+        runs: Results of one task.
+        folders: Holds their run folders, those that are still there.
+        most: So many.
+    """
+    turns = zip_longest(*(_texts(one, folders / f"{one['task']}-{one['method']}-{one['seed']}") for one in runs))
+    texts = dict.fromkeys(text for turn in turns for text in turn if text is not None)
+    return list(texts)[:most]
+
+
+def _texts(run: Run, folder: Path) -> Iterator[str]:
+    """Return what one compile has proposed, the best of those that saw the most rows first."""
+    held: list[Texts | str] = [run[name] for name in ("best_candidate", "instructions") if name in run]
+    held += [point["instructions"] for point in reversed(run.get("curve", []))]
+    trials = folder / "trials.jsonl"
+    if trials.is_file():
+        held += _ranked(json.loads(line) for line in trials.read_text(encoding="utf-8").splitlines())
+    for one in held:
+        texts = [one] if isinstance(one, str) else list(one.values())
+        if len(texts) == 1:
+            yield texts[0]
+
+
+def _ranked(lines: Iterable[Mapping[str, Any]]) -> list[Texts]:
+    known = {line["candidate"]: line for line in lines}
+    ordered = sorted(known.values(), key=lambda line: (-line["seen"], -line["so_far"]))
+    return [line["instructions"] for line in ordered]

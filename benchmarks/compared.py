@@ -1,0 +1,195 @@
+"""Methods against each other, in runs of `preceptor bench papers` of one group: equal model, equal budget of all calls.
+
+Runs of one task are averaged over seeds first: tasks, not runs, are what a claim generalizes over, so intervals and
+tests are over tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any, Final
+
+import numpy as np
+from scipy import stats
+
+from preceptor.scoring.statistics import CONFIDENCE
+
+Run = Mapping[str, Any]
+Means = dict[tuple[str, str], float]
+"""Task and method -> mean over seeds."""
+
+MIXTURE: Final = "+mixture"
+HUMAN: Final = "human"
+PEERS: Final = ("gepa", "miprov2", "copro")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What runs say of a difference.
+
+    Attributes:
+        value: Mean over tasks, in points of [0, 1].
+        low: Of its 95 % interval; nan with one task.
+        high: Of its 95 % interval.
+        tasks: There are runs for.
+    """
+
+    value: float
+    low: float
+    high: float
+    tasks: int
+
+
+def is_ours(method: str) -> bool:
+    """Return True if a method, alone or in a mixture, is one of this package's own."""
+    return method.removesuffix(MIXTURE) not in (*PEERS, HUMAN)
+
+
+def means(runs: Iterable[Run], score: str = "compiled") -> Means:
+    """Return each task's and method's mean over seeds; runs without that score are left out."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if score in run:
+            found.setdefault((run["task"], run["method"]), []).append(run[score])
+    return {key: fmean(values) for key, values in found.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return Student's 95 % interval of the mean; nan for fewer than two values.
+
+    Example:
+        >>> [round(end, 3) for end in interval([0.1, 0.2, 0.3])]
+        [-0.048, 0.448]
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return fmean(values) - half, fmean(values) + half
+
+
+def measured(values: Sequence[float]) -> Measured | None:
+    """Return the mean and its interval, None of nothing."""
+    return Measured(fmean(values), *interval(values), len(values)) if values else None
+
+
+def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a line for each pair of methods: wins and losses over tasks, and Wilcoxon's signed-rank test.
+
+    The p-value is exact, two-sided, and None where every task is a tie.
+    """
+    scores = means(runs)
+    lines: list[dict[str, Any]] = []
+    for one, other in combinations(sorted({method for _, method in scores}), 2):
+        gaps = gaps_of(scores, one, other)
+        if gaps:
+            ahead = sum(gap > 0 for gap in gaps)
+            behind = sum(gap < 0 for gap in gaps)
+            p = _signed_rank(gaps) if ahead + behind else None
+            low, high = interval(gaps)
+            lines.append(
+                {"method": one, "against": other, "tasks": len(gaps), "wins": ahead, "losses": behind}
+                | {"gain": fmean(gaps), "low": low, "high": high, "p_value": p}
+            )
+    return lines
+
+
+def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return each method's mean rank, 1 the best, over the tasks that all methods ran on; ties share a rank.
+
+    A person's instructions are no method: few tasks have any.
+
+    Example:
+        >>> runs = [{"task": "a", "method": name, "compiled": score} for name, score in [("x", 0.5), ("y", 0.7)]]
+        >>> ranks(runs)
+        [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
+    """
+    scores = means(runs)
+    methods = sorted({method for _, method in scores if method != HUMAN})
+    tasks = sorted({task for task, _ in scores})
+    whole = [task for task in tasks if all((task, method) in scores for method in methods)]
+    if not whole:
+        return []
+    table = np.array([[-scores[task, method] for method in methods] for task in whole])
+    mean = stats.rankdata(table, axis=1).mean(axis=0)
+    order = np.argsort(mean, kind="stable")
+    return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
+
+
+def _signed_rank(gaps: Sequence[float]) -> float:
+    found: Any = stats.wilcoxon([gap for gap in gaps if gap])
+    return float(found.pvalue)
+
+
+def gaps_of(scores: Means, one: str, other: str) -> list[float]:
+    """Return how far one method is ahead of another, a task each."""
+    both = [task for task, method in scores if method == one and (task, other) in scores]
+    return [scores[task, one] - scores[task, other] for task in both]
+
+
+def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a line for each comparison: best against best, ConstitutionalExperts' F1, what a mixture adds."""
+    lines = [*_best(runs), _line("constitutional_experts against the mean of the peers", "F1", f1_over(runs, PEERS))]
+    for score, name in (("compiled", "score"), ("compiled_f1", "F1")):
+        added = mixed(runs, score)
+        if len(added) > 1:
+            lines.append(_line(f"a mixture against none, mean of {len(added)} methods", name, mean_of_tasks(added)))
+        lines += [_line(f"{one}{MIXTURE} against {one}", name, list(gaps.values())) for one, gaps in added.items()]
+    return [line for line in lines if line["tasks"]]
+
+
+def f1_over(runs: Sequence[Run], others: Sequence[str]) -> list[float]:
+    """Return ConstitutionalExperts' F1 minus the mean of the others', a task each."""
+    scores = means(runs, "compiled_f1")
+    ours = [task for task, method in scores if method == "constitutional_experts"]
+    theirs = {task: [scores[task, name] for name in others if (task, name) in scores] for task in ours}
+    return [scores[task, "constitutional_experts"] - fmean(each) for task, each in theirs.items() if each]
+
+
+def mixed(runs: Sequence[Run], score: str) -> dict[str, dict[str, float]]:
+    """Return what a mixture adds: method -> task -> difference."""
+    scores = means(runs, score)
+    gaps: dict[str, dict[str, float]] = {}
+    for task, method in sorted(scores):
+        if (task, method + MIXTURE) in scores:
+            gaps.setdefault(method, {})[task] = scores[task, method + MIXTURE] - scores[task, method]
+    return gaps
+
+
+def mean_of_tasks(gaps: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Return each task's mean over methods."""
+    tasks = sorted({task for each in gaps.values() for task in each})
+    return [fmean(each[task] for each in gaps.values() if task in each) for task in tasks]
+
+
+def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the best of ours against the best peer, chosen on every second task and tested on the others, and on all.
+
+    Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
+    biased by how many methods there were to choose from.
+    """
+    scores = means(runs)
+    methods = sorted({method for _, method in scores})
+    sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]
+    tasks = sorted({task for task, _ in scores if all((task, one) in scores for side in sides for one in side)})
+    lines: list[dict[str, Any]] = []
+    for chosen_on, tested_on, which in ((tasks[::2], tasks[1::2], "other"), (tasks, tasks, "same")):
+        if all(sides) and chosen_on and tested_on:
+            ours, theirs = (_best_of(scores, side, chosen_on) for side in sides)
+            says = f"{ours}, best of {len(sides[0])} of ours, against {theirs}, best of {len(sides[1])} peers"
+            gaps = [scores[task, ours] - scores[task, theirs] for task in tested_on]
+            lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps))
+    return lines
+
+
+def _best_of(scores: Means, methods: Sequence[str], tasks: Sequence[str]) -> str:
+    return max(methods, key=lambda method: fmean(scores[task, method] for task in tasks))
+
+
+def _line(says: str, score: str, gaps: Sequence[float]) -> dict[str, Any]:
+    low, high = interval(gaps)
+    gain = fmean(gaps) if gaps else math.nan
+    return {"comparison": says, "of": score, "tasks": len(gaps), "gain": gain, "low": low, "high": high}

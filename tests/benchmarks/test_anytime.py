@@ -1,0 +1,134 @@
+"""Curves are read from a run folder as a compile that is stopped would choose; what is said of them, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor.benchmarks.anytime import Point, curve, ratios, reached, scored_on_test, speeds, steps
+
+
+def trial(name: str, calls: int, seen: int, so_far: float, demos: int = 0) -> dict[str, Any]:
+    told = {"candidate": name, "instructions": {"predict": name}, "demos": demos}
+    return told | {"calls": calls, "seen": seen, "so_far": so_far}
+
+
+def folder(place: Path, trials: Sequence[Mapping[str, Any]], winner: str = "") -> Path:
+    place.mkdir(exist_ok=True)
+    (place / "trials.jsonl").write_text("".join(json.dumps(each) + "\n" for each in trials))
+    (place / "result.json").write_text(json.dumps({"seed_instructions": {"predict": "seed"}}))
+    told = {"": {"predict": winner}} if winner else {}
+    (place / "confirmation.json").write_text(json.dumps({"candidates": told}))
+    return place
+
+
+RACE = (
+    trial("seed", 30, 10, 0.5),
+    trial("lucky", 30, 10, 0.9),
+    trial("good", 30, 10, 0.8),
+    trial("seed", 60, 20, 0.5),
+    trial("lucky", 60, 20, 0.6),
+    trial("good", 60, 20, 0.75),
+    trial("late", 70, 5, 1.0),
+)
+
+
+def test_a_curve_holds_the_best_of_those_that_saw_the_most_rows_when_each_evaluation_ended(tmp_path: Path) -> None:
+    assert curve(folder(tmp_path, RACE, "good")) == [
+        Point(0, {"predict": "seed"}, None),
+        Point(30, {"predict": "lucky"}, 0.9),
+        Point(60, {"predict": "good"}, 0.75),
+        Point(70, {"predict": "good"}, 0.75),  # where the search ended
+    ]
+
+
+def test_a_curve_ends_with_the_winner_that_was_confirmed_whoever_led(tmp_path: Path) -> None:
+    assert curve(folder(tmp_path, RACE, "late"))[-1] == Point(70, {"predict": "late"}, 1.0)
+    assert curve(folder(tmp_path, RACE))[-1] == Point(70, {"predict": "seed"}, 0.5)
+
+
+def test_there_is_a_point_where_the_search_first_could_have_returned_anything(tmp_path: Path) -> None:
+    first, second, *_ = curve(folder(tmp_path, [trial("seed", 16, 16, 0.5), trial("other", 33, 16, 0.4)]))
+    assert (first.calls, second.calls, second.instructions, second.search_score) == (0, 16, {"predict": "seed"}, 0.5)
+
+
+def test_mixtures_and_candidates_with_demonstrations_have_no_curve(tmp_path: Path) -> None:
+    assert curve(folder(tmp_path / "demos", [trial("seed", 9, 9, 0.5), trial("shown", 18, 9, 0.9, demos=4)])) == []
+    place = folder(tmp_path / "mixture", RACE, "good")
+    (place / "regions.json").write_text("{}")
+    assert curve(place) == []
+
+
+def test_six_instructions_of_a_curve_are_scored_the_first_and_the_last_among_them(tmp_path: Path) -> None:
+    better = [trial(f"n{n}", 10 * (n + 2), 10, 0.5 + n / 100) for n in range(1, 12)]
+    place = folder(tmp_path, [trial("seed", 10, 10, 0.5), *better], "n11")
+    asked: list[str] = []
+
+    def score(texts: Mapping[str, str]) -> float:
+        asked.append(texts["predict"])
+        return 0.25
+
+    found = scored_on_test(place, score)
+
+    assert sorted(asked) == sorted(["seed", "n1", "n4", "n7", "n10", "n11"])
+    assert [each["instructions"]["predict"] for each in found if each["test"] is not None] == [
+        "seed", "seed", "n1", "n4", "n7", "n10", "n11", "n11"
+    ]  # fmt: skip
+    assert len(found) == 14
+    assert json.loads(json.dumps(found)) == found
+
+
+def run(method: str, places: Sequence[tuple[int, float | None]], task: str = "subj", seed: int = 0) -> dict[str, Any]:
+    points: list[dict[str, Any]] = [
+        {"calls": calls, "instructions": {}, "search_score": None, "test": score} for calls, score in places
+    ]
+    return {"task": task, "method": method, "seed": seed, "budget": 600, "curve": points}
+
+
+def test_what_is_reached_is_counted_from_the_first_evaluation_on() -> None:
+    one = run("ape", [(0, 0.5), (20, 0.5), (100, None), (200, 0.68), (300, 0.7), (400, 0.7)])
+    assert steps(one) == [(0, 0.5), (20, 0.5), (200, 0.68), (300, 0.7), (400, 0.7)]
+    assert (reached(one, of_gain=False), reached(one, of_gain=True)) == (200, 300)
+    level = run("ape", [(0, 0.5), (20, 0.5), (400, 0.5)])
+    assert (reached(level, of_gain=False), reached(level, of_gain=True)) == (20, None)
+    assert reached({"task": "subj", "method": "ape"}, of_gain=True) is None
+
+
+def test_calls_are_averaged_over_runs_and_runs_without_a_gain_are_counted() -> None:
+    runs = [
+        run("ape", [(0, 0.5), (100, 0.7)]),
+        run("ape", [(0, 0.5), (300, 0.9)], seed=1),
+        run("ape", [(0, 0.5), (40, 0.5)], seed=2),
+        {"task": "subj", "method": "gepa", "seed": 0},  # made before curves were recorded
+    ]
+    [line] = speeds(runs)
+    assert (line["method"], line["runs"], line["gained"]) == ("ape", 3, 2)
+    assert line["final"] == pytest.approx(0.7)
+    assert line["calls_to_gain"] == 200
+    assert line["calls_to_score"] == pytest.approx((100 + 300 + 40) / 3)
+    assert line["calls_to_gain_high"] - 200 == pytest.approx(12.7062 * 141.42136 / 2**0.5, rel=1e-4)
+
+
+def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() -> None:
+    runs = [
+        run("ape", [(0, 0.5), (50, 0.9)], "a"),
+        run("ape", [(0, 0.5), (200, 0.9)], "a", seed=1),  # 100 on average
+        run("gepa", [(0, 0.5), (400, 0.9)], "a"),
+        run("ape", [(0, 0.5), (100, 0.9)], "b"),
+        run("gepa", [(0, 0.5), (100, 0.9)], "b"),
+        run("ape", [(0, 0.5), (100, 0.9)], "c"),  # no peer there
+        run("copro", [(0, 0.5), (200, 0.9)], "b"),
+    ]
+    lines = {(line["ours"], line["peers"]): line for line in ratios(runs)}
+    assert list(lines) == [("ape", "copro"), ("ape", "gepa"), ("all 1", "all 2")] or len(lines) == 3
+    gepa = lines["ape", "gepa"]
+    assert (gepa["gain_tasks"], gepa["ratio_to_gain"]) == (2, pytest.approx((1 / 4 * 1) ** 0.5))
+    assert gepa["gain_low"] < gepa["ratio_to_gain"] < gepa["gain_high"]
+    copro = lines["ape", "copro"]
+    assert (copro["ratio_to_score"], math.isnan(copro["score_low"])) == (pytest.approx(0.5), True)
+    assert ratios([run("ape", [(0, 0.5), (50, 0.9)])]) == []

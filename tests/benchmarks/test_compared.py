@@ -1,0 +1,101 @@
+"""Methods against each other, by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from preceptor.benchmarks.compared import comparisons, duels, is_ours, means, measured, ranks
+
+
+def runs(*scores: tuple[str, str, float], **more: float) -> list[dict[str, Any]]:
+    return [
+        {"task": task, "method": method, "compiled": score, "compiled_f1": score, "gain": score - 0.5, **more}
+        for task, method, score in scores
+    ]
+
+
+def test_seeds_of_a_task_are_averaged_first() -> None:
+    found = means(runs(("subj", "ape", 0.5), ("subj", "ape", 0.7), ("trec", "ape", 0.9)))
+    assert found == {("subj", "ape"): pytest.approx(0.6), ("trec", "ape"): 0.9}
+
+
+def test_a_pair_of_methods_meets_on_the_tasks_both_ran_on() -> None:
+    scores = [(f"task {at}", "ape", 0.6) for at in range(6)] + [(f"task {at}", "gepa", 0.5) for at in range(5)]
+    [duel] = duels(runs(*scores))
+    assert (duel["method"], duel["against"], duel["tasks"], duel["wins"], duel["losses"]) == ("ape", "gepa", 5, 5, 0)
+    assert duel["gain"] == pytest.approx(0.1)
+    assert duel["p_value"] == pytest.approx(2 / 2**5)  # all five signs alike, two-sided
+
+
+def test_ties_have_no_p_value() -> None:
+    [duel] = duels(runs(("subj", "ape", 0.5), ("subj", "gepa", 0.5)))
+    assert (duel["wins"], duel["losses"], duel["p_value"]) == (0, 0, None)
+    assert math.isnan(duel["low"])
+
+
+def test_ranks_are_over_the_tasks_that_all_methods_ran_on_and_shared_by_ties() -> None:
+    scores = [("a", "x", 0.5), ("a", "y", 0.7), ("a", "z", 0.7), ("b", "x", 0.9), ("b", "y", 0.8), ("b", "z", 0.1)]
+    assert ranks(runs(*scores, ("c", "x", 1.0))) == [
+        {"method": "y", "rank": 1.75, "tasks": 2},
+        {"method": "x", "rank": 2.0, "tasks": 2},
+        {"method": "z", "rank": 2.25, "tasks": 2},
+    ]
+    assert ranks(runs(("a", "x", 0.5), ("b", "y", 0.5))) == []
+
+
+def test_a_persons_instructions_take_no_part_in_the_ranks() -> None:
+    scores = [("a", "x", 0.5), ("a", "y", 0.7), ("b", "x", 0.9), ("b", "y", 0.8), ("a", "human", 0.9)]
+    assert [line["tasks"] for line in ranks(runs(*scores))] == [2, 2]
+
+
+def test_the_best_of_ours_and_of_the_peers_are_chosen_on_half_of_the_tasks_and_tested_on_the_others() -> None:
+    table = {  # a and c choose
+        "a": {"ape": 0.9, "protegi": 0.5, "gepa": 0.4, "copro": 0.3},
+        "b": {"ape": 0.2, "protegi": 0.9, "gepa": 0.3, "copro": 0.9},
+        "c": {"ape": 0.8, "protegi": 0.5, "gepa": 0.4, "copro": 0.3},
+        "d": {"ape": 0.5, "protegi": 0.9, "gepa": 0.4, "copro": 0.9},
+        "e": {"ape": 0.0},  # not all ran
+    }
+    other, same = comparisons(runs(*((task, name, score) for task in table for name, score in table[task].items())))
+    assert other["comparison"] == "ape, best of 2 of ours, against gepa, best of 2 peers; chosen on the other 2 tasks"
+    assert (other["tasks"], other["gain"]) == (2, pytest.approx((-0.1 + 0.1) / 2))
+    assert (
+        same["comparison"] == "protegi, best of 2 of ours, against copro, best of 2 peers; chosen on the same 4 tasks"
+    )
+    assert (same["tasks"], same["gain"]) == (4, pytest.approx((0.2 + 0.0 + 0.2 + 0.0) / 4))
+
+
+def test_mixtures_are_compared_with_what_they_are_of_and_experts_with_the_mean_peer_in_f1() -> None:
+    scores = [
+        ("a", "ape", 0.5),
+        ("a", "ape+mixture", 0.6),
+        ("b", "ape", 0.5),
+        ("b", "ape+mixture", 0.8),
+        ("a", "gepa", 0.4),
+        ("a", "gepa+mixture", 0.2),
+        ("a", "copro", 0.6),
+        ("a", "constitutional_experts", 0.9),
+    ]
+    lines = {(line["comparison"], line["of"]): line for line in comparisons(runs(*scores))}
+    expected = {
+        ("constitutional_experts against the mean of the peers", "F1"): (1, 0.4),
+        ("a mixture against none, mean of 2 methods", "score"): (2, ((0.1 - 0.2) / 2 + 0.3) / 2),
+        ("ape+mixture against ape", "F1"): (2, 0.2),
+        ("gepa+mixture against gepa", "score"): (1, -0.2),
+    }
+    for key, (count, gain) in expected.items():
+        assert (lines[key]["tasks"], lines[key]["gain"]) == (count, pytest.approx(gain))
+
+
+def test_a_mixture_of_a_peer_is_not_ours() -> None:
+    assert [is_ours(name) for name in ("ape", "ape+mixture", "gepa", "gepa+mixture", "human")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert measured([]) is None
