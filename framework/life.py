@@ -26,7 +26,7 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter
 from preceptor.lm.seam import predictors
 from preceptor.report import reported
-from preceptor.run import CONFIRMATION, fingerprint, open_run
+from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.racing import best_so_far
@@ -115,7 +115,7 @@ class Compile:
         method, parts = self.method, self._parts()
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
         with open_run(folder, parts) as run:
-            account = Account(method.budget, lost=Cost(*run.ledger.failures))
+            account = Account(method.budget, Cost(*run.ledger.failures), paid=Cost(*run.ledger.paid))
             meter = Meter(run.ledger, account, threads=method.threads, patience=method.patience)
             own = [
                 predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)
@@ -286,9 +286,12 @@ class Compile:
         """Return what a compile that can't go on has spent, and how to resume it."""
         account = task.meter.account
         failed = f", {account.lost.calls} failed attempts" if account.lost.calls else ""
+        folder = task.run.folder
+        is_command = "command" in read_run(folder)
+        again = f"preceptor resume {folder}" if is_command else f"compile again, with run_dir={str(folder)!r}"
         return (
             f"Spent so far: {account.spent.calls} calls, {account.spent.tokens} tokens, ${account.spent.dollars:.2f}"
-            f"{failed}. Every answer is kept; go on with: preceptor resume {task.run.folder}"
+            f"{failed}. Every answer is kept; go on with: {again}"
         )
 
     @property

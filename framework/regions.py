@@ -23,6 +23,12 @@ RESTARTS: Final = 10
 ROUNDS: Final = 25
 """Of k-means, each; FAISS's own default of rounds."""
 
+_SAMPLE: Final = 256
+"""Rows a region that k-means runs on at most; FAISS's own default."""
+
+_CHOICE: Final = 64
+"""Rows a region among which a run chooses where to begin, others in each run."""
+
 OUTSIDE: Final = 0.01
 """Share of new inputs, like those the regions were made of, that may lie beyond the radius."""
 
@@ -256,29 +262,54 @@ def _clustered(vectors: Vectors, regions: int, seed: int) -> Regions:
 
 
 def _kmeans(vectors: Vectors, regions: int, seed: int) -> Vectors:
-    """Return centroids of length 1: the best of `RESTARTS` runs, of one thread, for another process may be forked.
-
-    Of more than 256 rows a region, FAISS takes so many at random.
-    """
+    """Return centroids of length 1: the best of `RESTARTS` runs, of one thread, for another process may be forked."""
     import faiss
 
-    threads = faiss.omp_get_max_threads()
+    rng = np.random.default_rng(seed)
+    rows = np.ascontiguousarray(_some(vectors, _SAMPLE * regions, rng), dtype=np.float32)
+    threads, runs = faiss.omp_get_max_threads(), dict[float, Any]()
     faiss.omp_set_num_threads(1)
     try:
-        means = faiss.Kmeans(
-            vectors.shape[1],
-            regions,
-            niter=ROUNDS,
-            nredo=RESTARTS if regions > 1 else 1,
-            spherical=True,
-            seed=seed,
-            min_points_per_centroid=1,
-        )
-        means.train(np.ascontiguousarray(vectors))
+        for _ in range(RESTARTS if regions > 1 else 1):
+            means: Any = faiss.Kmeans(
+                rows.shape[1],
+                regions,
+                niter=ROUNDS,
+                spherical=True,
+                seed=seed,
+                min_points_per_centroid=1,
+                max_points_per_centroid=_SAMPLE,
+            )
+            means.train(rows, init_centroids=_apart(_some(rows, _CHOICE * regions, rng), regions, rng))
+            runs[float(means.obj[-1])] = means.centroids
     finally:
         faiss.omp_set_num_threads(threads)
-    centroids = np.asarray(means.centroids, dtype=np.float32)
+    centroids = np.asarray(runs[max(runs)], dtype=np.float32)
     return cast("Vectors", centroids / np.linalg.norm(centroids, axis=1, keepdims=True))
+
+
+def _some(vectors: Vectors, most: int, rng: np.random.Generator) -> Vectors:
+    """Return so many rows, drawn without replacement, or all if there are no more."""
+    return vectors if len(vectors) <= most else vectors[np.sort(rng.choice(len(vectors), most, replace=False))]
+
+
+def _apart(vectors: Vectors, count: int, rng: np.random.Generator) -> Vectors:
+    """Return rows that lie apart: greedy k-means++ (Arthur and Vassilvitskii 2007) on 1 - cosine.
+
+    Each next row is drawn by its distance to those taken, a few times, and the one kept that brings all rows nearest.
+    """
+    taken = [int(rng.integers(len(vectors)))]
+    nearest = np.maximum(1 - vectors @ vectors[taken[0]], 0)
+    draws = 2 + int(np.log(count))
+    for _ in range(count - 1):
+        upto = np.cumsum(nearest, dtype=np.float64)
+        drawn = np.searchsorted(upto, upto[-1] * rng.random(draws), side="right")
+        drawn = np.minimum(drawn, len(vectors) - 1)
+        distances = np.minimum(nearest, np.maximum(1 - vectors[drawn] @ vectors.T, 0))
+        kept = int(distances.sum(axis=1, dtype=np.float64).argmin())
+        taken.append(int(drawn[kept]))
+        nearest = distances[kept]
+    return vectors[taken]
 
 
 def _radius(vectors: Vectors, centroids: Vectors, members: Any) -> float:

@@ -103,7 +103,9 @@ def test_a_provider_that_refuses_stops_the_compile_at_once_and_resuming_ends_it(
     with ChatServer(answer) as server:
         lm = server.lm(max_tokens=16)
         server.inject(Faults(kinds=(kind,)))
-        with pytest.raises(LMFailed, match=r"Spent so far: 0 calls, .*go on with: preceptor resume .*run$"):
+        with pytest.raises(
+            LMFailed, match=r"Spent so far: 0 calls, .*go on with: compile again, with run_dir='.*run'$"
+        ):
             compiled(lm, tmp_path / "run")
         assert server.count <= 10
         server.inject(None)

@@ -63,6 +63,15 @@ def test_regions_smaller_than_the_least_are_not_chosen() -> None:
     assert (len(alone.centroids), alone.members.max(), alone.separation) == (1, 0, 0.0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_many_regions_that_are_close_fit_as_well_as_the_centres_the_rows_were_made_around(seed: int) -> None:
+    vectors = bunches([100] * 32, spread=1.37, dimensions=128, seed=seed)
+    found = divided(vectors, 32, least_rows=1, seed=seed)
+
+    to_their_own = vectors[np.arange(3200), np.repeat(np.arange(32), 100)]  # the centres are the first 32 axes
+    assert (vectors @ found.centroids.T).max(axis=1).mean() > to_their_own.mean()
+
+
 def test_more_regions_than_distinct_inputs_are_refused() -> None:
     vectors = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
     assert len(divided(vectors, 3, least_rows=1, seed=0).centroids) == 3

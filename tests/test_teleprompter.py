@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from preceptor import load
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, MetricError, RunError, Unaffordable
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
+from preceptor.lm.ledger import Ledger
 from preceptor.modules import Classify
 from preceptor.program import candidate_of, read
 from preceptor.scoring import racing
@@ -507,6 +511,56 @@ def test_an_interrupted_compile_ends_in_the_same_program_and_asks_nothing_twice(
     assert resumed.evidence.billed.calls >= len(model.answered) - before
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thorough(Tries):
+    """Scores a better candidate on all rows, again and again, until the budget ends."""
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        for number in range(100):
+            task.score([task.seed.with_instruction("predict", f"{RIGHT} {number}")], task.order)
+        raise AssertionError("the budget has not ended")
+
+
+@pytest.mark.parametrize("budget", [Budget(calls=101), Budget(tokens=2000)], ids=["calls", "tokens"])
+@pytest.mark.parametrize(
+    "stops", [(), (20, 30), (75, 90)], ids=["whole", "stopped in the search", "stopped at its end"]
+)
+def test_all_processes_of_a_run_together_pay_no_more_than_the_budget(
+    tmp_path: Path, budget: Budget, stops: tuple[int, ...]
+) -> None:
+    waits, lock = random.Random(0), threading.Lock()
+    paid: list[str] = []
+
+    def moody(request: Request) -> str:
+        with lock:
+            wait = waits.choice([0.0, 0.0, 0.004])
+        time.sleep(wait)  # so that rows end in another order each time
+        with lock:
+            if len(paid) + 1 in left:
+                left.remove(len(paid) + 1)
+                raise KeyboardInterrupt
+            paid.append(f"{system(request)} {prompt(request)}")
+        return answer(request)
+
+    left, programs = list(stops), list[dict[str, bytes]]()
+    for _ in range(6 + len(stops)):
+        method = Thorough(metric="accuracy", lm=simulated(moody), run_dir=tmp_path / "run", budget=budget, threads=8)
+        with suppress(KeyboardInterrupt):
+            compiled_by(method, trainset=rows(TRAIN))
+            programs.append(artifact(tmp_path / "run"))
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    calls, tokens, _ = ledger.paid
+    ledger.close()
+
+    assert calls == len(paid) == len(set(paid))
+    assert calls <= (budget.calls or calls)
+    assert tokens <= (budget.tokens or tokens)
+    assert left == []
+    assert len(programs) == 6
+    if budget.calls:  # of tokens, a call reserves more than one that is replayed, so a resumed search gets further
+        assert all(program == programs[0] for program in programs)
+
+
 def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_path: Path) -> None:
     is_up = threading.Event()
 
@@ -516,7 +570,8 @@ def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_pat
         return answer(request)
 
     with pytest.raises(
-        LMFailed, match=r"3 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*preceptor resume .*run$"
+        LMFailed,
+        match=r"3 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*compile again, with run_dir='.*run'$",
     ):
         compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT))
     is_up.set()

@@ -101,18 +101,31 @@ class Account:
     like fresh ones, so that a resumed run takes the same path; `billed` is what was paid now. `lost` is
     what failed attempts may have cost: it counts against tokens and dollars, but is no answer and so no call.
 
+    What all processes of a run pay together doesn't pass the budget either: threads may ask for other rows
+    before the budget ends than they did in an earlier process, whose answers are then paid for and not replayed.
+
     Args:
         budget: The bounds.
         lost: By earlier processes of the same run.
         clock: Seconds, for tests.
+        paid: For answers, by earlier processes of the same run.
     """
 
-    def __init__(self, budget: Budget, lost: Cost | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        lost: Cost | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        paid: Cost | None = None,
+    ) -> None:
         self.budget = budget
         self.spent = Cost()
         self.billed = Cost()
         self.lost = lost or Cost()
+        self._paid = paid or Cost()
         self._reserved = Cost()
+        self._paying = Cost()
         self._held = 0
         self._clock = clock
         self._start = clock()
@@ -161,21 +174,27 @@ class Account:
         with self._lock:
             self._held = calls
 
-    def reserve(self, most: Cost) -> None:
+    def reserve(self, most: Cost, *, billed: bool = True) -> None:
         """Set aside the most the next calls can cost; wait for calls under way if what they give back may do.
 
         A call takes fewer tokens than it might, so many at once reserve far more than they spend.
+
+        Args:
+            most: What they can cost.
+            billed: False if their answers are paid for already.
 
         Raises:
             BudgetExhausted: If that might pass the budget; nothing is set aside then.
         """
         with self._lock:
-            while self._reserved.calls and self._passed(most, self._reserved) and not self._passed(most, Cost()):
+            while self._reserved.calls and self._refusal(most, billed) and not self._refusal(most, billed, alone=True):
                 self._given_back.wait(self.seconds_left)
-            passed = self._passed(most, self._reserved)
-            if passed:
-                raise BudgetExhausted(f"{passed} Resume with a larger budget.")
+            refusal = self._refusal(most, billed)
+            if refusal:
+                raise BudgetExhausted(f"{refusal} Resume with a larger budget.")
             self._reserved += most
+            if billed:
+                self._paying += most
 
     def settle(self, most: Cost, actual: Cost, *, billed: bool) -> None:
         """Turn a reservation into what the calls really cost."""
@@ -183,6 +202,7 @@ class Account:
             self._reserved -= most
             self.spent += actual
             if billed:
+                self._paying -= most
                 self.billed += actual
             self._given_back.notify_all()
 
@@ -192,13 +212,14 @@ class Account:
         Raises:
             BudgetExhausted: If that might pass the budget.
         """
-        self.reserve(cost)
+        self.reserve(cost, billed=False)
         self.settle(cost, cost, billed=False)
 
     def lose(self, most: Cost, cost: Cost) -> None:
         """Give a reservation back after a failed attempt that may have cost something."""
         with self._lock:
             self._reserved -= most
+            self._paying -= most
             self.lost += cost
             self._given_back.notify_all()
 
@@ -206,21 +227,36 @@ class Account:
         """Return what the calls held back will take, if they take a tenth more than those so far."""
         return _SPARE * self._held * spent / self.spent.calls if self.spent.calls else 0.0
 
-    def _passed(self, most: Cost, reserved: Cost) -> str:
-        """Return which bound the next calls could pass, "" if none, with so much reserved for calls under way.
+    def _refusal(self, most: Cost, billed: bool, *, alone: bool = False) -> str:
+        """Return which bound the next calls could pass, "" if none; `alone`: once all others have given back the rest.
 
         A call under way counts as a call whatever it gives back.
         """
-        budget, after = self.budget, self.spent + self.lost + reserved + most
+        known = [("", self.spent, self._reserved)]
+        if billed:
+            known.append((" paid by all processes of this run", self._paid + self.billed, self._paying))
+        for whose, taken, reserved in known:
+            after = taken + self.lost + most + (Cost() if alone else reserved)
+            passed = self._passed(whose, (taken + reserved + most).calls, after)
+            if passed:
+                return passed
+        return ""
+
+    def _passed(self, whose: str, calls: int, after: Cost) -> str:
+        """Return which bound so much would pass, "" if none."""
+        budget = self.budget
         bounds = [
-            ("calls", self.spent.calls + self._reserved.calls + most.calls + self._held, budget.calls),
+            ("calls", calls + self._held, budget.calls),
             ("tokens", after.tokens + self._held_back(self.spent.tokens), budget.tokens),
             ("dollars", after.dollars + self._held_back(self.spent.dollars), budget.dollars),
             ("seconds", self.seconds, budget.seconds),
         ]
         for what, taken, bound in bounds:
             if bound is not None and taken > bound:
-                return f"The next call could take {what} to {taken:g}, past the budget of {bound:g}; nothing was sent."
+                return (
+                    f"The next call could take {what}{whose} to {taken:g}, past the budget of {bound:g}; "
+                    "nothing was sent."
+                )
         return ""
 
 

@@ -56,7 +56,8 @@ class Cohort(Generic[Q, A]):
             _SEAT.reset(token)
             with self._turn:
                 self._live.discard(row)
-                self._turn.notify_all()
+                if self._is_ready():
+                    self._turn.notify()
 
     def ask(self, row: int, question: Q) -> A:
         """Wait for the others, then return the answer."""
@@ -64,7 +65,6 @@ class Cohort(Generic[Q, A]):
             order = sum(ticket.row == row for ticket in self._waiting)
             ticket = _Ticket[Q, A](row, order, question)
             self._waiting.append(ticket)
-            self._turn.notify_all()
             while not ticket.answered:
                 if self._is_ready():
                     self._lead()
@@ -75,7 +75,9 @@ class Cohort(Generic[Q, A]):
         return ticket.answer  # type: ignore[return-value]  # answered, and not an exception
 
     def _is_ready(self) -> bool:
-        return bool(self._waiting) and not self._asking and {ticket.row for ticket in self._waiting} >= self._live
+        if self._asking or not self._waiting or len(self._waiting) < len(self._live):
+            return False
+        return {ticket.row for ticket in self._waiting} >= self._live
 
     def _lead(self) -> None:
         """Ask for everyone; the lock is let go meanwhile so that finished rows can leave."""

@@ -44,13 +44,15 @@ def in_order(lm: dspy.LM, items: Iterable[T], does: Callable[[T], R], threads: i
         yield from _in_threads(items, does, threads, _AHEAD * threads, lambda: give_up(lm))
         return
 
-    def together(wave: list[T]) -> list[R]:
-        return _in_cohort(wave, does)
-
     places = int(getattr(batching_engine(lm), "places", 1))
-    with closing(_in_threads(_waves(items), together, places, 2 * places, lambda: None)) as waves:
-        for done in waves:
-            yield from done
+    with ThreadPoolExecutor(places * COHORT) as pool:  # a thread for every row under way
+
+        def together(wave: list[T]) -> list[R]:
+            return _in_cohort(pool, wave, does)
+
+        with closing(_in_threads(_waves(items), together, places, 2 * places, lambda: None)) as waves:
+            for done in waves:
+                yield from done
 
 
 def _in_threads(
@@ -78,7 +80,7 @@ def _windowed(futures: Iterator[Future[R]], most: int) -> Iterator[R]:
         yield flying.popleft().result()
 
 
-def _in_cohort(wave: list[T], does: Callable[[T], R]) -> list[R]:
+def _in_cohort(pool: ThreadPoolExecutor, wave: list[T], does: Callable[[T], R]) -> list[R]:
     """Return what `does` makes of a wave, or raise the first error once all are done."""
     cohort: Cohort[Any, Any] = Cohort(len(wave), ask_cohort)
 
@@ -86,9 +88,8 @@ def _in_cohort(wave: list[T], does: Callable[[T], R]) -> list[R]:
         with cohort.seat(row):
             return does(item)
 
-    with ThreadPoolExecutor(len(wave)) as pool:
-        futures = [_submit(pool, seated, row, item) for row, item in enumerate(wave)]
-        wait(futures)
+    futures = [_submit(pool, seated, row, item) for row, item in enumerate(wave)]
+    wait(futures)
     return [future.result() for future in futures]
 
 

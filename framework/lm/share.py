@@ -39,17 +39,17 @@ class Share(Account):
         """Keep `calls` back in the whole, if it keeps back fewer."""
         self._whole.hold_more(calls)
 
-    def reserve(self, most: Cost) -> None:
+    def reserve(self, most: Cost, *, billed: bool = True) -> None:
         """Set aside the most the next calls can cost, here and in the whole.
 
         Raises:
             BudgetExhausted: If that might pass either bound; nothing is set aside then.
         """
-        super().reserve(most)
+        super().reserve(most, billed=billed)
         try:
-            self._whole.reserve(most)
+            self._whole.reserve(most, billed=billed)
         except BudgetExhausted:
-            super().settle(most, Cost(), billed=False)
+            super().settle(most, Cost(), billed=billed)
             raise
 
     def settle(self, most: Cost, actual: Cost, *, billed: bool) -> None:

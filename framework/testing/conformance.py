@@ -361,7 +361,9 @@ class Conformance:
                 raise ConnectionError("no route")
 
         broken = self.models(on_call=go_down)
-        with pytest.raises(LMFailed, match=r"(?s)failed.*no route.*Spent so far: \d+ calls.*preceptor resume "):
+        with pytest.raises(
+            LMFailed, match=r"(?s)failed.*no route.*Spent so far: \d+ calls.*go on with: compile again, with run_dir="
+        ):
             self.compiled(broken, tmp_path / "broken")
         assert not (tmp_path / "broken" / "program").exists()
 

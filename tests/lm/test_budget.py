@@ -186,7 +186,7 @@ def test_an_unbounded_account_counts_and_never_refuses() -> None:
 def test_a_replayed_answer_is_spent_and_not_billed() -> None:
     account = Account(Budget(calls=2))
     for billed in (True, False):
-        account.reserve(Cost(1, 5, 0.5))
+        account.reserve(Cost(1, 5, 0.5), billed=billed)
         account.settle(Cost(1, 5, 0.5), Cost(1, 5, 0.5), billed=billed)
     assert account.spent == Cost(2, 10, 1.0)
     assert account.billed == Cost(1, 5, 0.5)
@@ -279,3 +279,34 @@ def test_a_purse_counts_what_earlier_processes_paid_and_no_replayed_answer() -> 
     purse.reserve(Cost(1, 40))
     purse.settle(Cost(1, 40), Cost(1, 10), billed=True)
     assert (purse.spent, purse.billed) == (Cost(3, 50), Cost(1, 10))
+
+
+def test_what_all_processes_of_a_run_pay_together_stays_in_the_budget_and_what_is_held_back_can_be_paid() -> None:
+    account = Account(Budget(calls=10), paid=Cost(6))
+    account.hold(2)
+    for _ in range(2):
+        account.reserve(Cost(1))
+        account.settle(Cost(1), Cost(1), billed=True)
+    refusal = "could take calls paid by all processes of this run to 11, past the budget of 10; nothing was sent"
+    with pytest.raises(BudgetExhausted, match=refusal):
+        account.reserve(Cost(1))
+    for _ in range(5):
+        account.replay(Cost(1))  # paid for already
+    assert (account.spent, account.billed, account.calls_left) == (Cost(7), Cost(2), 1)
+    account.hold(0)
+    account.reserve(Cost(2))
+    with pytest.raises(BudgetExhausted, match="calls paid by all"):
+        account.reserve(Cost(1))
+    account.lose(Cost(2), Cost(2))  # failed attempts are no answers
+    account.reserve(Cost(2))
+
+
+def test_tokens_and_dollars_of_earlier_processes_are_paid_for_too() -> None:
+    account = Account(Budget(tokens=100, dollars=1.0), Cost(1, 10, 0.125), paid=Cost(3, 60, 0.5))
+    with pytest.raises(BudgetExhausted, match="tokens paid by all processes of this run to 101"):
+        account.reserve(Cost(1, 31, 0.25))
+    with pytest.raises(BudgetExhausted, match=r"dollars paid by all processes of this run to 1\.125"):
+        account.reserve(Cost(1, 30, 0.5))
+    account.reserve(Cost(1, 30, 0.375))
+    account.settle(Cost(1, 30, 0.375), Cost(1, 10, 0.125), billed=True)
+    account.reserve(Cost(1, 20, 0.25))

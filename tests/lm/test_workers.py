@@ -43,7 +43,7 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """Start Ray, once for all tests here; a worker dies at its next request when there is a file `dies`."""
+    """Start Ray, once for all tests here; a worker dies at a request that ends with what the file `dies` says."""
     folder = tmp_path_factory.mktemp("pool")
     yield Pool(RayLM(noted(folder / "log", folder / "dies"), 2), folder / "log", folder / "dies")
     ray.shutdown()
@@ -55,7 +55,7 @@ def noted(log: Path, dies: Path) -> Callable[[], dspy.LM]:
     def make() -> dspy.LM:
         def answer(request: dspy.lm15.Request) -> str:
             text = prompt(request)
-            if dies.exists():
+            if dies.exists() and text.endswith(dies.read_text()):
                 dies.unlink()
                 os._exit(1)
             with log.open("a") as file:
@@ -148,6 +148,16 @@ def test_a_worker_that_dies_is_started_again_and_asked_again(pool: Pool) -> None
     pool.dies.touch()
     assert pool.lm("fourth prize")[0] == "spam"
     assert len(pool.said("made")) == before + 1
+
+
+def test_a_worker_that_dies_amid_many_rows_loses_none_and_mixes_up_none(tmp_path: Path, pool: Pool) -> None:
+    source = table(tmp_path / "in.csv", 130, "fifth")
+    pool.dies.write_text(" 45")  # after five times eight answers have been sent
+    result = batch(source, tmp_path / "out.csv", pool.lm).run()
+    assert not pool.dies.exists()
+    assert (result["answered"], result["failed"], result["billed_calls"]) == (129, 1, 129)
+    told = labels(tmp_path / "out.csv")
+    assert [label for _, label in told] == ["spam" if "prize" in text else "mail" for text, _ in told]
 
 
 @pytest.mark.usefixtures("pool")

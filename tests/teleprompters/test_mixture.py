@@ -351,7 +351,7 @@ def test_a_model_that_goes_down_in_a_region_ends_the_compile_which_resumes_to_th
             raise ConnectionError("no route")
         return answer(request)
 
-    with pytest.raises(LMFailed, match=r"(?s)no route.*preceptor resume "):
+    with pytest.raises(LMFailed, match=r"(?s)no route.*compile again, with run_dir="):
         compiled_by(mixture(tmp_path / "broken", lm=simulated(failing, name="task")))
     compiled_by(mixture(tmp_path / "broken"))
 

@@ -269,7 +269,7 @@ def test_too_many_failures_end_the_search(method: Method, tmp_path: Path, thread
             raise ConnectionError("no route")
         return toy.answer(request)
 
-    with pytest.raises(LMFailed, match=r"(?s)\d of \d+ rows failed .*no route.*preceptor resume"):
+    with pytest.raises(LMFailed, match=r"(?s)\d of \d+ rows failed .*no route.*compile again, with run_dir="):
         compiled_by(method, models(toy.right, broken), tmp_path, threads=threads)
 
 
