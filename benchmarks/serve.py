@@ -171,8 +171,10 @@ def _server(name: str, latency: float) -> Generator[Running]:
 def _loaded(url: str, clients: int, requests: int) -> Load:
     """Return what clients in a process of their own met."""
     command = [sys.executable, "-m", "preceptor.benchmarks.serve_clients", url, str(clients), str(requests)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found = json.loads(done.stdout)
+    with tempfile.TemporaryFile("w+", encoding="ascii") as told:
+        subprocess.run(command, check=True, stdout=told)
+        told.seek(0)
+        found = json.load(told)
     return Load(found["seconds"], found["latencies"])
 
 

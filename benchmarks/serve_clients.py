@@ -80,4 +80,4 @@ async def asked(url: str, clients: int, requests: int) -> tuple[float, list[floa
 
 if __name__ == "__main__":
     seconds, latencies = uvloop.run(asked(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
-    sys.stdout.write(json.dumps({"seconds": seconds, "latencies": latencies}))
+    sys.stdout.write(json.dumps({"seconds": seconds, "latencies": [round(each, 6) for each in latencies]}))

@@ -9,13 +9,15 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 
 from preceptor.errors import ConfigError
 from preceptor.serving.door import Door
+from preceptor.serving.heads import Bounded
 from preceptor.serving.service import Service
 from preceptor.serving.watch import LOGGER, Lines
 
@@ -39,6 +41,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http=cast("Any", partial(Bounded, seconds=service.limits.seconds)),
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(service.limits.drain_seconds),
