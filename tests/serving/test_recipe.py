@@ -56,7 +56,8 @@ def fleet(process: Any, tmp_path: Path, eventually: Any) -> Generator[tuple[str,
         (temporary / "nginx.conf").write_text(text.replace("http {", f"http {{ {places}", 1), encoding="utf-8")
         command = [cast("str", NGINX), "-p", str(temporary), "-e", "stderr", "-c", "nginx.conf"]
         nginx = subprocess.Popen([*command, "-g", f"daemon off; pid {temporary}/pid;"])
-        opened.callback(lambda: (nginx.terminate(), nginx.wait(60)))
+        opened.callback(nginx.wait, 60)
+        opened.callback(nginx.terminate)
         url = f"http://127.0.0.1:{port}"
         eventually(lambda: nginx.poll() is None and _answers(url))
         yield url, servers
