@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dspy
 import pytest
@@ -105,10 +105,11 @@ class Heard(BaseCallback):
 
 def test_a_loaded_program_is_called_awaited_batched_streamed_and_traced(tmp_path: Path) -> None:
     put(Generate("text -> summary", "Sum it up."), tmp_path / "saved")
-    loaded, heard = load(tmp_path / "saved"), Heard()
+    heard, streamify = Heard(), cast("Any", dspy.streamify)
+    loaded: Any = load(tmp_path / "saved")
 
     async def streamed() -> list[Any]:
-        return [each async for each in dspy.streamify(loaded)(text="a")]
+        return [each async for each in streamify(loaded)(text="a")]
 
     with ChatServer(lambda body: "One two three.") as model, dspy.context(lm=model.lm(), disable_history=True):
         with dspy.context(callbacks=[heard]):
