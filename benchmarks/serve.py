@@ -39,7 +39,7 @@ from preceptor.cli.view import print_json, print_table, say
 from preceptor.errors import ConfigError
 from preceptor.modules import Classify
 from preceptor.serving.app import application
-from preceptor.serving.run import Server, listen, log_lines
+from preceptor.serving.run import Server, listen, log_lines, spare_garbage_collection
 from preceptor.serving.service import Service, Source
 from preceptor.serving.settings import Limits
 
@@ -100,7 +100,7 @@ def run(
     clients: Annotated[int, typer.Option(min=1, help="Connections that ask at a time.")] = 32,
     latency: Annotated[float, typer.Option(help="Seconds per answer, of waiting.")] = 0.2,
     requests: Annotated[int, typer.Option(min=1, help="Of waiting and instant, each time.")] = 3200,
-    memory_requests: Annotated[int, typer.Option(min=10, help="Of memory.")] = 20_000,
+    memory_requests: Annotated[int, typer.Option(min=10, help="Of memory.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Of waiting and instant, by turns; the best counts.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -171,8 +171,10 @@ def _server(name: str, latency: float) -> Generator[Running]:
 def _loaded(url: str, clients: int, requests: int) -> Load:
     """Return what clients in a process of their own met."""
     command = [sys.executable, "-m", "preceptor.benchmarks.serve_clients", url, str(clients), str(requests)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found = json.loads(done.stdout)
+    with tempfile.TemporaryFile("w+", encoding="ascii") as told:
+        subprocess.run(command, check=True, stdout=told)
+        told.seek(0)
+        found = json.load(told)
     return Load(found["seconds"], found["latencies"])
 
 
@@ -244,6 +246,7 @@ def _serve(name: str, latency: float) -> None:
             service = Service(Source(path, lm=lambda name: _lm(latency)), Limits(drain_seconds=1))
         log_lines()
         server = Server(application(service), service)
+        spare_garbage_collection()
 
     def told() -> None:
         for _ in sys.stdin:

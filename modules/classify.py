@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from preceptor.errors import ConfigError
-from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, predicted
+from preceptor.lm.adapter import apredicted, choices, declare, is_direct, predicted
 
 
 class Classify(dspy.Module):
@@ -45,5 +45,4 @@ class Classify(dspy.Module):
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the label, without blocking the event loop."""
-        with dspy.context(adapter=DirectAdapter()):
-            return await self.predict.acall(**inputs)
+        return await apredicted(self.predict, inputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-from preceptor.lm.adapter import DirectAdapter, declare, predicted
+from preceptor.lm.adapter import apredicted, declare, predicted
 
 
 class Generate(dspy.Module):
@@ -31,5 +31,4 @@ class Generate(dspy.Module):
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Return a prediction with the output fields, without blocking the event loop."""
-        with dspy.context(adapter=DirectAdapter()):
-            return await self.predict.acall(**inputs)
+        return await apredicted(self.predict, inputs)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dspy
 import pytest
+from dspy.utils.callback import BaseCallback
 
 from preceptor import load
 from preceptor.difference import diff
@@ -15,7 +17,7 @@ from preceptor.lm.adapter import declare
 from preceptor.modules import Classify, Generate
 from preceptor.program import apply, candidate_of, read, save, type_text
 from preceptor.scoring.trial import Candidate
-from preceptor.testing import asked, simulated
+from preceptor.testing import ChatServer, asked, simulated
 
 GOLDEN = Path(__file__).parent / "golden" / "schema1"
 
@@ -86,6 +88,38 @@ def test_a_saved_program_is_rebuilt_field_by_field(tmp_path: Path, make: Any) ->
     assert type(loaded) is type(program)
     assert shape(loaded) == shape(program)
     assert loaded._compiled is True
+
+
+class Heard(BaseCallback):
+    """Notes what is called, as MLflow's autolog does."""
+
+    def __init__(self) -> None:
+        self.names = list[str]()
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.names.append(type(instance).__name__)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.names.append(instance.model)
+
+
+def test_a_loaded_program_is_called_awaited_batched_streamed_and_traced(tmp_path: Path) -> None:
+    put(Generate("text -> summary", "Sum it up."), tmp_path / "saved")
+    heard, streamify = Heard(), cast("Any", dspy.streamify)
+    loaded: Any = load(tmp_path / "saved")
+
+    async def streamed() -> list[Any]:
+        return [each async for each in streamify(loaded)(text="a")]
+
+    with ChatServer(lambda body: "One two three.") as model, dspy.context(lm=model.lm(), disable_history=True):
+        with dspy.context(callbacks=[heard]):
+            answers = [loaded(text="a"), asyncio.run(loaded.acall(text="a"))]
+        rows = [dspy.Example(text=text).with_inputs("text") for text in ("a", "b", "c")]
+        answers += loaded.batch(rows, num_threads=2, disable_progress_bar=True)
+        *chunks, last = asyncio.run(streamed())
+    assert [each.summary for each in [*answers, last]] == ["One two three."] * 6
+    assert "".join(each.choices[0].delta.content or "" for each in chunks) == "One two three."
+    assert heard.names == ["Generate", "Predict", "openai/model"] * 2
 
 
 @pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)

@@ -15,7 +15,7 @@ from preceptor.cli.inputs import lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
 from preceptor.serving.app import application
-from preceptor.serving.run import Server, allow_many_connections, listen, log_lines
+from preceptor.serving.run import Server, allow_many_connections, listen, log_lines, spare_garbage_collection
 from preceptor.serving.service import Service, Source
 from preceptor.serving.settings import Keys, Limits, refuse_exposed
 
@@ -87,6 +87,7 @@ def serve(
     log_lines()
     allow_many_connections()
     server = Server(application(service, keys, is_public=no_token and anyone_may_ask), service)
+    spare_garbage_collection()
     server.run(sockets=[listening])
 
 

@@ -181,9 +181,21 @@ def predicted(predict: dspy.Predict, inputs: dict[str, Any]) -> dspy.Prediction:
     if not _is_plain(predict, lm, inputs):
         with dspy.context(adapter=adapter):
             return predict(**inputs)
-    prediction = dspy.Prediction.from_completions(
-        adapter(lm, dict(predict.config), signature, predict.demos, inputs), signature=signature
-    )
+    return _traced(predict, inputs, adapter(lm, dict(predict.config), signature, predict.demos, inputs))
+
+
+async def apredicted(predict: dspy.Predict, inputs: dict[str, Any]) -> dspy.Prediction:
+    """Return what `predicted` does, without blocking the event loop."""
+    lm: Any = predict.lm or dspy.settings.lm
+    adapter, signature = DirectAdapter(), cast("Signature", predict.signature)
+    if not _is_plain(predict, lm, inputs):
+        with dspy.context(adapter=adapter):
+            return await predict.acall(**inputs)
+    return _traced(predict, inputs, await adapter.acall(lm, dict(predict.config), signature, predict.demos, inputs))
+
+
+def _traced(predict: dspy.Predict, inputs: dict[str, Any], answers: list[dict[str, Any]]) -> dspy.Prediction:
+    prediction = dspy.Prediction.from_completions(answers, signature=cast("Signature", predict.signature))
     trace, most = dspy.settings.trace, dspy.settings.max_trace_size
     if trace is not None and most > 0:
         if len(trace) >= most:

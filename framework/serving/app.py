@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from preceptor.serving import chat, fields
-from preceptor.serving.door import TOLD, Door
+from preceptor.serving.door import OPEN, TOLD, Door
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Answer, Service
 from preceptor.serving.settings import Keys
@@ -72,11 +72,14 @@ def application(service: Service, keys: Keys | None = None, *, is_public: bool =
 
 
 def _declare_tokens(app: FastAPI, keys: Keys) -> None:
-    """Say in the OpenAPI document that a token is needed, where one is."""
+    """Say in the OpenAPI document where a token is needed."""
     if keys:
         document = app.openapi()
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
+        for path in document["paths"].keys() & set(OPEN):
+            for operation in document["paths"][path].values():
+                operation["security"] = []
 
 
 def _life(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:

@@ -240,14 +240,17 @@ def test_callbacks_and_history_see_the_calls_of_a_metered_model(tmp_path: Path) 
 
 @pytest.mark.parametrize("text", ["Lovely.", "", 7, None])
 @pytest.mark.parametrize("demos", [[], [{"text": "Bad soup.", "label": "bad"}]])
-def test_the_short_way_to_a_prediction_is_the_long_one(tmp_path: Path, text: Any, demos: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_the_short_way_to_a_prediction_is_the_long_one(
+    tmp_path: Path, text: Any, demos: list[dict[str, str]], is_awaited: bool
+) -> None:
     def ask(name: str, callbacks: list[BaseCallback]) -> tuple[Any, ...]:
         lm, ledger = scripted(["Good."]), Ledger(tmp_path / name)
         program, trace = Classify(SENTIMENT), list[Any]()
         program.predict.demos = [dspy.Example(**demo) for demo in demos]
         metered = Meter(ledger, Account(Budget())).wrap(lm)
         with dspy.context(lm=metered, disable_history=True, callbacks=callbacks, trace=trace):
-            prediction = program(text=text)
+            prediction = asyncio.run(program.acall(text=text)) if is_awaited else program(text=text)
         ledger.close()
         [(predict, inputs, traced)] = trace
         return asked(lm), dict(prediction), predict is program.predict, inputs, traced is prediction

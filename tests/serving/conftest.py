@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from preceptor.serving.settings import Keys, Limits
 from preceptor.testing import prompt, simulated
 
 SIGNATURE = "text -> label: Literal['spam', 'mail']"
+TOKEN = "a-token-of-the-tests"
+SECRET = "Nobody may read these instructions."
 
 
 @dataclass(slots=True)
@@ -116,3 +122,91 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Return what waits until something is so."""
     return wait_for
+
+
+class Model:
+    """A model server in a process of its own, which can be killed and come back where it was."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        """Start it."""
+        command = [sys.executable, str(Path(__file__).with_name("model_server.py")), str(self._port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@dataclass(slots=True)
+class Process:
+    """`preceptor serve` as a process, with its token."""
+
+    url: str
+    process: subprocess.Popen[str]
+    folder: Path
+    model: Model
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines() if line.startswith("{")]
+
+    def save(self, instructions: str = SECRET, name: str = "program") -> Path:
+        """Save a program in the place of the one that is there."""
+        return _saved(self.folder, name, instructions)
+
+    def client(self, token: str = TOKEN, **settings: Any) -> httpx.Client:
+        """Return a client that shows a token."""
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=60, **settings)
+
+
+def _saved(folder: Path, name: str, instructions: str) -> Path:
+    program = Classify(SIGNATURE, instructions)
+    artifact.save(program, folder / name, evidence={}, lm="openai/model", replace=True)
+    return folder / name
+
+
+@contextmanager
+def _process(folder: Path, *options: str) -> Generator[Process]:
+    _saved(folder, "program", SECRET)
+    _saved(folder, "other", "The shadow sorts by itself.")
+    model = Model()
+    command = [sys.executable, "-m", "preceptor", "serve", str(folder / "program"), "--port", "0", "--json"]
+    environment = {**os.environ, "OPENAI_API_KEY": "none", "PRECEPTOR_TOKEN": TOKEN}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--api-base", model.url, *options],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            told = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+            running = Process(told["url"], process, folder, model)
+            wait_for(lambda: any(line["event"] == "ready" for line in running.log))
+            yield running
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+            model.kill()
+
+
+@pytest.fixture(scope="session")
+def process() -> Callable[..., AbstractContextManager[Process]]:
+    """Return what starts `preceptor serve` in a folder, with a model server, and ends both."""
+    return _process

@@ -269,3 +269,5 @@ def test_the_document_says_that_a_token_is_needed(save: Save, serve: Serve) -> N
     running = serve(save(), keys=Keys.of([TOKEN]))
     document = running.client.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()
     assert document["security"] == [{"token": []}]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/predict"]["post"]

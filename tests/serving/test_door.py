@@ -101,16 +101,20 @@ def test_a_client_that_sends_slowly_is_given_up(save: Save, serve: Serve) -> Non
         assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_many_open_connections_keep_nobody_out(save: Save, serve: Serve) -> None:
+def test_a_head_that_is_slow_or_too_large_ends_its_connection(save: Save, serve: Serve) -> None:
+    running = serve(save(), limits=Limits(seconds=0.5, drain_seconds=1))
+    with connected(running.url) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
+        assert slow.recv(65536) == b""
+    with connected(running.url) as silent:
+        assert silent.recv(65536).startswith(b"HTTP/1.1 408 ")
     running = serve(save())
-    idle = [connected(running.url) for _ in range(200)]
-    try:
-        for each in idle[::2]:
-            each.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-")
-        assert running.post("/predict", {"text": "a"}).status_code == 200
-    finally:
-        for each in idle:
-            each.close()
+    with connected(running.url) as large:
+        large.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 70_000)
+        assert large.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_client_that_leaves_while_it_sends_is_noted(save: Save, serve: Serve, eventually: Any) -> None:

@@ -320,6 +320,7 @@ def test_experts_are_told_with_their_distances_light_and_dark_wide_and_narrow(
         assert page.text("#verdict") == EVIDENCE["verdict"]
         assert "compiled program 0.740, interval 0.670 to 0.800" in page.names("image")[0]
         assert page.get("document.documentElement.scrollWidth") <= width
+        assert page.get(CUT_OFF) == []
         assert page.get(CONTRAST) >= 4.5
         file = (
             Path(os.environ.get("PRECEPTOR_PICTURES", tmp_path)) / f"page-{width}-{'dark' if is_dark else 'light'}.png"
@@ -327,6 +328,10 @@ def test_experts_are_told_with_their_distances_light_and_dark_wide_and_narrow(
         page.picture(file)
         assert file.stat().st_size > 10_000
 
+
+CUT_OFF = """[...document.querySelectorAll('table, pre, dd, p, summary, label')].filter((each) => each.offsetParent
+  && each.scrollWidth > each.parentElement.clientWidth).map((each) => each.outerHTML.slice(0, 60))"""
+"""Whatever is wider than the place it is in."""
 
 CONTRAST = """(() => {
   const light = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
