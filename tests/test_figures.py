@@ -101,6 +101,55 @@ def test_the_share_of_the_ideal() -> None:
     assert f"ours reaches {first}, {second} and {third} % of the ideal with 32, 128 and 512" in README
 
 
+def test_what_is_served() -> None:
+    found = result("serve")
+    [waiting], [ours, recipe], memory = found["waiting"], found["instant"], found["memory"]
+    assert waiting["requests/s"] > 150
+    assert f"{waiting['requests/s']:.0f} requests a second of the ideal's 160, 99 in 100 within" in README
+    assert f"within {waiting['p99 ms']:.0f} ms" in README
+    rates = f"{ours['requests/s']:,.0f} a second, the plain FastAPI recipe {recipe['requests/s']:,.0f} in the same run"
+    assert rates in README
+    assert {f"{row['MB']:.0f}" for row in memory} == {"394"}
+    assert (memory[0]["requests"], memory[-1]["requests"]) == (10_000, 100_000)
+    assert "394 MB after 10,000 requests and after 100,000" in README
+
+
+def test_what_a_batch_takes() -> None:
+    found = result("batch")
+    first, last = found["linear"][0], found["linear"][-1]
+    rates = f"{first['rows_a_second']:,.0f} rows a second at 10,000 rows and {last['rows_a_second']:,.0f} at 100,000"
+    assert f"{rates}, {max(row['peak_megabytes'] for row in found['linear']):.0f} MB at most" in README
+    [killed] = found["kills"]
+    assert (killed["kills"], killed["answered"], killed["identical"]) == (20, 20_000, True)
+    [spread] = result("batch-ray")["ray"]
+    assert spread["identical"]
+    assert f"two workers makes {spread['ratio']:.2f} times the rate" in README
+
+
+def test_what_regions_take() -> None:
+    found = result("regions")
+    rows = {
+        row["contender"]: (f"{row['distance']:.3f}".lstrip("0"), f"{row['seconds']:.0f}") for row in found["clustering"]
+    }
+    ours, sampled, whole, other = (rows[name] for name in ("ours", "faiss", "faiss, all", "scikit-learn"))
+    assert f"{ours[0]} from their centroids on average (1 - cos), in {ours[1]} s" in README
+    assert f"own sample {sampled[0]} in {sampled[1]} s, on all rows {whole[0]} in {whole[1]} s" in README
+    assert f"MiniBatchKMeans {other[0]} in {other[1]} s" in README
+    routing = found["routing"]
+    assert f"{routing['embedding ms']:.1f} ms to embed and {routing['search ms']:.2f} ms to route" in README
+
+
+def test_what_samplers_gain_over_random_points() -> None:
+    rows = {row["sampler"]: row for row in result("samplers")["measured"] if row["function"] == "all three"}
+    ours, tpe = (
+        [f"{100 * rows[name][f'over random{end}']:.1f}" for end in ("", " low", " high")]
+        for name in ("coupled", "optuna TPESampler")
+    )
+    assert f"on {rows['coupled']['searches']} made-up searches" in README
+    assert f"{ours[0]} points better than random ones' best ({ours[1]} to {ours[2]})" in README
+    assert f"TPESampler {tpe[0]} ({tpe[1]} to {tpe[2]})" in README
+
+
 def page(name: str) -> str:
     return (ROOT / "seeds" / f"{name}.md").read_text(encoding="utf-8")
 
