@@ -165,11 +165,8 @@ def test_failed_rows_are_asked_again_on_request_only_and_take_their_place(tmp_pa
     assert batch(source, tmp_path / "out", lm).run()["failed"] == 3
     assert len(asked(lm)) == before
     result = batch(source, tmp_path / "out", lm).run(retry_failed=True)
-    assert [prompt(request) for request in asked(lm)[before:]] == [
-        "text: a prize 3",
-        "text: lunch 8",
-        "text: lunch 22",
-    ]
+    again = sorted(prompt(request) for request in asked(lm)[before:])  # threads may ask in any order
+    assert again == ["text: a prize 3", "text: lunch 22", "text: lunch 8"]
     assert (result["answered"], result["failed"], result["billed_calls"]) == (59, 1, 2)
     assert [row["text"] for row in read(tmp_path / "out")] == [text for n, text in enumerate(texts(60)) if n != 22]
     broken.clear()

@@ -120,7 +120,7 @@ def test_the_comparison_is_printed_for_people(here: Path, capsys: pytest.Capture
     assert run([*arguments(here, "Mail", "Prize"), "--changes", "1"]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
-    assert lines[0].split("  ")[-1] == "model"
+    assert lines[0].split()[-1] == "model"
     assert lines[1].startswith("first         0.625  0.470 to 0.758")
     assert lines[3:7] == [
         "",
