@@ -32,7 +32,7 @@ MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
 
 _PACK: Final = {"cpu": 384, "cuda": 2048}
-"""Tokens of one packed pass: beyond, attention grows faster than matrix products gain (bench engine)."""
+"""Tokens of one packed pass: beyond, attention grows faster than matrix products gain (bench engine, on processors)."""
 
 _DECODED_TOGETHER: Final = 32
 _EMBEDDED_TOGETHER: Final = 8192
