@@ -1,7 +1,7 @@
 """Methods against each other, in runs of `preceptor bench papers` of one group: equal model, equal budget of all calls.
 
-Runs of one task are averaged over seeds first: tasks, not runs, are what a claim generalizes over, so intervals and
-tests are over tasks.
+Runs are paired: methods are compared on the tasks and seeds that both have. Those of one task are averaged over seeds
+first: tasks, not runs, are what a claim generalizes over, so intervals and tests are over tasks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from scipy import stats
 from preceptor.scoring.statistics import CONFIDENCE
 
 Run = Mapping[str, Any]
-Means = dict[tuple[str, str], float]
-"""Task and method -> mean over seeds."""
+Scores = dict[tuple[str, str], dict[int, float]]
+"""Task and method -> seed -> score."""
 
 MIXTURE: Final = "+mixture"
 HUMAN: Final = "human"
@@ -49,13 +49,24 @@ def is_ours(method: str) -> bool:
     return method.removesuffix(MIXTURE) not in (*PEERS, HUMAN)
 
 
-def means(runs: Iterable[Run], score: str = "compiled") -> Means:
-    """Return each task's and method's mean over seeds; runs without that score are left out."""
-    found: dict[tuple[str, str], list[float]] = {}
+def scored(runs: Iterable[Run], score: str = "compiled") -> Scores:
+    """Return the scores by task, method and seed; runs without that score are left out."""
+    found: Scores = {}
     for run in runs:
         if score in run:
-            found.setdefault((run["task"], run["method"]), []).append(run[score])
-    return {key: fmean(values) for key, values in found.items()}
+            found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = run[score]
+    return found
+
+
+def together(runs: Iterable[Run], methods: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return task -> method -> mean over the seeds that all these methods have; tasks without any are left out."""
+    scores = scored(runs)
+    found: dict[str, dict[str, float]] = {}
+    for task in sorted({task for task, _ in scores}):
+        seeds = set[int].intersection(*(set(scores.get((task, method), ())) for method in methods))
+        if seeds:
+            found[task] = {method: fmean(scores[task, method][seed] for seed in seeds) for method in methods}
+    return found
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -81,7 +92,7 @@ def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     The p-value is exact, two-sided, and None where every task is a tie.
     """
-    scores = means(runs)
+    scores = scored(runs)
     lines: list[dict[str, Any]] = []
     for one, other in combinations(sorted({method for _, method in scores}), 2):
         gaps = gaps_of(scores, one, other)
@@ -107,13 +118,11 @@ def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         >>> ranks(runs)
         [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
     """
-    scores = means(runs)
-    methods = sorted({method for _, method in scores if method != HUMAN})
-    tasks = sorted({task for task, _ in scores})
-    whole = [task for task in tasks if all((task, method) in scores for method in methods)]
+    methods = sorted({run["method"] for run in runs} - {HUMAN})
+    whole = together(runs, methods) if methods else {}
     if not whole:
         return []
-    table = np.array([[-scores[task, method] for method in methods] for task in whole])
+    table = np.array([[-scores[method] for method in methods] for scores in whole.values()])
     mean = stats.rankdata(table, axis=1).mean(axis=0)
     order = np.argsort(mean, kind="stable")
     return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
@@ -124,10 +133,20 @@ def _signed_rank(gaps: Sequence[float]) -> float:
     return float(found.pvalue)
 
 
-def gaps_of(scores: Means, one: str, other: str) -> list[float]:
+def gaps_of(scores: Scores, one: str, other: str) -> list[float]:
     """Return how far one method is ahead of another, a task each."""
-    both = [task for task, method in scores if method == one and (task, other) in scores]
-    return [scores[task, one] - scores[task, other] for task in both]
+    return list(_gaps(scores, one, other).values())
+
+
+def _gaps(scores: Scores, one: str, other: str) -> dict[str, float]:
+    """Return task -> mean difference over the seeds that both have."""
+    gaps: dict[str, float] = {}
+    for task, method in scores:
+        theirs = scores.get((task, other), {})
+        pairs = [(ours, theirs[seed]) for seed, ours in scores[task, method].items() if seed in theirs]
+        if method == one and pairs:
+            gaps[task] = fmean(ours - other for ours, other in pairs)
+    return gaps
 
 
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -143,20 +162,16 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def f1_over(runs: Sequence[Run], others: Sequence[str]) -> list[float]:
     """Return ConstitutionalExperts' F1 minus the mean of the others', a task each."""
-    scores = means(runs, "compiled_f1")
-    ours = [task for task, method in scores if method == "constitutional_experts"]
-    theirs = {task: [scores[task, name] for name in others if (task, name) in scores] for task in ours}
-    return [scores[task, "constitutional_experts"] - fmean(each) for task, each in theirs.items() if each]
+    scores = scored(runs, "compiled_f1")
+    gaps = [_gaps(scores, "constitutional_experts", other) for other in others]
+    return mean_of_tasks({str(at): each for at, each in enumerate(gaps)})
 
 
 def mixed(runs: Sequence[Run], score: str) -> dict[str, dict[str, float]]:
     """Return what a mixture adds: method -> task -> difference."""
-    scores = means(runs, score)
-    gaps: dict[str, dict[str, float]] = {}
-    for task, method in sorted(scores):
-        if (task, method + MIXTURE) in scores:
-            gaps.setdefault(method, {})[task] = scores[task, method + MIXTURE] - scores[task, method]
-    return gaps
+    scores = scored(runs, score)
+    gaps = {method: _gaps(scores, method + MIXTURE, method) for _, method in sorted(scores)}
+    return {method: each for method, each in gaps.items() if each}
 
 
 def mean_of_tasks(gaps: Mapping[str, Mapping[str, float]]) -> list[float]:
@@ -171,22 +186,24 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
     biased by how many methods there were to choose from.
     """
-    scores = means(runs)
-    methods = sorted({method for _, method in scores})
+    methods = sorted({run["method"] for run in runs})
     sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]
-    tasks = sorted({task for task, _ in scores if all((task, one) in scores for side in sides for one in side)})
+    if not all(sides):
+        return []
+    scores = together(runs, [*sides[0], *sides[1]])
+    tasks = list(scores)
     lines: list[dict[str, Any]] = []
     for chosen_on, tested_on, which in ((tasks[::2], tasks[1::2], "other"), (tasks, tasks, "same")):
-        if all(sides) and chosen_on and tested_on:
+        if chosen_on and tested_on:
             ours, theirs = (_best_of(scores, side, chosen_on) for side in sides)
             says = f"{ours}, best of {len(sides[0])} of ours, against {theirs}, best of {len(sides[1])} peers"
-            gaps = [scores[task, ours] - scores[task, theirs] for task in tested_on]
+            gaps = [scores[task][ours] - scores[task][theirs] for task in tested_on]
             lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps))
     return lines
 
 
-def _best_of(scores: Means, methods: Sequence[str], tasks: Sequence[str]) -> str:
-    return max(methods, key=lambda method: fmean(scores[task, method] for task in tasks))
+def _best_of(scores: Mapping[str, Mapping[str, float]], methods: Sequence[str], tasks: Sequence[str]) -> str:
+    return max(methods, key=lambda method: fmean(scores[task][method] for task in tasks))
 
 
 def _line(says: str, score: str, gaps: Sequence[float]) -> dict[str, Any]:

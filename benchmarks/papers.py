@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import dspy
+import torch
 import typer
 
 from preceptor.benchmarks import anytime, tasks
@@ -200,6 +201,7 @@ class _Bench:
             "train_rows": len(parts.train),
             "confirm_rows": len(parts.val),
             "test_rows": len(parts.test),
+            "device": _device(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
         before = self._scored(student, parts.test)
@@ -277,6 +279,11 @@ class _Bench:
         outcomes = scorer.run([Job(program, row) for row in rows])
         ledger.close()
         return outcomes
+
+
+def _device() -> str:
+    """Return what a model in this process runs on: its results differ a little between kinds."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
 
 
 def _best_candidate(run: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import typer
 
 from preceptor.benchmarks.anytime import ratios, speeds
 from preceptor.benchmarks.claims import checked
-from preceptor.benchmarks.compared import HUMAN, comparisons, duels, gaps_of, interval, is_ours, means, ranks
+from preceptor.benchmarks.compared import HUMAN, comparisons, duels, gaps_of, interval, is_ours, ranks, scored
 from preceptor.benchmarks.tasks import find
 from preceptor.cli.view import out, print_json, print_table
 from preceptor.errors import DataError
@@ -110,10 +110,11 @@ def _told(place: Path, runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[st
 def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
 
-    A row a method, a column a task, means over seeds; the 24 induction tasks share one, of those that all of the
-    rows have. The last column is the mean gain over tasks, in points, with Student's interval over them.
+    A row a method with its runs, a column a task, means over seeds; the 24 induction tasks share one, of those that
+    all of the rows have. The last column is the mean gain over tasks, in points, with Student's interval over them, of
+    the seeds that each has.
     """
-    scores = means([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
+    scores = scored([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
     names = sorted(
         {method for _, method in scores} - {YOURS}, key=lambda name: (name == HUMAN, not is_ours(name), name)
     )
@@ -121,13 +122,13 @@ def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
     for task in sorted({task for task, _ in scores}, key=lambda task: (_column(task) == INDUCTION, task)):
         grouped.setdefault(_column(task), []).append(task)
     header = [f"{name} ({len(held)})" if name == INDUCTION else name for name, held in grouped.items()]
-    lines = [["method", *header, "gain in points"], ["---"] * (len(header) + 2)]
+    lines = [["method", "runs", *header, "gain in points"], ["---"] * (len(header) + 3)]
     for name in (YOURS, *names):
-        cells = [
-            _cell([scores[task, name] for task in held if (task, name) in scores], held) for held in grouped.values()
-        ]
+        of = {task: seeds for (task, method), seeds in scores.items() if method == name}
+        cells = [_cell([fmean(of[task].values()) for task in held if task in of], held) for held in grouped.values()]
+        count = "" if name == YOURS else str(sum(map(len, of.values())))
         gaps = [100 * gap for gap in gaps_of(scores, name, YOURS)]
-        lines.append([name if name == YOURS else f"`{name}`", *cells, "" if name == YOURS else _gain(gaps)])
+        lines.append([name if name == YOURS else f"`{name}`", count, *cells, "" if name == YOURS else _gain(gaps)])
     table = "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
     return f"{MARKS[0].format(group)}\n{table}\n{MARKS[1]}"
 

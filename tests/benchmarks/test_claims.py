@@ -83,3 +83,12 @@ def test_what_is_said_of_every_task_needs_them_all_and_is_refuted_by_one(gaps: l
     [claim] = [claim for claim in CLAIMS if claim.says.startswith("at a person's level")]
     assert isinstance(claim, Claim)
     assert verdict(claim, gaps)[0] == said
+
+
+@pytest.mark.parametrize(
+    ("says", "said"), [("a mixture improves all methods", "not reproduced"), ("at a person's level", "undecided")]
+)
+def test_no_difference_is_no_improvement_but_is_as_good(says: str, said: str) -> None:
+    [claim] = [claim for claim in CLAIMS if claim.says.startswith(says)]
+    assert isinstance(claim, Claim)
+    assert verdict(claim, [0.1, 0.1, 0.0])[0] == said

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import comparisons, duels, is_ours, means, measured, ranks
+from preceptor.benchmarks.compared import comparisons, duels, is_ours, measured, mixed, ranks, scored, together
 
 
 def runs(*scores: tuple[str, str, float], **more: float) -> list[dict[str, Any]]:
@@ -17,9 +17,21 @@ def runs(*scores: tuple[str, str, float], **more: float) -> list[dict[str, Any]]
     ]
 
 
-def test_seeds_of_a_task_are_averaged_first() -> None:
-    found = means(runs(("subj", "ape", 0.5), ("subj", "ape", 0.7), ("trec", "ape", 0.9)))
-    assert found == {("subj", "ape"): pytest.approx(0.6), ("trec", "ape"): 0.9}
+def test_scores_are_kept_by_task_method_and_seed() -> None:
+    found = scored([*runs(("subj", "ape", 0.5), ("trec", "ape", 0.9)), *runs(("subj", "ape", 0.7), seed=1)])
+    assert found == {("subj", "ape"): {0: 0.5, 1: 0.7}, ("trec", "ape"): {0: 0.9}}
+
+
+def test_only_seeds_that_all_methods_have_are_compared() -> None:
+    both = [*runs(("a", "ape", 0.5), ("a", "gepa", 0.4), ("b", "gepa", 0.4)), *runs(("a", "ape", 0.9), seed=1)]
+    assert together(both, ["ape", "gepa"]) == {"a": {"ape": 0.5, "gepa": 0.4}}
+    assert [duel["gain"] for duel in duels(both)] == [pytest.approx(0.1)]
+    assert [line["rank"] for line in ranks(both)] == [1.0, 2.0]
+
+
+def test_a_mixture_with_fewer_seeds_is_compared_on_those() -> None:
+    found = [*runs(("a", "ape", 0.5), ("a", "ape+mixture", 0.5)), *runs(("a", "ape", 0.1), seed=1)]
+    assert mixed(found, "compiled") == {"ape": {"a": 0.0}}
 
 
 def test_a_pair_of_methods_meets_on_the_tasks_both_ran_on() -> None:

@@ -120,12 +120,12 @@ def test_the_readmes_table_has_a_row_a_method_and_a_column_a_task_with_the_induc
         row("antonyms", "gepa", 0.9),  # of one induction task only
     ]
     expected = """<!-- preceptor bench table --group model-600 --markdown -->
-| method | subj | trec | induction (2) | gain in points |
-| --- | --- | --- | --- | --- |
-| your instructions | 0.500 | 0.500 | 0.500 | |
-| `ape` | 0.600 | 0.700 | 0.750 | +20.0 (-14.4 to +54.4, 4 tasks) |
-| `gepa` | 0.400 | | | +15.0 (-302.7 to +332.7, 2 tasks) |
-| `human` | | | 0.900 | +40.0 (+40.0 to +40.0, 2 tasks) |
+| method | runs | subj | trec | induction (2) | gain in points |
+| --- | --- | --- | --- | --- | --- |
+| your instructions | | 0.500 | 0.500 | 0.500 | |
+| `ape` | 5 | 0.600 | 0.700 | 0.750 | +20.0 (-14.4 to +54.4, 4 tasks) |
+| `gepa` | 2 | 0.400 | | | +15.0 (-302.7 to +332.7, 2 tasks) |
+| `human` | 2 | | | 0.900 | +40.0 (+40.0 to +40.0, 2 tasks) |
 <!-- end of the table -->"""
     assert block("model-600", runs) == expected
 
