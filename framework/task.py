@@ -266,15 +266,15 @@ class Task:
             )
         return space
 
-    def propose_from(self, soft: Sequence[SoftTokens], prompt: str, sampling: Sampling) -> list[str]:
-        """Ask the proposer one prompt below each of the soft tokens; return the texts, "" where a call failed.
+    def propose_from(self, prompts: Sequence[tuple[SoftTokens, str]], sampling: Sampling) -> list[str]:
+        """Ask the proposer each prompt below its soft tokens; return the texts, "" where a call failed.
 
         A request's own seed is drawn from its soft tokens.
 
         Raises:
             LMFailed: If more than one request in twenty failed.
         """
-        calls = [Call(with_soft_tokens(self._proposal(prompt, sampling, tokens), tokens)) for tokens in soft]
+        calls = [Call(with_soft_tokens(self._proposal(prompt, sampling, soft), soft)) for soft, prompt in prompts]
         return [text or "" for text in self._texts(calls)]
 
     def _texts(self, calls: Sequence[Call]) -> list[str | None]:

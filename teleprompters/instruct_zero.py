@@ -2,7 +2,7 @@
 
 Paper:   Chen et al., "InstructZero: Efficient Instruction Optimization for Black-Box Large Language Models",
          2023. arXiv:2306.03082
-Notes:   seeds/instructzero.md
+Notes:   seeds/instructzero.md; the question below the soft tokens is APE's, the paper's in more words
 Departs: the best few and the seed are scored on all train rows before one is chosen, and the choice is confirmed on
          rows no search step has seen; the projection is fitted to the length of the model's own embeddings; the soft
          tokens stand before the demonstrations, inside the chat template; the search starts in the whole box it may
@@ -14,9 +14,9 @@ Departs: the best few and the seed are scored on all train rows before one is ch
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from string import Template
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
@@ -29,21 +29,13 @@ from preceptor.scoring.known import Known
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters.ape import clean, demonstrations
+from preceptor.teleprompters.ape import FORWARD, clean, demonstrations
 
 if TYPE_CHECKING:
     import optuna
     from optuna.samplers import BaseSampler
 
 logger = logging.getLogger(__name__)
-
-PROMPT: Final = Template("""\
-Here are some inputs, and the outputs that somebody wrote who followed one instruction:
-
-$demos
-
-What was the instruction? Write the instruction only.""")
-"""Ours, with the open question of the paper's."""
 
 INSTRUCTION: Final = "instruction"
 """User attribute of a trial in the search's study."""
@@ -66,6 +58,8 @@ class InstructZero(Teleprompter):
         dimensions: Of the box [-1, 1]^d that is searched (10 in the paper).
         soft_tokens: Embeddings a point is turned into (the best of 3, 5 and 10 in the paper, 5 in its code).
         exemplars: Demonstrations below them, the same for all points (5 in the paper, 10 in its code).
+        redraw: Show each point exemplars of its own, drawn by its coordinates, from the train rows that don't score
+            (ours; a small model hardly heeds soft tokens, seeds/instructzero.md).
         rows: Train rows an instruction is scored on, all of them where there are fewer (20 in the paper).
         start: Points drawn before the surrogate is asked, uniformly (25 in the published code).
         batch: Points per iteration (25 in the paper).
@@ -89,6 +83,7 @@ class InstructZero(Teleprompter):
     dimensions: int = 10
     soft_tokens: int = 5
     exemplars: int = 5
+    redraw: bool = False
     rows: int = 20
     start: int = 25
     batch: int = 25
@@ -125,7 +120,7 @@ class InstructZero(Teleprompter):
         space, names, known = task.embedding_space, list(task.signatures), Known(task.score_each, task.metric.aggregate)
         plan = self._plan(task, len(names), self._watching(len(task.order), len(names)), is_first=True)
         trials: Sequence[Trial] = known.score([task.seed], task.order[: self.rows])
-        pairs = demonstrations(task, task.order[-self.exemplars :])
+        pairs = demonstrations(task, self._shown(task.order))
         for at, name in enumerate(names):
             plan = self._plan(task, len(names) - at) if at else plan
             trials = self._improve(task, name, trials[0].candidate, pairs[name], space, plan, known)
@@ -139,7 +134,18 @@ class InstructZero(Teleprompter):
 
     def _watching(self, rows: int, predictors: int) -> int:
         """Return the calls of seeing what each predictor is given and answers on the exemplars."""
-        return min(self.exemplars, rows) * predictors if predictors > 1 else 0
+        return len(self._shown(range(rows))) * predictors if predictors > 1 else 0
+
+    def _shown(self, order: Sequence[int]) -> Sequence[int]:
+        """Return the train rows that exemplars are taken from: none that scores, if there are enough others."""
+        spare = order[self.rows :] if len(order) - self.rows > self.exemplars else order
+        return spare if self.redraw else order[-self.exemplars :]
+
+    def _prompt(self, pairs: Sequence[str], point: Sequence[float]) -> str:
+        """Return the question below a point's soft tokens."""
+        count = min(self.exemplars, len(pairs))
+        shown = random.Random(repr(list(point))).sample(pairs, count) if self.redraw else pairs
+        return FORWARD.substitute(demos="\n\n".join(shown))
 
     def _improve(
         self,
@@ -155,10 +161,10 @@ class InstructZero(Teleprompter):
         rows = task.order[: self.rows]
         projection = Projection.drawn(self.soft_tokens, self.dimensions, space, task.rng.getrandbits(32))
         box = _Box(task, name, seed, self._sampler(task.rng.getrandbits(32)), self.dimensions)
-        prompt = PROMPT.substitute(demos="\n\n".join(pairs[-self.exemplars :]))
         for size in plan.sizes(box.counts):
             points = box.ask(size)
-            texts = task.propose_from([projection.of(point) for point in points], prompt, self._sampling)
+            prompts = [(projection.of(point), self._prompt(pairs, point)) for point in points]
+            texts = task.propose_from(prompts, self._sampling)
             candidates = box.candidates([clean(text) for text in texts])
             box.tell(known.score([one for one in candidates if one is not None], rows))
         box.conclude()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.soft import EmbeddingSpace, soft_tokens
 from preceptor.study import FILE
 from preceptor.teleprompters import InstructZero
+from preceptor.teleprompters.ape import FORWARD
 from preceptor.teleprompters.coupled import SCORES, CoupledSampler
 from preceptor.teleprompters.instruct_zero import Plan, Projection
 from preceptor.testing import ChatServer, asked, prompt, scripted, simulated, system, toy
@@ -119,7 +121,7 @@ def test_the_prompt_shows_the_exemplars_below_soft_tokens_of_the_models_length(t
     first, second = asked(proposer)
     assert prompt(first) == prompt(second)
     head, shown, tail = prompt(first).partition("Input: ")[0], prompt(first).count("\nOutput: "), prompt(first)[-60:]
-    assert head == ("Here are some inputs, and the outputs that somebody wrote who followed one instruction:\n\n")
+    assert head == FORWARD.template.partition("$demos")[0]
     assert shown == 3
     assert tail.endswith("\n\nWhat was the instruction? Write the instruction only.")
     assert not system(first)
@@ -135,6 +137,31 @@ def test_exemplars_are_no_rows_that_are_scored_where_there_are_enough(tmp_path: 
     scored = {f"Input: text: {row.text}\n" for row in (toy.rows(25)[at] for at in trials(tmp_path)[0]["rows"])}
     assert len(scored) == 20
     assert not [text for text in scored if text in prompt(asked(proposer)[0])]
+
+
+def test_redrawn_exemplars_are_each_points_own_and_none_that_is_scored(tmp_path: Path) -> None:
+    def shown(place: Path) -> list[str]:
+        proposer = simulated(numbered)
+        compiled(method(place, proposer, **FEW, redraw=True, finalists=0), train=30)
+        return [prompt(request) for request in asked(proposer)]
+
+    texts = shown(tmp_path / "one")
+    scored = {f"Input: text: {toy.rows(30)[at].text}\n" for at in trials(tmp_path / "one")[0]["rows"]}
+
+    assert len(texts) == 7
+    assert [text.count("\nOutput: ") for text in texts] == [2] * 7
+    assert len(set(texts)) > 4  # of 90 ordered pairs that 10 rows give
+    assert len(scored) == 20
+    assert not [row for row in scored for text in texts if row in text]
+    assert shown(tmp_path / "again") == texts
+
+
+def test_of_few_rows_all_may_be_redrawn(tmp_path: Path) -> None:
+    proposer = simulated(numbered)
+    compiled(method(tmp_path, proposer, start=9, iterations=0, exemplars=2, redraw=True, finalists=0), train=4)
+
+    rows = {f"Input: text: {row.text}\n" for row in toy.rows(4)}
+    assert {row for row in rows for request in asked(proposer) if row in prompt(request)} == rows
 
 
 def test_the_projection_makes_tokens_as_long_as_the_models_own() -> None:
@@ -305,6 +332,17 @@ def test_predictors_are_improved_one_after_the_other_and_the_seed_is_scored_once
     assert [len(search(tmp_path, name).trials) for name in names] == [2, 2]
     seen = [json.dumps(one["instructions"], sort_keys=True) for one in trials(tmp_path)]
     assert len(seen) == len(set(seen))
+
+
+def test_redrawing_for_two_predictors_watches_the_rows_it_draws_from_and_the_estimate_says_so(tmp_path: Path) -> None:
+    knobs: dict[str, Any] = {"start": 2, "iterations": 0, "exemplars": 2, "finalists": 0, "sampler": RandomSampler}
+    plain, redrawn = (method(tmp_path / name, simulated(numbered), **knobs) for name in ("plain", "redrawn"))
+    redrawn = replace(redrawn, redraw=True)
+    signatures = toy.signatures(toy.Chain())
+
+    assert redrawn.estimate(signatures, 30, None).expected - plain.estimate(signatures, 30, None).expected == 2 * 8
+    spent = compiled(redrawn, train=30, program=toy.Chain()).evidence.spent.calls
+    assert spent - 2 * CONFIRM <= redrawn.estimate(signatures, 30, None).expected
 
 
 def test_a_model_in_this_process_proposes_to_one_behind_http(tmp_path: Path, smollm: dspy.LM) -> None:
