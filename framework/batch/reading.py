@@ -205,13 +205,15 @@ def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
 
 def _batches(file: Any, start: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a Parquet file from one on; row groups before it aren't read."""
-    group, left = 0, start
-    while group < file.num_row_groups and file.metadata.row_group(group).num_rows <= left:
-        left -= file.metadata.row_group(group).num_rows
-        group += 1
-    for batch in file.iter_batches(_AT_ONCE, row_groups=range(group, file.num_row_groups)):
-        yield batch.slice(min(left, batch.num_rows))
-        left = max(0, left - batch.num_rows)
+    left = start
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if left >= count:
+            left -= count
+            continue
+        for batch in file.iter_batches(_AT_ONCE, row_groups=[group]):  # of all at once, what was read stays in memory
+            yield batch.slice(min(left, batch.num_rows))
+            left = max(0, left - batch.num_rows)
 
 
 def _hub(name: str, part: str) -> Source:

@@ -155,10 +155,10 @@ from preceptor.batch import open_source
 from preceptor.errors import DataError
 found = {}
 for asked in sys.argv[1:]:
-    name, part = asked.split()
+    name, part, start = asked.split()
     try:
         source = open_source(name, part=part)
-        found[asked] = source.fingerprint, [row.values.get("text") for row in source.rows(1)]
+        found[asked] = source.fingerprint, [row.values.get("text") for row in source.rows(int(start))]
     except DataError as error:
         found[asked] = str(error)
 print(json.dumps(found))
@@ -166,7 +166,7 @@ print(json.dumps(found))
 
 
 def read(place: Place, *asked: str) -> Any:
-    """Return, by source and part, its fingerprint and the texts from the second row on; or what was wrong."""
+    """Return, by source, part and row to begin at, its fingerprint and the texts; or what was wrong."""
     command = [sys.executable, "-c", READ, *asked]
     ended = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -179,17 +179,17 @@ def test_an_id_may_name_a_configuration_and_a_revision(place: Place, repositorie
     both = commit(repositories["someone/both", "main"])
     assert read(
         place,
-        *("someone/reviews train", "someone/reviews test", f"someone/reviews@{newest} train"),
-        *(f"someone/reviews@{OLD} train", "someone/reviews@refs/convert/parquet train"),
-        *("someone/both:long train", "someone/both:short@main test"),
+        *("someone/reviews train 0", "someone/reviews test 0", f"someone/reviews@{newest} train 0"),
+        *(f"someone/reviews@{OLD} train 0", "someone/reviews@refs/convert/parquet train 0"),
+        *("someone/both:long train 0", "someone/both:short@main test 0"),
     ) == {
-        "someone/reviews train": [f"{newest} train", texts(30)[1:]],
-        "someone/reviews test": [f"{newest} test", texts(5, 100)[1:]],
-        f"someone/reviews@{newest} train": [f"{newest} train", texts(30)[1:]],
-        f"someone/reviews@{OLD} train": [f"{OLD} train", texts(7)[1:]],
-        "someone/reviews@refs/convert/parquet train": [f"{converted} train", texts(9)[1:]],
-        "someone/both:long train": [f"{both} long train", texts(6)[1:]],
-        "someone/both:short@main test": [f"{both} short test", texts(2, 60)[1:]],
+        "someone/reviews train 0": [f"{newest} train", texts(30)],
+        "someone/reviews test 0": [f"{newest} test", texts(5, 100)],
+        f"someone/reviews@{newest} train 0": [f"{newest} train", texts(30)],
+        f"someone/reviews@{OLD} train 0": [f"{OLD} train", texts(7)],
+        "someone/reviews@refs/convert/parquet train 0": [f"{converted} train", texts(9)],
+        "someone/both:long train 0": [f"{both} long train", texts(6)],
+        "someone/both:short@main test 0": [f"{both} short test", texts(2, 60)],
     }
 
 
@@ -197,16 +197,30 @@ def test_what_the_hub_doesnt_have_is_told_with_what_it_has(place: Place, reposit
     repositories["someone/nothing", "main"] = {"train.csv": b"text,n\n"}
     repositories["someone/code", "main"] = {"code.py": b"raise SystemExit"}
     wrong = {
-        "someone/reviews@v2 train": "Revision Not Found for url: ",
-        "someone/reviews validation": "Bad split: validation. Available splits: ['train', 'test']",
-        "someone/both train": "Please pick one among the available configs: ['long', 'short']",
-        "someone/both:tall train": "BuilderConfig 'tall' not found. Available: ['long', 'short']",
-        "someone/code train": "Dataset scripts are no longer supported, but found code.py",
-        "someone/nothing train": f"someone/nothing@{commit(repositories['someone/nothing', 'main'])} has no rows.",
+        "someone/reviews@v2 train 0": "Revision Not Found for url: ",
+        "someone/reviews validation 0": "Bad split: validation. Available splits: ['train', 'test']",
+        "someone/both train 0": "Please pick one among the available configs: ['long', 'short']",
+        "someone/both:tall train 0": "BuilderConfig 'tall' not found. Available: ['long', 'short']",
+        "someone/code train 0": "Dataset scripts are no longer supported, but found code.py",
+        "someone/nothing train 0": f"someone/nothing@{commit(repositories['someone/nothing', 'main'])} has no rows.",
     }
     for asked, told in read(place, *wrong).items():
         assert wrong[asked] in told
         assert told.startswith("someone/nothing@" if "has no rows" in told else "The data set 'someone/")
+
+
+def test_files_of_the_hub_are_read_from_any_row_on(place: Place, repositories: Held) -> None:
+    repositories["someone/parts", "main"] = {
+        "train-00000-of-00002.parquet": parquet(rows(30), group=10),
+        "train-00001-of-00002.parquet": parquet(rows(20, 30), group=10),
+    }
+    repositories["someone/pieces", "main"] = {"train-0.jsonl": lines(rows(30)), "train-1.jsonl": lines(rows(20, 30))}
+    starts = {
+        f"{name} train {start}": texts(50)[start:]
+        for name in ("someone/parts", "someone/pieces")
+        for start in (0, 7, 10, 29, 30, 31, 45, 50)
+    }
+    assert {asked: found for asked, (_, found) in read(place, *starts).items()} == starts
 
 
 def test_a_killed_run_goes_on_and_every_row_is_answered_once(place: Place, repositories: Held) -> None:
@@ -281,23 +295,27 @@ def test_a_file_that_doesnt_fit_the_others_ends_the_batch_and_what_was_answered_
 
 
 MEMORY = """
-import resource, sys
+import os, sys
+from pathlib import Path
 from preceptor.batch import open_source
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-source = open_source(sys.argv[1])
-before = peak()
-print(sum(1 for row in source.rows(0)), peak() - before)
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+def read(name):
+    for row in open_source(name).rows(0):
+        if row.number % 1000 == 0:
+            yield resident()
+    yield row.number
+*taken, count = read(sys.argv[1])
+print(count, max(taken) - max(taken[: len(taken) // 2]))
 """
 
 
 def test_memory_doesnt_grow_with_a_parquet_file_of_many_row_groups(place: Place, repositories: Held) -> None:
-    """Read as `datasets` does by default, the whole file is in memory at its end."""
     drawn = random.Random(0)
-    big = parquet([{"text": drawn.randbytes(100_000).hex()} for _ in range(600)], group=5)
+    big = parquet([{"text": drawn.randbytes(2000).hex()} for _ in range(30_000)], group=300)
     repositories["someone/big", "main"] = {"train.parquet": big}
     command = [sys.executable, "-c", MEMORY, "someone/big"]
     ended = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    count, megabytes = map(int, ended.stdout.split())
-    assert count == 600
-    assert megabytes < 100 < len(big) // 1_000_000
+    count, grown = map(int, ended.stdout.split())
+    assert count == 30_000
+    assert grown < 25 < len(big) // 2_000_000

@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.table import InMemoryTable
 
 from preceptor.batch import Source, open_source
 from preceptor.batch.reading import _streamed
@@ -128,5 +129,5 @@ def test_what_the_hub_streams_has_its_types_and_starts_at_any_row() -> None:
 def test_pictures_that_the_hub_streams_stay_the_bytes_they_are() -> None:
     rows = [{"scan": {"bytes": b"no picture", "path": "0.png"}}]
     table = pa.Table.from_pylist(rows, schema=datasets.Features({"scan": datasets.Image()}).arrow_schema)
-    scans = datasets.Dataset(datasets.table.InMemoryTable(table)).to_iterable_dataset()
+    scans = datasets.Dataset(InMemoryTable(table)).to_iterable_dataset()
     assert values(_streamed("owner/name", scans, "train", "abc train")) == rows
