@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import random
+import re
 import tempfile
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args, get_origin
 
@@ -18,6 +20,11 @@ from preceptor.lm.adapter import bare, takes_none
 
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
+HUB_ID: Final = "a hub id (owner/name, or owner/name:configuration@revision)"
+_HUB_ID: Final = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(:(?P<name>[^@]+))?(@(?P<revision>.+))?")
+_TOLD: Final = 400
+"""Characters of what others say about an error."""
+
 
 def load_rows(
     source: str | Path, *, part: str = "train", where: Mapping[str, str] | None = None
@@ -25,7 +32,7 @@ def load_rows(
     """Return the rows of a CSV, TSV, JSON, JSONL or Parquet file, or of a data set on the Hugging Face hub.
 
     Args:
-        source: A file; or a hub id (`owner/name`), for those who have the network.
+        source: A file; or a hub id, `owner/name[:configuration][@revision]`, for those who have the network.
         part: The hub's split; a file is one part.
         where: In the hub's data set, by the names of `datasets.load_dataset`: `revision`, `name`, `data_dir`.
 
@@ -116,14 +123,41 @@ def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[
 
 def _from_hub(name: str, part: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or a hub id (owner/name).")
+    asked = {**hub_id(name), **where}
+    with hub_errors(f"The data set {name!r} can't be had from the hub"):
+        return cast("list[dict[str, Any]]", datasets.load_dataset(split=part, **dict[str, Any](asked)).to_list())
+
+
+def hub_id(name: str) -> dict[str, str]:
+    """Return what a name means to `datasets.load_dataset`, if it names a data set on the Hugging Face hub.
+
+    Raises:
+        DataError: If it doesn't.
+
+    Example:
+        >>> hub_id("openai/gsm8k:main@v1")
+        {'path': 'openai/gsm8k', 'name': 'main', 'revision': 'v1'}
+    """
+    found = _HUB_ID.fullmatch(name)
+    if found is None:
+        raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or {HUB_ID}.")
+    return {part: value for part, value in found.groupdict().items() if value}
+
+
+@contextlib.contextmanager
+def hub_errors(told: str) -> Generator[None]:
+    """Raise `DataError` for whatever the hub, `datasets` or the data set's files are to blame for."""
+    import httpx
+    from datasets.exceptions import DatasetsError
+
     try:
-        return cast("list[dict[str, Any]]", datasets.load_dataset(name, split=part, **dict[str, Any](where)).to_list())
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, httpx.HTTPError, DatasetsError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise DataError(f"{told}: {textwrap.shorten(str(cause), _TOLD)}") from error
 
 
 def examples(

@@ -124,7 +124,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "./owner/rows", "/owner/rows", "rows"])
 def test_what_is_neither_a_file_nor_a_hub_id_is_refused_without_the_network(name: str) -> None:
-    with pytest.raises(DataError, match=rf"^No file {name}; rows come from \.csv, .* or a hub id \(owner/name\)\.$"):
+    with pytest.raises(
+        DataError, match=rf"^No file {name}; rows come from \.csv, .* or a hub id \(owner/name, .*\)\.$"
+    ):
         load_rows(name)
 
 

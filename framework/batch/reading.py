@@ -4,6 +4,13 @@
 file, and JSON lines come back with other keys and types than they had. Rows of a batch are read one by one
 instead, with the same values, so that a bad row among millions fails alone and every other row is written as
 it was read.
+
+The hub's data sets are streamed, nothing is kept on the disk. Their rows have the types that `datasets` gives them,
+whatever the files there are, and are written as Parquet; a file that it can't read, or of other columns, ends the
+batch. Of a Parquet file one row group is in memory at a time, of JSON lines and CSV a block, but all of a JSON file
+that is one list. What goes on from a later row of other files than Parquet reads, though doesn't ask for, the rows
+before it once more. The commit is part of what a batch is: after the branch has moved, only `owner/name@<commit>`
+goes on.
 """
 
 from __future__ import annotations
@@ -11,8 +18,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +27,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
-from preceptor.data import READERS, dialect, file_in
+from preceptor.data import dialect, file_in, hub_errors, hub_id
 from preceptor.errors import DataError
 
 Kind: TypeAlias = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -61,7 +68,7 @@ class Source:
     """A data set, of any size.
 
     Attributes:
-        name: As the user wrote it.
+        name: As the user wrote it; of a hub id, with the commit that is read.
         kind: How it is written down.
         columns: Their names; of JSON lines, those of the first row.
         schema: The columns' types, where the kind has any.
@@ -88,8 +95,8 @@ def open_source(name: str, *, part: str = "train") -> Source:
     """Return a data set, ready to be read; a file is read through once, for its fingerprint.
 
     Args:
-        name: A file, a folder with a file for each part, or a hub id (`owner/name`).
-        part: Of a folder or the hub.
+        name: A file, a folder with a file for each part, or a hub id, `owner/name[:configuration][@revision]`.
+        part: Of a folder; on the hub, a split.
 
     Raises:
         DataError: If it isn't there, can't be read, or has no rows.
@@ -97,11 +104,10 @@ def open_source(name: str, *, part: str = "train") -> Source:
     path = Path(name)
     path = file_in(path, part) if path.is_dir() else path
     kind = kind_of(path)
-    if kind is None:
-        return _hub(name, part)
-    if not path.is_file():
+    if kind is not None and not path.is_file():
         raise DataError(f"No file {path}.")
-    opened = {"csv": _table, "tsv": _table, "jsonl": _lines, "parquet": _parquet}[kind](name, path, kind)
+    readers = {"csv": _table, "tsv": _table, "jsonl": _lines, "parquet": _parquet}
+    opened = _hub(name, part) if kind is None else readers[kind](name, path, kind)
     if next(opened.rows(0), None) is None:
         raise DataError(f"{path} has no rows.")
     return opened
@@ -192,44 +198,88 @@ def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        group, before = 0, 0
-        while group < file.num_row_groups and before + file.metadata.row_group(group).num_rows <= start:
-            before += file.metadata.row_group(group).num_rows
-            group += 1
-        batches = file.iter_batches(_AT_ONCE, row_groups=range(group, file.num_row_groups))
-        values = (value for batch in batches for value in batch.to_pylist())
-        for number, each in enumerate(islice(values, start - before, None), start + 1):
+        values = (value for batch in _batches(file, start) for value in batch.to_pylist())
+        for number, each in enumerate(values, start + 1):
             yield Row(number, each)
+
+
+def _batches(file: Any, start: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file from one on; row groups before it aren't read."""
+    left = start
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if left >= count:
+            left -= count
+            continue
+        for batch in file.iter_batches(_AT_ONCE, row_groups=[group]):  # of all at once, what was read stays in memory
+            yield batch.slice(min(left, batch.num_rows))
+            left = max(0, left - batch.num_rows)
 
 
 def _hub(name: str, part: str) -> Source:
     import datasets
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from datasets.packaged_modules.parquet.parquet import Parquet
+    from huggingface_hub import HfApi, constants
 
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise DataError(f"No file {name}; rows come from {', '.join(READERS)} or a hub id (owner/name).")
-    try:
-        revision = str(HfApi().dataset_info(name).sha)
-        found: Any = datasets.load_dataset(name, split=part, revision=revision, streaming=True)
-    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
-        raise DataError(f"The data set {name!r} can't be had from the hub: {str(error).splitlines()[0]}") from error
-    return _streamed(name, found, part, revision)
+    asked = hub_id(name)
+    with hub_errors(f"The data set {name!r} can't be had from the hub"):
+        # A branch moves, its commit doesn't; and where no hub is, `datasets` would try for half a minute.
+        info = HfApi().dataset_info(
+            asked["path"], revision=asked.get("revision"), timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+        asked["revision"] = str(info.sha)
+        builder: Any = datasets.load_dataset_builder(**dict[str, Any](asked))
+        files: Any = builder.config.data_files
+        found = builder.as_streaming_dataset(split=part)
+        version = " ".join(filter(None, [asked["revision"], asked.get("name"), part]))
+        pinned = f"{name.partition('@')[0]}@{asked['revision']}"
+        source = _streamed(pinned, found, part, version)
+        if not isinstance(builder, Parquet):
+            return source
+        # The reader of `datasets` keeps a whole file in memory, and aborts a process that ends before it does.
+        reads = partial(_hub_parquet, files[part], found.features.arrow_schema)
+        return replace(source, rows=partial(_hub_rows, pinned, reads))
 
 
-def _streamed(name: str, found: Any, part: str, revision: str) -> Source:
-    """Return a data set that `datasets` streams."""
-    found = found if found.features else found._resolve_features()
+def _streamed(name: str, found: Any, part: str, version: str) -> Source:
+    """Return a data set that `datasets` streams; pictures and sounds stay the bytes they are."""
+    if not found.features and next(iter(found), None) is None:  # a file of no rows doesn't tell its columns
+        raise DataError(f"{name} has no rows.")
+    found = (found if found.features else found._resolve_features()).decode(False)
     schema: pa.Schema = found.features.arrow_schema.remove_metadata()
     known = (found.info.splits or {}).get(part)
     about = None if known is None else int(known.num_examples)
-    return Source(name, "parquet", tuple(schema.names), schema, f"{revision} {part}", about, partial(_hub_rows, found))
+    reads = partial(_skipped, found)
+    return Source(name, "parquet", tuple(schema.names), schema, version, about, partial(_hub_rows, name, reads))
 
 
-def _hub_rows(found: Any, start: int) -> Iterator[Row]:
-    rows: Iterable[dict[str, Any]] = found.skip(start)
-    return (Row(number, dict(values)) for number, values in enumerate(rows, start + 1))
+def _skipped(found: Any, start: int) -> Iterator[dict[str, Any]]:
+    return iter(found.skip(start))
+
+
+def _hub_parquet(files: Sequence[str], schema: pa.Schema, start: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of Parquet files on the hub from one on, with the types that `datasets` gives them."""
+    import pyarrow.parquet as pq
+    from datasets.table import table_cast
+    from huggingface_hub import HfFileSystem
+
+    left = start
+    for url in files:
+        with HfFileSystem().open(url, "rb") as remote, pq.ParquetFile(remote) as file:
+            for batch in _batches(file, left):
+                yield from table_cast(pa.Table.from_batches([batch]), schema).to_pylist()
+            left = max(0, left - file.metadata.num_rows)
+
+
+def _hub_rows(name: str, reads: Callable[[int], Iterator[dict[str, Any]]], start: int) -> Iterator[Row]:
+    read, values = start, reads(start)
+    while True:
+        with hub_errors(f"The data set {name!r} can't be read from row {read + 1} on"):
+            row = next(values, None)
+        if row is None:
+            return
+        read += 1
+        yield Row(read, dict(row))
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from preceptor.cli.compiling import DEFAULT, Bound, Json, Workers, _price
 from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_on, program_of
 from preceptor.cli.view import counted, out, plain, print_json, say
+from preceptor.data import HUB_ID
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
 
@@ -38,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 
 def batch(
     program: Annotated[str, typer.Argument(help="A saved program, FILE.py:NAME, or a signature.")],
-    source: Annotated[str, typer.Argument(metavar="IN", help="CSV, TSV, JSONL, Parquet, a folder, or a hub id.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help=f"CSV, TSV, JSONL, Parquet, a folder, or {HUB_ID}.")],
     to: Annotated[Path, typer.Argument(metavar="OUT", help="A folder for shards; or a file, named like IN.")],
     *,
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model the program was compiled for.")] = None,
@@ -63,6 +64,8 @@ def batch(
     """Answer every row of a data set, once; the same command again goes on where it was stopped."""
     ready, model, identity = _ready(program, instructions, student)
     rows = open_source(source, part=part)
+    if rows.name != source:
+        say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
     inputs, _ = fields_of(ready, dict.fromkeys(rows.columns))
     bounds = dataclasses.replace(
         Budget.parse(budget) if budget else Budget(), prices=dict(_price(text) for text in price or ())

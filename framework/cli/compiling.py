@@ -12,6 +12,7 @@ from preceptor import demo as demo_task
 from preceptor import run as runs
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
 from preceptor.cli.view import print_json, print_verdict, progress, say
+from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
 from preceptor.lm.budget import Budget
@@ -88,7 +89,7 @@ def demo(
 
 def compile_(
     target: Annotated[str, typer.Argument(help="FILE.py:NAME, or a signature: \"text -> label: Literal['a','b']\".")],
-    data: Annotated[str, typer.Option(help="CSV, TSV, JSONL, Parquet, a folder with train.*, or a hub id.")],
+    data: Annotated[str, typer.Option(help=f"CSV, TSV, JSONL, Parquet, a folder with train.*, or {HUB_ID}.")],
     val: Annotated[str | None, typer.Option(help="Rows to confirm on; by default half of --data.")] = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
     method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",

@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.table import InMemoryTable
 
 from preceptor.batch import Source, open_source
 from preceptor.batch.reading import _streamed
@@ -116,10 +117,17 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_what_the_hub_streams_has_its_types_and_starts_at_any_row() -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "n": [1, 2, 3]})
-    source = _streamed("owner/name", rows.to_iterable_dataset(), "train", "abc")
+    source = _streamed("owner/name", rows.to_iterable_dataset(), "train", "abc train")
     assert (source.kind, source.columns, source.fingerprint) == ("parquet", ("text", "n"), "abc train")
     assert source.schema == pa.schema([("text", pa.string()), ("n", pa.int64())])
     assert [(row.number, row.values) for row in source.rows(1)] == [
         (2, {"text": "b", "n": 2}),
         (3, {"text": "c", "n": 3}),
     ]
+
+
+def test_pictures_that_the_hub_streams_stay_the_bytes_they_are() -> None:
+    rows = [{"scan": {"bytes": b"no picture", "path": "0.png"}}]
+    table = pa.Table.from_pylist(rows, schema=datasets.Features({"scan": datasets.Image()}).arrow_schema)
+    scans = datasets.Dataset(InMemoryTable(table)).to_iterable_dataset()
+    assert values(_streamed("owner/name", scans, "train", "abc train")) == rows

@@ -6,25 +6,21 @@ The rows are made up; repositories, revisions, files, columns and label numbers 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from preceptor.benchmarks import tasks
 from preceptor.benchmarks.tasks import liar, openai_moderation
 from preceptor.errors import ConfigError
+from preceptor.testing.hub import card, lines, parquet, serving
 
-Rows = Sequence[Mapping[str, Any]]
-Hub = Callable[[Mapping[tuple[str, str], Mapping[str, bytes]]], AbstractContextManager[str]]
 Found = Mapping[str, Any]
 """Task and seed -> its parts, or what was wrong."""
 
@@ -42,46 +38,8 @@ for asked in sys.argv[1:]:
 print(json.dumps(found))
 """
 
-CARD = b"""---
-configs:
-- config_name: main
-  data_files:
-  - split: train
-    path: main/train-*
-  - split: test
-    path: main/test-*
-- config_name: socratic
-  data_files:
-  - split: train
-    path: socratic/train-*
-  - split: test
-    path: socratic/test-*
----
-"""
-"""As far as its card says where the data are."""
-
-
 COARSE = ["ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"]
 LIAR = ["false", "half-true", "mostly-true", "true", "barely-true", "pants-fire"]
-
-
-def lines(rows: Rows) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def parquet(rows: Rows, **labels: Sequence[str]) -> bytes:
-    """Return rows as the hub's own conversion has them: columns of labels are numbers that know their names."""
-    shape = datasets.Features(
-        {
-            name: datasets.ClassLabel(names=list(labels[name]))
-            if name in labels
-            else datasets.Value("int64" if isinstance(value, int) else "string")
-            for name, value in rows[0].items()
-        }
-    )
-    file = io.BytesIO()
-    datasets.Dataset.from_list([dict(row) for row in rows], features=shape).to_parquet(file)
-    return file.getvalue()
 
 
 def corpus(labels: int, of_each: int, column: str = "label", start: int = 0) -> list[dict[str, Any]]:
@@ -130,7 +88,7 @@ def files() -> dict[str, dict[str, bytes]]:
         "liar": {f"default/{part}/0000.parquet": parquet(statements(), label=LIAR) for part in (*parts, "validation")},
         "openai_moderation": {"samples-1680.jsonl.gz": gzip.compress(lines(samples()))},
         "gsm8k": {
-            "README.md": CARD,
+            "README.md": card({name: parts for name in ("main", "socratic")}),
             **{f"main/{part}-00000-of-00001.parquet": parquet(sums()) for part in parts},
             **{
                 f"socratic/{part}-00000-of-00001.parquet": parquet([{"question": "?", "answer": "0"}]) for part in parts
@@ -139,14 +97,14 @@ def files() -> dict[str, dict[str, bytes]]:
     }
 
 
-def read(hub: Hub, place: Path, asked: Sequence[str], revision: str = "") -> Found:
+def read(place: Path, asked: Sequence[str], revision: str = "") -> Found:
     """Return tasks' parts, read where a hub holds their data sets at the declared revisions, or at another one."""
     held = {}
     for name, each in files().items():
         declared = tasks.find(name).hub
         assert declared is not None
         held[declared.id, revision or declared.revision] = each
-    with hub(held) as address:
+    with serving(held) as address:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(place)}
         done = subprocess.run(
@@ -163,8 +121,8 @@ def read(hub: Hub, place: Path, asked: Sequence[str], revision: str = "") -> Fou
 
 
 @pytest.fixture(scope="module")
-def found(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return read(hub, tmp_path_factory.mktemp("hub"), ["subj 1", *(f"{name} 0" for name in files())])
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return read(tmp_path_factory.mktemp("hub"), ["subj 1", *(f"{name} 0" for name in files())])
 
 
 def test_a_corpus_is_drawn_by_seed_into_sixteen_rows_a_label_and_a_fixed_test(found: Found) -> None:
@@ -215,8 +173,8 @@ def test_samples_are_flagged_as_in_the_upstreams_file(found: Found) -> None:
         assert row["flagged"] == ("no", "yes")[int(row["text"].split()[1]) % 2]
 
 
-def test_another_revision_than_the_declared_one_is_not_taken(hub: Hub, tmp_path: Path) -> None:
-    said = read(hub, tmp_path, ["subj 0"], revision="0" * 40)["subj 0"]
+def test_another_revision_than_the_declared_one_is_not_taken(tmp_path: Path) -> None:
+    said = read(tmp_path, ["subj 0"], revision="0" * 40)["subj 0"]
     assert "'SetFit/subj' can't be had from the hub" in said
 
 
