@@ -48,6 +48,7 @@ from preceptor.teleprompters import MixtureOfExperts
 DEFAULT_TASKS: Final = ("subj", "trec", "ethos", "antonyms")
 HUMAN: Final = "human"
 DEFAULT_METHODS: Final = ("ape", "protegi", "instruct_zero")
+QUICK_TASKS, QUICK_METHODS, QUICK_CALLS, QUICK_ROWS = ("tickets",), ("ape", "protegi"), 500, 50
 PACKAGES: Final = ("dspy-ai", "transformers", "torch", "preceptor")
 
 
@@ -60,6 +61,7 @@ class Run:
     seed: int
     calls: int
     model: str
+    test_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ class Run:
     def group(self) -> str:
         """Of the folder that holds it: what must be equal for results to be compared."""
         short = self.model.rpartition("/")[2].partition("@")[0]
-        return f"{short}-{self.calls}"
+        return f"{short}-{self.calls}" if self.test_rows is None else f"{short}-{self.calls}-of-{self.test_rows}"
 
 
 def main(arguments: list[str]) -> None:
@@ -93,16 +95,23 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="Compiles per task and method.")] = 2,
     calls: Annotated[int, typer.Option(min=1, help="Budget of one compile.")] = 600,
     jobs: Annotated[int, typer.Option(min=1, help="Compiles at a time, each in a process with the model.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One task that needs no data, two methods, 500 calls, 50 test rows.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of results.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Compile, score on test rows, write one file a run, and print the table."""
-    kinds = {name: kind_of(name) for name in method or DEFAULT_METHODS}
+    """Compile, score on test rows, write one file a run, and print the table.
+
+    With --quick the results go into the cache: they say that everything runs, and nothing of the methods.
+    """
+    kinds = {name: kind_of(name) for name in method or (QUICK_METHODS if quick else DEFAULT_METHODS)}
+    out = out or (cache_folder() / "quick" if quick else FOLDER)
     model = lm_of(lm).model
-    names = [tasks.find(name).name for name in task or DEFAULT_TASKS]
+    names = [tasks.find(name).name for name in task or (QUICK_TASKS if quick else DEFAULT_TASKS)]
     runs = [
-        Run(name, how, seed, calls, model)
-        for seed in range(seeds)
+        Run(name, how, seed, QUICK_CALLS if quick else calls, model, QUICK_ROWS if quick else None)
+        for seed in range(1 if quick else seeds)
         for name in names
         for how in kinds
         if how != HUMAN or tasks.find(name).human is not None
@@ -188,7 +197,8 @@ class _Bench:
 
     def measure(self, run: Run, kind: Callable[..., Teleprompter] | None) -> dict[str, Any]:
         """Compile with one method and seed, and score on the test rows."""
-        parts = self.task.rows(self.data_dir, run.seed)
+        drawn = self.task.rows(self.data_dir, run.seed)
+        parts = drawn._replace(test=drawn.test[: run.test_rows])
         student = self.task.student()
         known = {
             "task": run.task,

@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
+from preceptor.benchmarks import papers
 from preceptor.benchmarks.papers import Run, _Bench, _best_candidate, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import ConfigError
@@ -117,9 +118,39 @@ def test_a_budget_that_a_method_refuses_is_a_result_of_no_gain(tmp_path: Path, m
     assert "needs at least" in found["refused"]
 
 
+def test_a_quick_run_is_scored_on_fewer_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+    found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model, 10), APE)
+    assert (found["test_rows"], found["compiled"]) == (10, 1.0)
+
+
+def test_quick_runs_take_one_task_and_two_methods_and_stay_out_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[Run] = []
+
+    def measured(one: Run, **more: Any) -> dict[str, Any]:
+        asked_for.append(one)
+        scores = {"seed_score": 0.5, "compiled": 0.5, "gain": 0.0, "low": 0.0, "high": 0.0}
+        return {"task": one.task, "method": one.method, "seed": one.seed, "replaced": False, **scores}
+
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(papers, "_measured", measured)
+    monkeypatch.setattr(papers, "lm_of", lambda name: model())
+
+    papers.main(["--quick"])
+
+    assert [(run.task, run.method, run.seed, run.calls, run.test_rows) for run in asked_for] == [
+        ("tickets", "ape", 0, 500, 50),
+        ("tickets", "protegi", 0, 500, 50),
+    ]
+    assert len(list((tmp_path / "quick").glob("*/*.json"))) == 2
+
+
 def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
     run = Run("subj", "ape", 1, 600, "local/qwen2.5-coder-1.5b@cc324af070c2")
     assert (run.group, run.name) == ("qwen2.5-coder-1.5b-600", "subj-ape-1")
+    assert dataclasses.replace(run, test_rows=50).group == "qwen2.5-coder-1.5b-600-of-50"
 
 
 def test_the_best_candidate_is_the_best_of_those_that_saw_the_most_rows(tmp_path: Path) -> None:
