@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import re
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
+import torch
 
 from preceptor.benchmarks import papers
 from preceptor.benchmarks.papers import Run, _Bench, _best_candidate, kind_of
@@ -66,6 +68,9 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     assert (last["instructions"], last["test"]) == ({"predict": GOOD}, 1.0)
     assert first["calls"] < last["calls"] == found["calls"] - 2 * found["confirm_rows"]
     assert found["data"] == "upstream"
+    assert found["device"] == (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
+    )
     told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
     tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
