@@ -2,13 +2,13 @@
 
 Paper:   Chen et al., "InstructZero: Efficient Instruction Optimization for Black-Box Large Language Models",
          2023. arXiv:2306.03082
-Notes:   seeds/instructzero.md; the question below the soft tokens is APE's, the paper's in more words
+Notes:   seeds/instructzero.md
 Departs: the best few and the seed are scored on all train rows before one is chosen, and the choice is confirmed on
          rows no search step has seen; the projection is fitted to the length of the model's own embeddings; the soft
-         tokens stand before the demonstrations, inside the chat template; the search starts in the whole box it may
-         end in; all instructions are scored on the same rows; one that was met before is not scored again and is no
-         further observation; copies of training text are not scored; tasks run at the model's own temperature. The
-         sampler's departures: coupled.py.
+         tokens stand before the demonstrations, inside the chat template, and the question is APE's; the search
+         starts in the whole box it may end in; all instructions are scored on the same rows; one that was met
+         before is not scored again and is no further observation; copies of training text are not scored; tasks
+         run at the model's own temperature. The sampler's departures: coupled.py.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class InstructZero(Teleprompter):
     Args:
         dimensions: Of the box [-1, 1]^d that is searched (10 in the paper).
         soft_tokens: Embeddings a point is turned into (the best of 3, 5 and 10 in the paper, 5 in its code).
-        exemplars: Demonstrations below them, the same for all points (5 in the paper, 10 in its code).
+        exemplars: Demonstrations below them, the same for all points unless redrawn (5 in the paper, 10 in its code).
         redraw: Show each point exemplars of its own, drawn by its coordinates, from the train rows that don't score
             (ours; a small model hardly heeds soft tokens, seeds/instructzero.md).
         rows: Train rows an instruction is scored on, all of them where there are fewer (20 in the paper).
