@@ -25,6 +25,7 @@ from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, sampling
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
+from preceptor.lm.prepacked import prepack
 from preceptor.lm.seam import InThread, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
 
@@ -348,7 +349,8 @@ def _load(model: str, progress: Progress | None) -> LocalEngine:
         raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{model!r} has no chat template; use an instruction-tuned model.")
-    return LocalEngine(loaded.to("cuda" if has_gpu else "cpu"), tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")
+    prepack(loaded.to("cuda" if has_gpu else "cpu"))
+    return LocalEngine(loaded, tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")
 
 
 def _locate(model: str, progress: Progress | None) -> tuple[str, str]:

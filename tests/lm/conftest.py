@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from typing import Any
 
 import dspy
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from preceptor.lm.fetch import WEIGHTS, fetch
 from preceptor.lm.local import LocalEngine
+from preceptor.lm.prepacked import prepack
 from preceptor.testing import ChatServer
 
 KEY = "sk-secret-0123456789"
@@ -31,4 +35,8 @@ def engine(smollm: dspy.LM) -> LocalEngine:
 @pytest.fixture(scope="session")
 def precise(engine: LocalEngine) -> LocalEngine:
     """Return smollm in float32 on the processor: bfloat16 rounds differently in every layout of a batch."""
-    return LocalEngine(copy.deepcopy(engine._model).float().cpu(), engine._tokenizer, engine.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        fetch("smollm2-135m") / WEIGHTS, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    prepack(model)
+    return LocalEngine(model, engine._tokenizer, engine.name)

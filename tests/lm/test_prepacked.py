@@ -1,0 +1,67 @@
+"""Prepacked layers: the same products, the same bits for a row in any company, and no copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from preceptor.lm.local import LocalEngine
+from preceptor.lm.prepacked import Prepacked, prepack
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def linear(rows: int, columns: int, *, bias: bool = True) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(columns, rows, bias=bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_products_are_those_of_the_plain_layer(bias: bool) -> None:
+    plain = linear(50, 33, bias=bias)
+    rows = torch.randn(2, 7, 33)
+    torch.testing.assert_close(Prepacked(plain)(rows), plain(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_of_known_weights_gives_what_is_computed_by_hand() -> None:
+    plain = torch.nn.Linear(2, 3)
+    plain.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    plain.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+    assert Prepacked(plain)(torch.tensor([[10.0, 1.0]])).tolist() == [[12.5, 34.0, 55.5]]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1536, 576), (576, 1536), (192, 576)])
+def test_a_row_has_the_same_bits_however_many_others_there_are(rows: int, columns: int) -> None:
+    layer = Prepacked(linear(rows, columns, bias=False))
+    inputs = torch.randn(400, columns)
+    together = layer(inputs)
+    assert all(torch.equal(layer(inputs[:count]), together[:count]) for count in (1, 2, 3, 5, 7, 8, 16, 33, 100, 384))
+
+
+def test_the_plain_weights_are_let_go_but_of_the_output_layer(precise: LocalEngine) -> None:
+    layers = [layer for layer in precise._model.modules() if isinstance(layer, torch.nn.Linear)]
+    head = precise._model.get_output_embeddings()
+    assert {type(layer) for layer in layers} == {Prepacked}
+    assert head.weight is precise._model.get_input_embeddings().weight
+    assert {layer.weight.numel() for layer in layers if layer is not head} == {0}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.dtype = dtype
+            self.layer = linear(4, 4).to(dtype)
+
+    model = Model()
+    prepack(model)
+    assert type(model.layer) is torch.nn.Linear
