@@ -192,7 +192,7 @@ def _proposed(request: Request, compiled: Compile) -> str:
         return _chosen(asked, wrong)
     if "principle" in asked and wrong:
         return f"<START>{_rule(wrong[0][0], wrong[0][1], drawn)}<END>"
-    if asked.startswith("Say this prompt in other words") or "Rewrite the prompt" in asked:
+    if asked.startswith("Say these instructions in other words") or "Write better instructions" in asked:
         texts = (_rewritten(asked, wrong, draw(drawn.hex(), at), compiled.forgets) for at in range(4))
         return "".join(f"<START>{text}<END>" for text in texts)
     return f"<START>Nothing is said of parcels with a {wrong[0][0] if wrong else 'thing'} in them.<END>"
@@ -216,7 +216,7 @@ def _rule(thing: str, label: str, drawn: bytes) -> str:
 
 def _rewritten(asked: str, wrong: Sequence[tuple[str, str]], drawn: bytes, forgets: float) -> str:
     """Write the prompt anew: most of its rules, and one more for one of the wrong answers."""
-    shown = asked.partition("\n\n")[2].partition("\n\nWith it,")[0].partition("\n\nWrite ")[0]
+    shown = asked.partition("\n\n")[2].partition("\n\nWith them,")[0].partition("\n\nWrite ")[0]
     held = [found[0] for found in _RULE.finditer(shown)]
     kept = [rule for at, rule in enumerate(held) if uniform(draw(drawn.hex(), at)) >= forgets]
     if wrong:

@@ -40,11 +40,12 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a proposer's texts are drawn."""
+    """How a proposer's texts are drawn; `stop` ends those of a model in this process, others are read to their end."""
 
     temperature: float
     top_p: float = 1.0
     max_tokens: int = 512
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,10 +295,14 @@ class Task:
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
         settings = {name: value for name, value in self.proposer.kwargs.items() if name not in _NOT_SENT and value}
-        own = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+        own: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        own["max_tokens"] = sampling.max_tokens
         if "max_completion_tokens" in settings:  # reasoning models take neither of the others
             own = {}
-        if "seed" in getattr(_engine(self.proposer), "supported_params", ()):
+        takes = getattr(_engine(self.proposer), "supported_params", ())
+        if "stop" in takes and sampling.stop:
+            own["stop"] = list(sampling.stop)
+        if "seed" in takes:
             digest = hashlib.sha256(f"{self.rng_seed}\n{prompt}\n{sample}".encode()).digest()
             own["seed"] = int.from_bytes(digest[:4], "big")
         messages = [{"role": "user", "content": prompt}]

@@ -33,7 +33,7 @@ from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters.amendments import Bounds, Workshop
 from preceptor.teleprompters.mixture import MixtureOfExperts
-from preceptor.teleprompters.reading import errors_among
+from preceptor.teleprompters.reading import END, errors_among
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ class ConstitutionalExperts(Teleprompter):
 
     @property
     def _sampling(self) -> Sampling:
-        return Sampling(self.temperature, max_tokens=self.max_tokens)
+        return Sampling(self.temperature, max_tokens=self.max_tokens, stop=END)
 
     def _most(self, principles: int, steps: int) -> int:
         """Return the most principles there can be after so many steps."""

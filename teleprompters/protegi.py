@@ -4,7 +4,8 @@ Paper:   Pryzant et al., "Automatic Prompt Optimization with 'Gradient Descent' 
          arXiv:2305.03495
 Notes:   seeds/protegi.md
 Departs: a predictor's whole instruction is edited, several predictors one after the other, each with its own inputs,
-         outputs and errors; a prompt without errors in the minibatch is left alone; the search stops when rounds
+         outputs and errors; a criticism is one sentence, and an edit at most twice as long as its prompt or 60 words;
+         a prompt without errors in the minibatch is left alone; the search stops when rounds
          don't help on train rows set aside, and these pick the winner, which is confirmed on rows no search step
          has seen; the two paraphrases of a text are asked for in one request; proposals that copy training text
          are left out, as are those that were tried before; candidates of one round walk one order of rows;
@@ -27,45 +28,48 @@ from preceptor.scoring import bandits
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters.reading import errors, parse
+from preceptor.teleprompters.reading import END, errors, parse
 
 logger = logging.getLogger(__name__)
 
 GRADIENT: Final = Template("""\
-A language model was given this prompt:
+A language model is given these instructions:
 
 $prompt
 
-With it, the model got these examples wrong:
+With them, it got these examples wrong:
 
 $errors
 
-Give one reason, in general terms, why this prompt leads to such errors. \
-Write the reason between <START> and <END>.""")
+Explain in one sentence, in general terms, what the instructions fail to say. \
+Write the sentence between <START> and <END>.""")
 """Ours, with what the paper shows and its tags: the gradient."""
 
 EDIT: Final = Template("""\
-A language model was given this prompt:
+A language model is given these instructions:
 
 $prompt
 
-With it, the model got these examples wrong:
+With them, it got these examples wrong:
 
 $errors
 
 The reason is this: $reason
 
-Rewrite the prompt so that it mends this. Give instructions that hold for every input, and copy no example. \
-Write $count, between <START> and <END> each.""")
+Write better instructions, which mend this, in at most $words words. They must hold for every input, and copy no \
+example. Write $count, between <START> and <END> each.""")
 """Ours, with what the paper shows and its tags: the step against the gradient."""
 
 PARAPHRASE: Final = Template("""\
-Say this prompt in other words, with the same meaning:
+Say these instructions in other words, with the same meaning:
 
 $prompt
 
 Write $count, between <START> and <END> each.""")
 """Ours, with the paper's request to keep the meaning: the local Monte-Carlo search."""
+
+WORDS: Final = 60
+"""Most of an edit, if that is twice as many as the prompt has; else twice the prompt's."""
 
 HELD_OUT: Final = 50
 """Most train rows set aside to tell when rounds stop helping: the paper's development set."""
@@ -134,7 +138,8 @@ class ProTeGi(Teleprompter):
         stale_rounds: Rounds without a better score on the rows set aside after which the search ends; 0 sets no
             rows aside and makes every round, as the paper does.
         temperature: Of the proposer (1.0 in the paper).
-        max_tokens: Of a proposal.
+        top_p: Of the proposer (1.0 in the paper).
+        max_tokens: Of a proposal (1,024 in the published code); fewer, twice the words an edit may have, for short prompts.
 
     Raises:
         ConfigError: If a number is out of range, or there is no such selection.
@@ -156,7 +161,8 @@ class ProTeGi(Teleprompter):
     evaluations: int = 50
     stale_rounds: int = 2
     temperature: float = 1.0
-    max_tokens: int = 512
+    top_p: float = 1.0
+    max_tokens: int = 1024
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
@@ -231,35 +237,36 @@ class ProTeGi(Teleprompter):
             for _ in range(plan.gradients)
         ]
         criticisms = self._ask(
-            task, GRADIENT, [{"prompt": parent.instructions[name], "errors": shown} for parent, shown in groups]
+            task, GRADIENT, [{"prompt": parent.instructions[name], "errors": shown} for parent, shown in groups], 1
         )
         slopes = [(*group, said[0]) for group, said in zip(groups, criticisms, strict=True) if said]
         edits = self._ask(
             task,
             EDIT,
             [
-                {"prompt": parent.instructions[name], "errors": shown, "reason": reason, "count": _prompts(plan.edits)}
+                {"prompt": parent.instructions[name], "errors": shown, "reason": reason}
                 for parent, shown, reason in slopes
             ],
+            plan.edits,
         )
         successors = _Successors(task, name, made)
         for (parent, _, reason), texts in zip(slopes, edits, strict=True):
-            successors.add(parent, parent, "gradient", texts[: plan.edits], reason)
+            successors.add(parent, parent, "gradient", texts, reason)
         sources = successors.sources([parent for parent, _ in groups]) if plan.paraphrases else []
-        count = _prompts(plan.paraphrases)
-        variations = self._ask(
-            task, PARAPHRASE, [{"prompt": source.instructions[name], "count": count} for _, source in sources]
-        )
+        asked = [{"prompt": source.instructions[name]} for _, source in sources]
+        variations = self._ask(task, PARAPHRASE, asked, plan.paraphrases)
         for (parent, source), texts in zip(sources, variations, strict=True):
-            successors.add(parent, source, "paraphrase", texts[: plan.paraphrases])
+            successors.add(parent, source, "paraphrase", texts)
         return successors.drawn(plan.successors)
 
-    def _ask(self, task: Task, template: Template, filled: Sequence[Mapping[str, str]]) -> list[list[str]]:
-        """Return what the proposer wrote between tags for each filled template."""
-        texts = task.draw(
-            [template.substitute(fields) for fields in filled], Sampling(self.temperature, max_tokens=self.max_tokens)
-        )
-        return [parse(text or "") for text in texts]
+    def _ask(self, task: Task, template: Template, filled: Sequence[Mapping[str, str]], count: int) -> list[list[str]]:
+        """Return the texts that the proposer wrote between tags for each filled template, which asks for so many."""
+        words = max([WORDS, *(2 * len(fields["prompt"].split()) for fields in filled)])
+        cut = min(self.max_tokens, 2 * words)
+        sampling = Sampling(self.temperature, self.top_p, cut, stop=END if count == 1 else ())
+        asked = [template.substitute(fields, words=words, count=_versions(count)) for fields in filled]
+        texts = task.draw(asked, sampling)
+        return [parse(text or "")[:count] for text in texts]
 
     def _selected(self, task: Task, candidates: list[Candidate], order: list[int], evaluations: int) -> list[Trial]:
         """Spend so many rows per candidate, on average, on finding the best; return all trials, best first."""
@@ -368,5 +375,5 @@ def _stretch(task: Task, rows: Sequence[int], count: int) -> list[int]:
     return [rows[(start + step) % len(rows)] for step in range(min(count, len(rows)))]
 
 
-def _prompts(number: int) -> str:
-    return "one prompt" if number == 1 else f"{number} different prompts"
+def _versions(number: int) -> str:
+    return "one version" if number == 1 else f"{number} different versions"

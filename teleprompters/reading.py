@@ -12,6 +12,9 @@ from preceptor.task import Task
 FIELD_CHARACTERS: Final = 2_000
 """Of one input or output as the proposer sees it."""
 
+END: Final = ("<END>", "</END>", "</START>")
+"""Where a text between the tags is over; a model that was asked for one needn't write on."""
+
 RIGHT: Final = "Right answer"
 """Before what was expected, with which an error ends."""
 

@@ -22,7 +22,7 @@ from preceptor.run import open_run
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.trial import Candidate
 from preceptor.task import Sampling, Task
-from preceptor.testing import Simulated, asked, prompt, simulated, system
+from preceptor.testing import ChatServer, Simulated, asked, prompt, simulated, system
 
 SAMPLING = Sampling(0.9, 0.8, 77)
 GOOD = Candidate({"predict": "Repeat the last word."})
@@ -225,6 +225,18 @@ def test_a_prompt_that_is_drawn_again_gets_another_answer_the_same_in_every_run(
     with make(simulated(answer), proposer=lm) as task:
         assert task.draw(["one", "one", "two", "one"], SAMPLING) == [texts[0], texts[1], texts[2], texts[3]]
         assert asked(lm) == []
+
+
+def test_texts_to_stop_at_are_sent_to_models_in_this_process_only(make: Open) -> None:
+    ending, local = Sampling(0.9, stop=("<END>",)), simulated(answer, name="writer")
+    with make(simulated(answer), proposer=local) as task:
+        task.draw(["one"], ending)
+        task.draw(["two"], SAMPLING)
+    with ChatServer(lambda body: "a proposal") as server:
+        with make(simulated(answer), proposer=server.lm("writer", max_tokens=9)) as task:
+            assert task.draw(["one"], ending) == ["a proposal"]
+        assert "stop" not in server.requests[0].body
+    assert [request.config.stop for request in asked(local)] == [("<END>",), ()]
 
 
 def test_a_draw_that_failed_leaves_a_gap(make: Open) -> None:

@@ -43,7 +43,9 @@ def test_a_principle_is_mostly_the_rule_of_the_wrong_answer() -> None:
 
 @pytest.mark.parametrize(("forgets", "kept"), [(0.0, 4), (1.0, 0)])
 def test_a_rewritten_prompt_loses_rules_by_chance(forgets: float, kept: int) -> None:
-    text = ask(f"Say this prompt in other words, with the same meaning:\n\n{KETTLE}\n\nWrite one.", forgets=forgets)
+    text = ask(
+        f"Say these instructions in other words, with the same meaning:\n\n{KETTLE}\n\nWrite one.", forgets=forgets
+    )
     assert text.count(KETTLE) == kept  # of the four texts it writes
 
 

@@ -50,7 +50,7 @@ def climbing(reach: int = 10) -> dspy.LM:
 
     def write(request: Request) -> str:
         text = prompt(request)
-        if "Give one reason" in text:
+        if "Explain in one sentence" in text:
             return f"<START>Reason {next(numbers)}.<END>"
         found = re.findall(r"Level (\d+)", text)
         wanted = int(re.findall(r"Write (\d+) different|\Z", text)[0] or 1)
@@ -82,7 +82,11 @@ def prompts(lm: dspy.LM) -> list[str]:
 
 def kinds(lm: dspy.LM) -> list[str]:
     """Return G, E or P for each request for a gradient, an edit or a paraphrase."""
-    starts = {"Give one reason": "G", "Rewrite the prompt": "E", "Say this prompt in other words": "P"}
+    starts = {
+        "Explain in one sentence": "G",
+        "Write better instructions": "E",
+        "Say these instructions in other words": "P",
+    }
     return [next(kind for start, kind in starts.items() if start in text) for text in prompts(lm)]
 
 
@@ -107,8 +111,18 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     method = ProTeGi(metric="accuracy")
     assert (method.rounds, method.beam, method.minibatch, method.errors, method.gradients) == (6, 4, 64, 4, 4)
     assert (method.edits, method.paraphrases, method.successors, method.evaluations) == (1, 2, 8, 50)
-    assert (method.select, method.c, method.temperature) == ("ucb", 2.0, 1.0)
+    assert (method.select, method.c, method.temperature, method.top_p) == ("ucb", 2.0, 1.0, 1.0)
     assert APO is ProTeGi
+
+
+@pytest.mark.parametrize(("edits", "paraphrases", "ends"), [(1, 1, "GEP"), (1, 2, "GE"), (2, 2, "G")])
+def test_a_text_that_is_asked_for_alone_ends_at_its_tag(
+    tmp_path: Path, edits: int, paraphrases: int, ends: str
+) -> None:
+    proposer = climbing()
+    compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, edits=edits, paraphrases=paraphrases), 12)
+    stops = {kind: request.config.stop for kind, request in zip(kinds(proposer), asked(proposer), strict=True)}
+    assert stops == {kind: ("<END>", "</END>", "</START>") if kind in ends else () for kind in "GEP"}
 
 
 def test_the_instruction_that_works_is_found_and_confirmed(tmp_path: Path) -> None:
@@ -183,24 +197,33 @@ def test_the_three_requests_are_as_the_paper_tells_them(tmp_path: Path) -> None:
     compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, errors=2), 4)
 
     shown = [f"Input: text: row {number} yes\nAnswer: label: no\nRight answer: yes" for number in (0, 2)]
-    start = "A language model was given this prompt:\n\nSort.\n\nWith it, the model got these examples wrong:\n\n"
+    start = "A language model is given these instructions:\n\nSort.\n\nWith them, it got these examples wrong:\n\n"
     gradient, edit, paraphrase, own = prompts(proposer)
     first, second = ("\n\n".join(order) for order in (shown, shown[::-1]))
     end = (
-        "Give one reason, in general terms, why this prompt leads to such errors. "
-        "Write the reason between <START> and <END>."
+        "Explain in one sentence, in general terms, what the instructions fail to say. "
+        "Write the sentence between <START> and <END>."
     )
     assert gradient in [f"{start}{errors}\n\n{end}" for errors in (first, second)]
-    assert edit.startswith(gradient.removesuffix(end) + "The reason is this: It never says yes.\n\nRewrite the prompt")
-    assert edit.endswith(" Write one prompt, between <START> and <END> each.")
-    told = (
-        "Say this prompt in other words, with the same meaning:\n\n{}\n\nWrite 2 different prompts, between <START> and"
-    )
+    assert edit.startswith(gradient.removesuffix(end) + "The reason is this: It never says yes.\n\nWrite better ")
+    assert "in at most 60 words." in edit
+    assert edit.endswith(" Write one version, between <START> and <END> each.")
+    told = "Say these instructions in other words, with the same meaning:\n\n{}\n\nWrite 2 different versions, between "
     assert paraphrase.startswith(told.format("Say yes."))
     assert own.startswith(told.format("Sort."))
     assert list(scored(tmp_path)) == [SEED, "Say yes.", "One.", "Two.", "Three."]
     config = asked(proposer)[0].config
-    assert (config.temperature, config.max_tokens) == (1.0, 512)
+    assert (config.temperature, config.top_p, config.max_tokens) == (1.0, 1.0, 120)
+
+
+@pytest.mark.parametrize(("words", "bound", "room", "cut"), [(30, 1024, 60, 120), (40, 1024, 80, 160), (40, 9, 80, 9)])
+def test_an_edit_has_room_for_twice_its_prompt(tmp_path: Path, words: int, bound: int, room: int, cut: int) -> None:
+    proposer = unhelpful()
+    program = Classify("text -> label: Literal['yes', 'no']", " ".join(words * ["Sort."]))
+    compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, max_tokens=bound), 4, program)
+    edit = asked(proposer)[1]
+    assert f"in at most {room} words." in prompt(edit)
+    assert edit.config.max_tokens == cut
 
 
 def test_groups_of_errors_are_drawn_anew_and_one_error_is_criticised_as_often(tmp_path: Path) -> None:
@@ -247,7 +270,7 @@ def test_copies_of_training_text_repeats_and_empty_proposals_are_not_scored(tmp_
     train = [row.copy(text=f"{order} Parcel {n}: {row.label}") for n, row in enumerate(rows(12))]
     texts = ["Say yes to everybody.", "Think.", "<START><END>", SEED]
     proposer = simulated(
-        lambda request: "Reason." if "Give one" in prompt(request) else texts[len(asked(proposer)) % 4]
+        lambda request: "Reason." if "Explain in one" in prompt(request) else texts[len(asked(proposer)) % 4]
     )
     compiled_by(protegi(tmp_path, proposer, rounds=1), 12, trainset=train)
 
@@ -262,7 +285,8 @@ def test_the_beam_keeps_the_best_and_rounds_climb_on_it(tmp_path: Path) -> None:
 
     assert evidence.instructions["predict"].startswith("Level 6")
     assert (evidence.baseline, evidence.compiled) == (0.0, 0.6)
-    parents = [re.findall(r"prompt:\n\n(.*)\n", text)[0][:7] for text in prompts(proposer) if "Give one" in text]
+    asked_why = [text for text in prompts(proposer) if "Explain in one" in text]
+    parents = [re.findall(r"instructions:\n\n(.*)\n", text)[0][:7] for text in asked_why]
     assert parents == ["Sort.", "Level 2", "Sort.", "Level 4", "Level 2"]
 
 
@@ -295,7 +319,7 @@ def test_a_round_that_helps_starts_the_count_anew(tmp_path: Path) -> None:
     turns, climber = count(), climbing(reach=4)
 
     def every_other(request: Request) -> str:
-        if "Rewrite" in prompt(request) and (turn := next(turns)) % 2:
+        if "Write better" in prompt(request) and (turn := next(turns)) % 2:
             return f"<START>Rule {turn}.<END>"
         return str(climber(prompt(request))[0])
 
