@@ -237,3 +237,9 @@ def test_what_is_said_of_the_table_of_methods() -> None:
     assert [f"{gain:.1f}" for gain in lost] == ["-4.5"] * 2
     assert sum(bool(run.get("refused")) for run in runs) == 4
     assert {run["device"] for run in runs} == {"NVIDIA H200"}
+
+
+def test_what_a_compile_takes_on_two_cores() -> None:
+    [run] = [run for run in read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600") if run["method"] == "protegi"]
+    assert (run["task"], run["budget"], run["replaced"]) == ("trec", 600, False)
+    assert f"in float32: {run['seconds']} s, the prompt kept" in page("protegi")

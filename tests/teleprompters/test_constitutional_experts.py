@@ -199,6 +199,7 @@ def test_the_three_requests_show_the_instructions_as_the_model_reads_them(tmp_pa
     assert "mends this: red is no.\nA principle is one sentence of at most 40 words that names" in write
     assert write.endswith("It has this form: If ..., the answer is yes.\nWrite it between <START> and <END>.")
     assert {(request.config.temperature, request.config.max_tokens) for request in asked(proposer)} == {(0.9, 256)}
+    assert {request.config.stop for request in asked(proposer)} == {("<END>", "</END>", "</START>")}
 
 
 def test_with_nothing_to_choose_from_no_choice_is_asked_for(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_a_text_that_is_asked_for_alone_ends_at_its_tag(
     assert stops == {kind: ("<END>", "</END>", "</START>") if kind in ends else () for kind in "GEP"}
 
 
+def test_no_more_texts_are_taken_than_were_asked_for(tmp_path: Path) -> None:
+    texts = iter(["<START>Vague.<END>", "<START>One.<END><START>Two.<END><START>Three.<END>"])
+    proposer = simulated(lambda request: next(texts))
+    compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, edits=2, paraphrases=0), 12)
+    assert list(scored(tmp_path)) == [SEED, "One.", "Two."]
+
+
 def test_the_instruction_that_works_is_found_and_confirmed(tmp_path: Path) -> None:
     texts = iter(["<START>It never says yes.<END>", f"<START>{RIGHT}<END>", *["Think.", "Guess."]])
     proposer = simulated(lambda request: next(texts))
