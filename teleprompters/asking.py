@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
-from typing import Any, TextIO, cast
+from typing import Any, Final, TextIO, cast
 
 import dspy
 from dspy.lm15 import Request, Response
@@ -28,6 +28,9 @@ from preceptor.lm.seam import InThread
 
 Gate = Callable[[], AbstractContextManager[None]]
 """Lets one call through, or raises."""
+
+PROPOSAL: Final = 1024
+"""Tokens a proposal may have at least."""
 
 _IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
 
@@ -114,6 +117,12 @@ class Drawing(Remembering):
 def answered_by(lm: dspy.LM, engine: MeteredEngine) -> dspy.LM:
     """Return a copy of `lm` with another engine."""
     return lm.copy(engine=engine, async_engine=InThread(engine))
+
+
+def with_room(lm: dspy.LM) -> dspy.LM:
+    """Return a copy of `lm` that may write `PROPOSAL` tokens, if its bound is less: that of a task's answers often is."""
+    bound = lm.kwargs.get("max_tokens")
+    return lm.copy(max_tokens=max(bound, PROPOSAL)) if bound else lm
 
 
 class Chat(dspy.ChatAdapter):

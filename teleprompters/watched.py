@@ -27,7 +27,7 @@ from preceptor.scoring.evaluate import refuse_failures
 from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
-from preceptor.teleprompters.asking import Chat, Drawing, Memory, Remembering, answered_by, heard, muted
+from preceptor.teleprompters.asking import Chat, Drawing, Memory, Remembering, answered_by, heard, muted, with_room
 
 _NOTE: Final = "_preceptor_note"
 
@@ -75,7 +75,7 @@ class Watch:
         judged: The rows candidates are judged by, each an object of its own.
         shown: The other train rows.
         lm: The task's model.
-        proposer: Where it samples, a repeated question is a new draw, the same in every run.
+        proposer: With room for a proposal; where it samples, a repeated question is a new draw, the same in every run.
         error: What ended the search early, if something did.
     """
 
@@ -100,7 +100,7 @@ class Watch:
         self.shown = [rows[place] for place in task.order if place not in judged]
         self.error: PreceptorError | None = None
         self.lm = self._guarded(task.lm)
-        self.proposer = answered_by(task.proposer, self._drawing)
+        self.proposer = answered_by(with_room(task.proposer), self._drawing)
         self.student = self._watched(task.student)
 
     @classmethod

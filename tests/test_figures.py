@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import HUMAN, comparisons, mixed
+from preceptor.benchmarks.compared import HUMAN, mixed
 from preceptor.benchmarks.table import FOLDER, MARKS, block, read
 
 ROOT = Path(__file__).parents[1]
@@ -225,17 +225,10 @@ def test_a_table_of_methods_and_tasks_is_found_where_it_stands() -> None:
 def test_what_is_said_of_the_table_of_methods() -> None:
     runs = [run for run in read(FOLDER / "qwen2.5-coder-1.5b-600") if run["method"] != HUMAN]
     assert f"{sum(run['replaced'] for run in runs)} of {len(runs)} compiles changed the prompt" in README
-    best = comparisons(runs)[0]
-    gain, low, high = (100 * best[name] for name in ("gain", "low", "high"))
-    assert best["tasks"] == 2
-    assert (
-        f"chosen on two tasks, is {gain:.1f} points ahead of the best peer on the two others "
-        f"({low:+.1f} to {high:+.1f})" in README
-    )
     assert {gain for gaps in mixed(runs, "compiled").values() for gain in gaps.values()} == {0.0}
     lost = [100 * run["gain"] for run in runs if run["replaced"] and run["gain"] < 0]
     assert [f"{gain:.1f}" for gain in lost] == ["-4.5"] * 2
-    assert sum(bool(run.get("refused")) for run in runs) == 4
+    assert sum(bool(run.get("refused")) for run in runs) == 2
     assert {run["device"] for run in runs} == {"NVIDIA H200"}
 
 

@@ -232,7 +232,7 @@ def unheard(request: Request) -> str:
 
 def lucky(request: Request) -> str:
     """Return `RIGHT` for about one request in three, else what `unheard` returns."""
-    drawn = draw("luck", system(request), prompt(request), request.config.seed)
+    drawn = draw("fortune", system(request), prompt(request), request.config.seed)
     return RIGHT if number(drawn) % 3 == 0 else unheard(request)
 
 

@@ -82,6 +82,23 @@ def test_it_improves_a_task_that_can_be_taught(method: Method, tmp_path: Path, t
 
 
 @each
+@pytest.mark.parametrize(("bound", "room"), [(48, 1024), (4096, 4096)])
+def test_a_bound_on_the_tasks_answers_cuts_no_proposal(method: Method, tmp_path: Path, bound: int, room: int) -> None:
+    writer, answered = Writer(), list[int | None]()
+
+    def answer(request: Request) -> str:
+        answered.append(request.config.max_tokens)
+        return toy.answer(request)
+
+    of = models(writer, answer)
+    ready = made(method, lm=of.lm.copy(max_tokens=bound), proposer=of.proposer.copy(max_tokens=bound), run_dir=tmp_path)
+    ready.compile(Sorter(), trainset=toy.rows(TRAIN), valset=toy.rows(CONFIRM, TRAIN))
+
+    assert {request.config.max_tokens for request in writer.requests} == {room}
+    assert set(answered) == {bound}
+
+
+@each
 def test_every_candidate_is_a_trial_and_the_seed_the_first(method: Method, tmp_path: Path) -> None:
     compiled_by(method, models(), tmp_path)
 
