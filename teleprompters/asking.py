@@ -120,7 +120,7 @@ def answered_by(lm: dspy.LM, engine: MeteredEngine) -> dspy.LM:
 
 
 def with_room(lm: dspy.LM) -> dspy.LM:
-    """Return a copy of `lm` that may write `PROPOSAL` tokens, if its bound is less: that of a task's answers often is."""
+    """Return a copy of `lm` that may write `PROPOSAL` tokens if its bound, often that of a task's answers, is less."""
     bound = lm.kwargs.get("max_tokens")
     return lm.copy(max_tokens=max(bound, PROPOSAL)) if bound else lm
 

@@ -139,7 +139,7 @@ class ProTeGi(Teleprompter):
             rows aside and makes every round, as the paper does.
         temperature: Of the proposer (1.0 in the paper).
         top_p: Of the proposer (1.0 in the paper).
-        max_tokens: Of a proposal (1,024 in the published code); fewer, twice the words an edit may have, for short prompts.
+        max_tokens: Of a proposal (1,024 in the published code), and no more than twice the words an edit may have.
 
     Raises:
         ConfigError: If a number is out of range, or there is no such selection.
