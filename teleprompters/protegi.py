@@ -138,7 +138,6 @@ class ProTeGi(Teleprompter):
         stale_rounds: Rounds without a better score on the rows set aside after which the search ends; 0 sets no
             rows aside and makes every round, as the paper does.
         temperature: Of the proposer (1.0 in the paper).
-        top_p: Of the proposer (1.0 in the paper).
         max_tokens: Of a proposal (1,024 in the published code), and no more than twice the words an edit may have.
 
     Raises:
@@ -161,7 +160,6 @@ class ProTeGi(Teleprompter):
     evaluations: int = 50
     stale_rounds: int = 2
     temperature: float = 1.0
-    top_p: float = 1.0
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -263,7 +261,7 @@ class ProTeGi(Teleprompter):
         """Return the texts that the proposer wrote between tags for each filled template, which asks for so many."""
         words = max([WORDS, *(2 * len(fields["prompt"].split()) for fields in filled)])
         cut = min(self.max_tokens, 2 * words)
-        sampling = Sampling(self.temperature, self.top_p, cut, stop=END if count == 1 else ())
+        sampling = Sampling(self.temperature, max_tokens=cut, stop=END if count == 1 else ())
         asked = [template.substitute(fields, words=words, count=_versions(count)) for fields in filled]
         texts = task.draw(asked, sampling)
         return [parse(text or "")[:count] for text in texts]

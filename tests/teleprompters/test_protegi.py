@@ -111,7 +111,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     method = ProTeGi(metric="accuracy")
     assert (method.rounds, method.beam, method.minibatch, method.errors, method.gradients) == (6, 4, 64, 4, 4)
     assert (method.edits, method.paraphrases, method.successors, method.evaluations) == (1, 2, 8, 50)
-    assert (method.select, method.c, method.temperature, method.top_p) == ("ucb", 2.0, 1.0, 1.0)
+    assert (method.select, method.c, method.temperature) == ("ucb", 2.0, 1.0)
     assert APO is ProTeGi
 
 
