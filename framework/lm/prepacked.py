@@ -47,9 +47,8 @@ def prepack(model: Any) -> None:
     if model.dtype != torch.float32 or model.device.type != "cpu" or not has_onednn():
         return
     head = model.get_output_embeddings()
-    parents = [
-        module for module in model.modules() if type(module) is not torch.nn.Linear
-    ]  # so that each layer is freed
+    # without the layers themselves: held in this list, none would be freed before all are laid out
+    parents = [module for module in model.modules() if type(module) is not torch.nn.Linear]
     for parent in parents:
         for name, layer in list(parent.named_children()):
             if type(layer) is torch.nn.Linear:
