@@ -98,6 +98,9 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="One task that needs no data, two methods, 500 calls, 50 test rows.")
     ] = False,
+    curve: Annotated[
+        bool, typer.Option(help="Score on test rows what each search held for best: up to half of a run's time.")
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder of results.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -118,7 +121,7 @@ def run(
     ]
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
     missing = [one for one in runs if not places[one].is_file()]
-    measure = partial(_measured, data_dir=data_dir, lm=lm)
+    measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve)
     with progress() as report, _spread(measure, missing, jobs, report) as results:
         for one, result in results:
             places[one].parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +148,10 @@ def _spread(
         yield ((begun[done], done.result()) for done in as_completed(begun))
 
 
-def _measured(one: Run, *, data_dir: Path | None, lm: str, report: Report = _silent) -> dict[str, Any]:
-    return _Bench(tasks.find(one.task), data_dir, lm_of(lm), report).measure(one, kind_of(one.method))
+def _measured(
+    one: Run, *, data_dir: Path | None, lm: str, with_curve: bool, report: Report = _silent
+) -> dict[str, Any]:
+    return _Bench(tasks.find(one.task), data_dir, lm_of(lm), report, with_curve).measure(one, kind_of(one.method))
 
 
 def kind_of(name: str) -> Callable[..., Teleprompter] | None:
@@ -190,8 +195,10 @@ def _setting(text: str) -> tuple[str, Any]:
 class _Bench:
     """One task of the benchmark."""
 
-    def __init__(self, task: Published, data_dir: Path | None, lm: dspy.LM, report: Report) -> None:
-        self.task, self.data_dir, self.report = task, data_dir, report
+    def __init__(
+        self, task: Published, data_dir: Path | None, lm: dspy.LM, report: Report, with_curve: bool
+    ) -> None:
+        self.task, self.data_dir, self.report, self.with_curve = task, data_dir, report, with_curve
         self.lm = lm.copy(max_tokens=task.max_tokens)
         self.metric = task.scorer()
 
@@ -242,8 +249,11 @@ class _Bench:
         def tested(instructions: Mapping[str, str]) -> Sequence[Outcome]:
             return self._scored(apply(student, Candidate(instructions)), test)
 
-        curve = anytime.scored_on_test(Path(evidence.run), lambda texts: self.metric.aggregate(tested(texts)))
-        best = curve[-1]["instructions"] if curve else _best_candidate(Path(evidence.run))
+        run, curve = Path(evidence.run), []
+        if self.with_curve:
+            curve = anytime.scored_on_test(run, lambda texts: self.metric.aggregate(tested(texts)))
+        points = anytime.curve(run)
+        best = points[-1].instructions if points else _best_candidate(run)
         unconfirmed = compare(before, tested(best), self.metric)
         return {
             **self._compared(before, self._scored(program, test)),
