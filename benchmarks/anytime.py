@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from preceptor.benchmarks.compared import PEERS, Run, interval, is_ours
+from preceptor.benchmarks.compared import PEERS, Run, base, interval, is_ours
 from preceptor.run import CONFIRMATION, REGIONS
 
 TESTED: Final = 6
@@ -145,7 +145,7 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
     of all ours and all peers, the geometric mean is taken first.
     """
     names = sorted({run["method"] for run in runs if run.get("curve")})
-    ours, peers = [name for name in names if is_ours(name)], [name for name in names if name in PEERS]
+    ours, peers = [name for name in names if is_ours(name)], [name for name in names if base(name) in PEERS]
     pairs = [([one], [other]) for one in ours for other in peers]
     if len(pairs) > 1:
         pairs.append((ours, peers))

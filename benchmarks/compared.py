@@ -45,8 +45,18 @@ class Measured:
 
 
 def is_ours(method: str) -> bool:
-    """Return True if a method, alone or in a mixture, is one of this package's own."""
-    return method.removesuffix(MIXTURE) not in (*PEERS, HUMAN)
+    """Return True if a method, alone, in a mixture or with settings, is one of this package's own."""
+    return base(method) not in (*PEERS, HUMAN)
+
+
+def base(method: str) -> str:
+    """Return a method's name without settings and mixture.
+
+    Example:
+        >>> base("gepa:auto=light"), base("copro+mixture"), base("ape")
+        ('gepa', 'copro', 'ape')
+    """
+    return method.removesuffix(MIXTURE).partition(":")[0]
 
 
 def scored(runs: Iterable[Run], score: str = "compiled") -> Scores:
@@ -90,7 +100,7 @@ def measured(values: Sequence[float]) -> Measured | None:
 def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each pair of methods: wins and losses over tasks, and Wilcoxon's signed-rank test.
 
-    The p-value is exact, two-sided, and None where every task is a tie.
+    The p-value is two-sided, exact up to 13 tasks or without ties, and None where every task is a tie.
     """
     scores = scored(runs)
     lines: list[dict[str, Any]] = []
@@ -183,10 +193,11 @@ def mean_of_tasks(gaps: Mapping[str, Mapping[str, float]]) -> list[float]:
 def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the best of ours against the best peer, chosen on every second task and tested on the others, and on all.
 
+    Methods with settings of their own are in neither: defaults against defaults, instructions against instructions.
     Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
     biased by how many methods there were to choose from.
     """
-    methods = sorted({run["method"] for run in runs})
+    methods = sorted({run["method"] for run in runs if ":" not in run["method"]})
     sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]
     if not all(sides):
         return []

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import typer
 
 from preceptor.benchmarks.anytime import held, steps
-from preceptor.benchmarks.compared import HUMAN, PEERS, Run
+from preceptor.benchmarks.compared import HUMAN, PEERS, Run, base
 from preceptor.benchmarks.table import FOLDER, read
 from preceptor.cli.view import out as console
 from preceptor.errors import DataError
@@ -113,8 +113,8 @@ def drawing(group: str, runs: Sequence[Run], people: Sequence[Run] = ()) -> str:
     """
     import jinja2
 
-    methods = sorted({run["method"] for run in runs}, key=lambda name: (name in PEERS, name))
-    styles = {name: (INKS[at % len(INKS)], DASHES[name in PEERS]) for at, name in enumerate(methods)}
+    methods = sorted({run["method"] for run in runs}, key=lambda name: (base(name) in PEERS, name))
+    styles = {name: (INKS[at % len(INKS)], DASHES[base(name) in PEERS]) for at, name in enumerate(methods)}
     tasks = sorted({run["task"] for run in runs})
     end = max(run["budget"] for run in runs)
     curves = {task: _curves([run for run in runs if run["task"] == task]) for task in tasks}

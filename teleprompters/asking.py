@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import sys
 import threading
 from collections import Counter
@@ -31,6 +32,9 @@ Gate = Callable[[], AbstractContextManager[None]]
 
 PROPOSAL: Final = 1024
 """Tokens a proposal may have at least."""
+
+_MARKER: Final = re.compile(r"\[\[ ## \w+ ## \]\]")
+"""Of a field, in DSPy's chat format."""
 
 _IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
 
@@ -126,7 +130,10 @@ def with_room(lm: dspy.LM) -> dspy.LM:
 
 
 class Chat(dspy.ChatAdapter):
-    """DSPy's adapter, but an answer without field markers is taken whole, for the first field."""
+    """DSPy's adapter, but an answer without field markers is taken whole, for the first field.
+
+    One with other fields' markers is asked for again, as JSON, as DSPy does.
+    """
 
     def parse(self, signature: Any, completion: str) -> dict[str, Any]:
         """Return the fields, "" for those that are missing."""
@@ -134,8 +141,13 @@ class Chat(dspy.ChatAdapter):
             fields: dict[str, Any] = super().parse(signature, completion)
             return fields
         except AdapterParseError as error:
-            first, *others = signature.output_fields
-            return _found(signature, error) or {first: completion.strip(), **dict.fromkeys(others, "")}
+            found = _found(signature, error)
+            if not found and _MARKER.search(completion):
+                raise
+            return found or _whole(signature, completion)
+
+    def _make_json_adapter_fallback(self) -> dspy.JSONAdapter:
+        return _Last()
 
 
 class Json(dspy.JSONAdapter):
@@ -147,7 +159,25 @@ class Json(dspy.JSONAdapter):
             fields: dict[str, Any] = super().parse(signature, completion)
             return fields
         except AdapterParseError as error:
-            return _found(signature, error) or Chat().parse(signature, completion)
+            found = _found(signature, error)
+            if not found and error.parsed_result is not None:
+                raise  # an object of other fields
+            return found or Chat().parse(signature, completion)
+
+
+class _Last(Json):
+    """The same; what can't be read even so is taken whole, without the markers."""
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        try:
+            return super().parse(signature, completion)
+        except AdapterParseError:
+            return _whole(signature, _MARKER.sub("", completion))
+
+
+def _whole(signature: Any, completion: str) -> dict[str, Any]:
+    first, *others = signature.output_fields
+    return {first: completion.strip(), **dict.fromkeys(others, "")}
 
 
 def _found(signature: Any, error: AdapterParseError) -> dict[str, Any]:

@@ -149,8 +149,10 @@ class Watch:
             self._close()
 
     def score(self, example: Any, prediction: Any, trace: Any = None) -> float:
-        """Score a row, as the optimizer's metric; a row that failed gets the seed's mean, which favours nobody."""
-        del trace
+        """Score a row, as the optimizer's metric; a row that failed gets the seed's mean, which favours nobody.
+
+        With a trace it is asked for a demonstration, which a row that failed is not.
+        """
         note: _Note = getattr(prediction, _NOTE)
         output = self._task.output
         gold = text_of(example, output) if output else ""
@@ -160,7 +162,9 @@ class Watch:
         note.outcome = dataclasses.replace(note.outcome, gold=gold)
         if self._is_original(note.candidate):
             self._count(note.candidate, self._places[id(example)], note.outcome)
-        return self._neutral if note.outcome.score is None else note.outcome.score
+        if note.outcome.score is None:
+            return self._neutral if trace is None else 0.0
+        return note.outcome.score
 
     def criticize(
         self, example: Any, prediction: Any, trace: Any = None, predictor: Any = None, steps: Any = None
@@ -185,18 +189,24 @@ class Watch:
     def trials(self) -> list[Trial]:
         """Write down every candidate but the seed, with the judged rows it was scored on, or the others.
 
-        In the order in which the last of these rows were scored, with the calls by then.
+        In the order in which the last of these rows were scored, with the calls by then. Of the others there are
+        fewer than judged rows: by them alone no candidate is the best so far.
         """
         found: list[tuple[int, Candidate, list[int], list[Outcome]]] = []
         for one in self._tally.values():
             rows = [row for row in self._task.order if row in one.seen]
-            rows = [row for row in rows if row in self.seed.rows] or rows
+            rows = [row for row in rows if row in self.seed.rows] or rows[: max(1, len(self.seed.rows) - 1)]
             found.append((max(map(one.calls.__getitem__, rows)), one.candidate, rows, [one.seen[row] for row in rows]))
         return [
             self._task.record(candidate, rows, outcomes, calls)
             for calls, candidate, rows, outcomes in sorted(found, key=lambda each: each[0])
             if candidate.key != self._task.seed.key
         ]
+
+    @property
+    def calls_left(self) -> int | None:
+        """What the budget leaves to the search; None if calls aren't bounded."""
+        return self._task.meter.account.calls_left
 
     @contextmanager
     def _call(self) -> Generator[None]:
@@ -267,11 +277,12 @@ class Watch:
     def _answer(self, program: dspy.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> dspy.Prediction:
         """Run the program on one row; where no answer came, return an empty prediction."""
         note, trace = _Note(candidate_of(program)), dspy.settings.trace
-        prediction: Any = dspy.Prediction()
+        trace = [] if trace is None else trace
+        begun, prediction = len(trace), cast("Any", dspy.Prediction())
         if not self._is_original(note.candidate):
             note.outcome = Outcome("unparsable", 0.0, error="The instruction copies a training input.")
             return _noted(prediction, note)
-        with self._as_the_user(), dspy.context(trace=[] if trace is None else trace):
+        with self._as_the_user(), dspy.context(trace=trace):
             try:
                 prediction = forward(program, **inputs)
             except AdapterParseError as error:
@@ -283,6 +294,7 @@ class Watch:
         if not isinstance(prediction, dspy.Prediction):
             got = type(prediction).__name__
             raise self._stop(ConfigError(f"DSPy's optimizers need a program that returns a Prediction, not a {got}."))
+        trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]
         return _noted(prediction, note)
 
     def _measured(self, example: Any, prediction: Any) -> float:
@@ -321,6 +333,11 @@ def _with_models(student: dspy.Module, replaced: Callable[[dspy.LM], dspy.LM]) -
         if predictor.lm is not None:
             predictor.lm = replaced(predictor.lm)
     return copied
+
+
+def _fields(predictor: Any, answer: dspy.Prediction) -> dspy.Prediction:
+    """Return an answer without what isn't in the signature, such as the log-probabilities of its choices."""
+    return dspy.Prediction(**{name: answer[name] for name in predictor.signature.output_fields if name in answer})
 
 
 def _noted(prediction: dspy.Prediction, note: _Note) -> dspy.Prediction:

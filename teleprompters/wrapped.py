@@ -11,7 +11,10 @@ Departs: the winner is confirmed on rows the optimizer never saw; the budget cou
          search at once; a failed call counts as the seed's mean score, not as a wrong answer, and too many
          end the search; a repeated question is answered from memory, but to a proposer that samples it is
          a new draw; a proposer's answer without DSPy's field markers is taken whole; an instruction that
-         copies a training input is worth 0; GEPA is told the right label; MIPROv2 sets no demonstrations.
+         copies a training input is worth 0; GEPA is told the right label, and none of the answers'
+         log-probabilities; MIPROv2 sets no demonstrations; GEPA and MIPROv2 read one half of the train rows
+         and judge by the other (in DSPy GEPA does both on all, MIPROv2 reads one row in five); of those
+         judged on all these rows, the best by the metric over the set is confirmed, at a tie DSPy's choice.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ CANDIDATES: Final[Mapping[str, int]] = {"light": 6, "medium": 12, "heavy": 18}
 JUDGED: Final[Mapping[str, int]] = {"light": 100, "medium": 300, "heavy": 1000}
 """Rows MIPROv2 judges candidates by, at most, as in DSPy."""
 
+_LIGHT: Final[Auto] = "light"
+_ENDLESS: Final = 10
+"""Row scores that GEPA is told it may take for each call that is left: repeated ones cost none."""
 _MINIBATCH, _FEW_ROWS, _FULL_EVERY = 35, 50, 5  # MIPROv2's, as in DSPy
 _REFLECTED = 3  # rows a GEPA proposal is made from and tried on first, as in DSPy
 
@@ -55,7 +61,7 @@ class _Wrapped(Teleprompter):
     is_alone: ClassVar[bool] = True
 
     def search(self, task: Task) -> Sequence[Trial]:
-        """Run the optimizer; return the trial of what it chose, then the others, best first."""
+        """Run the optimizer; return its candidates' trials, best first."""
         what, rows = f"{type(self).__name__} scores rows", len(task.order)
         watch = Watch.begin(task, self._judged(rows), lambda done: task.report(what, done, 0))
         threads = 1 if batching_engine(task.lm) is not None else task.threads
@@ -64,7 +70,7 @@ class _Wrapped(Teleprompter):
         if watch.error is not None:
             raise watch.error
         key = candidate_of(chosen).key if chosen is not None else ""
-        return sorted(trials, key=lambda trial: (trial.candidate.key != key, -len(trial.rows), -trial.score))
+        return sorted(trials, key=lambda trial: (-len(trial.rows), -trial.score, trial.candidate.key != key))
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls until a first candidate is judged, and those of the whole search."""
@@ -86,47 +92,52 @@ class _Wrapped(Teleprompter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Automatic(_Wrapped):
-    """One whose size DSPy sets."""
-
-    auto: Auto = "light"
-
-    def __post_init__(self) -> None:
-        Teleprompter.__post_init__(self)
-        if self.auto not in CANDIDATES:
-            raise ConfigError(f"{type(self).__name__} needs auto to be {', '.join(CANDIDATES)}, got {self.auto!r}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GEPA(_Automatic):
+class GEPA(_Wrapped):
     """Reflective prompt evolution: the proposer reads answers and feedback, the best for each row evolve on.
 
     Candidates are judged on half of the train rows; proposals are made from the other half, three at a time.
-    Costs as many row scores as DSPy sets for `auto` (it stops between candidates, and repeated ones cost
-    nothing), times the predictors, and one proposer call per proposal. Feedback is the metric's own where
-    it takes five arguments and returns some, else the score and the right label.
+    It takes what the budget of calls leaves it. Without one, or with `auto`, it costs as many row scores as
+    DSPy sets for `auto` (it stops between candidates, and repeated ones cost nothing), times the predictors,
+    and one proposer call per proposal. Feedback is the metric's own where it takes five arguments and returns
+    some, else the score and the right label.
 
     Rows are scored `threads` at a time, and equal seeds give equal programs at any number of them. A model
     in this process answers them one by one, not in batches. Scores over the whole set, such as F1, reach
     GEPA as the mean of the rows'.
 
     Args:
-        auto: How long the search is.
+        auto: How long the search is: one of DSPy's sizes; None for as long as the budget of calls lasts, and
+            `light` if there is none.
+        temperature: Of the proposer (1.0 in DSPy's documentation; DSPy itself sets none).
 
     Raises:
-        ConfigError: If `auto` is none of DSPy's.
+        ConfigError: If a setting is out of range.
     """
 
     paper: ClassVar[str] = "arXiv:2507.19457"
-    formula: ClassVar[str] = "DSPy's budget for auto + proposals"
+    formula: ClassVar[str] = "the budget of calls, or DSPy's for auto + proposals"
+
+    auto: Auto | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        Teleprompter.__post_init__(self)
+        _check(self, self.auto or _LIGHT, self.temperature)
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        """Return the calls until a first candidate is judged, and those of the whole search."""
+        found = _Wrapped.estimate(self, signatures, rows, calls)
+        return found if calls is None or self.auto else Estimate(found.least, max(found.least, calls))
 
     def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
         from dspy.teleprompt.gepa import InstructionProposer
 
+        left = None if self.auto else watch.calls_left
         optimizer = dspy.GEPA(
             watch.criticize,
-            auto=self.auto,
-            reflection_lm=watch.proposer,
+            auto=(self.auto or _LIGHT) if left is None else None,
+            max_metric_calls=None if left is None else _ENDLESS * left,
+            reflection_lm=watch.proposer.copy(temperature=self.temperature),
             instruction_proposer=InstructionProposer(adapter=Json()),
             num_threads=threads,
             warn_on_score_mismatch=False,
@@ -139,13 +150,13 @@ class GEPA(_Automatic):
 
     def _expected(self, predictors: int, rows: int) -> int:
         judged, optimizer = self._judged(rows), cast("Any", dspy.GEPA)
-        scores: int = optimizer.auto_budget(None, predictors, CANDIDATES[self.auto], judged)
+        scores: int = optimizer.auto_budget(None, predictors, CANDIDATES[self.auto or _LIGHT], judged)
         proposals = (scores - judged) // (2 * _REFLECTED + judged // 3)  # one in three is taken to look better
         return predictors * scores + proposals
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIPROv2(_Automatic):
+class MIPROv2(_Wrapped):
     """Instructions written from summaries of the data and the program; a Bayesian search picks among them.
 
     Sets instructions only. Candidates are judged on half of the train rows, with `auto="light"` on at most
@@ -158,14 +169,22 @@ class MIPROv2(_Automatic):
     MIPROv2 as the mean of the rows'.
 
     Args:
-        auto: How many instructions, trials and rows.
+        auto: How many instructions, trials and rows (`light` in DSPy).
+        temperature: Of the proposer (1.0 in DSPy).
 
     Raises:
-        ConfigError: If `auto` is none of DSPy's.
+        ConfigError: If a setting is out of range.
     """
 
     paper: ClassVar[str] = "arXiv:2406.11695"
     formula: ClassVar[str] = "rows/2 + proposals + trials * rows/2"
+
+    auto: Auto = _LIGHT
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        Teleprompter.__post_init__(self)
+        _check(self, self.auto, self.temperature)
 
     def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
         import optuna
@@ -177,6 +196,7 @@ class MIPROv2(_Automatic):
             max_bootstrapped_demos=0,
             max_labeled_demos=0,
             auto=self.auto,
+            init_temperature=self.temperature,
             num_threads=threads,
             seed=self.seed,
             track_stats=False,
@@ -237,6 +257,7 @@ class COPRO(_Wrapped):
     Args:
         breadth: Candidates at each depth, at least 2 (10 in DSPy).
         depth: Rounds of proposals, at least 1 (3 in DSPy).
+        temperature: Of the proposer (1.4 in DSPy).
 
     Raises:
         ConfigError: If a number is out of range.
@@ -247,15 +268,23 @@ class COPRO(_Wrapped):
 
     breadth: int = 10
     depth: int = 3
+    temperature: float = 1.4
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
+        _check(self, _LIGHT, self.temperature)
         for name, least in (("breadth", 2), ("depth", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"COPRO needs {name} >= {least}, got {getattr(self, name)}.")
 
     def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
-        optimizer = dspy.COPRO(prompt_model=watch.proposer, metric=watch.score, breadth=self.breadth, depth=self.depth)
+        optimizer = dspy.COPRO(
+            prompt_model=watch.proposer,
+            metric=watch.score,
+            breadth=self.breadth,
+            depth=self.depth,
+            init_temperature=self.temperature,
+        )
         return optimizer.compile(watch.student, trainset=watch.judged, eval_kwargs={"num_threads": threads})
 
     def _judged(self, rows: int) -> int:
@@ -268,3 +297,11 @@ class COPRO(_Wrapped):
         rounds = self.depth if predictors == 1 else self.depth * (self.depth + 1) // 2
         programs = 1 + predictors * (self.breadth * rounds - 1)
         return predictors * (programs * rows + self.depth * self.breadth - 1)
+
+
+def _check(method: _Wrapped, auto: str, temperature: float) -> None:
+    name = type(method).__name__
+    if auto not in CANDIDATES:
+        raise ConfigError(f"{name} needs auto to be {', '.join(CANDIDATES)}, got {auto!r}.")
+    if not (0 <= temperature < math.inf):
+        raise ConfigError(f"{name} needs temperature >= 0, got {temperature}.")

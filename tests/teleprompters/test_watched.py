@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.lm.adapter import declare
 from preceptor.lm.ledger import Call
@@ -63,6 +64,7 @@ def told(watch: Watch, instructions: str) -> dspy.Module:
 
 def test_a_row_that_failed_gets_the_seeds_mean_in_the_optimizers_eyes(tmp_path: Path) -> None:
     given: list[float] = []
+    asked_for_a_demonstration: list[float] = []
     seen: list[Trial] = []
 
     def broken(request: Request) -> str:
@@ -77,11 +79,14 @@ def test_a_row_that_failed_gets_the_seeds_mean_in_the_optimizers_eyes(tmp_path: 
         failing = next(row.text for row in watch.judged if row.label == "no")
         program = told(watch, "Guess.")
         given.extend(watch.score(row, program(**row.inputs())) for row in watch.judged)
+        row = next(row for row in watch.judged if row.text == failing)
+        asked_for_a_demonstration.append(watch.score(row, program(**row.inputs()), trace=[]))
         seen.extend(watch.trials())
 
     tried(steps, simulated(broken), tmp_path)
 
     assert sorted(given) == [0.0] * 10 + [0.5] + [1.0] * 9
+    assert asked_for_a_demonstration == [0.0]
     [trial] = seen
     assert [outcome.kind for outcome in trial.outcomes].count("failed") == 1
     assert trial.score == pytest.approx(9 / 19)
@@ -126,6 +131,43 @@ def test_a_candidate_counts_as_scored_when_its_last_judged_row_is_whatever_is_sh
     judged = ROWS // 2
     told_of = [(line["instructions"]["predict"], line["calls"]) for line in lines[:3]]
     assert told_of == [(toy.SEED, judged), ("Guess.", 2 * judged + 3), ("Mumble.", 3 * judged + 3)]
+
+
+def test_rows_that_a_proposal_is_made_from_never_make_a_candidate_the_best_so_far(tmp_path: Path) -> None:
+    seen: list[Trial] = []
+
+    def steps(watch: Watch) -> None:
+        program = told(watch, "Guess.")
+        for row in (*watch.shown, *watch.shown):
+            watch.score(row, program(**row.inputs()))
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(toy.answer), tmp_path)
+
+    assert [len(trial.rows) for trial in seen] == [ROWS // 2 - 1]
+
+
+def test_an_optimizer_sees_a_models_answers_without_their_log_probabilities(tmp_path: Path) -> None:
+    steps_of: list[Any] = []
+    scored: list[Any] = []
+
+    class Telling(toy.Sorter):
+        def forward(self, **inputs: Any) -> dspy.Prediction:
+            answered = super().forward(**inputs)
+            answered["logprobs"] = {"yes": -0.1}
+            return answered
+
+    def steps(watch: Watch) -> None:
+        row, program = watch.judged[0], told(watch, "Guess.")
+        with dspy.context(trace=[]):
+            scored.append(program(**row.inputs()))
+            steps_of.extend(dspy.settings.trace)
+
+    tried(steps, simulated(toy.answer), tmp_path, Telling())
+
+    [(predictor, given, answer)] = steps_of
+    assert (set(predictor.signature.output_fields), set(given), set(answer.keys())) == ({"label"}, {"text"}, {"label"})
+    assert set(scored[0].keys()) == {"label", "logprobs"}
 
 
 def test_the_program_is_run_with_the_users_adapter(tmp_path: Path) -> None:
@@ -260,6 +302,28 @@ TWO = declare("old -> new, prefix", "Improve it.")
 @pytest.mark.parametrize("adapter", [Chat(), Json()])
 def test_a_proposers_answer_is_read_as_far_as_it_goes(adapter: Any, reply: str, fields: dict[str, str]) -> None:
     assert adapter.parse(TWO, reply) == fields
+
+
+ECHO = "[[ ## summary ## ]]\nSorts mail.\n\n[[ ## code ## ]]\nclass Sorter"
+
+
+def test_an_answer_of_other_fields_is_no_proposal() -> None:
+    for adapter, reply in ((Chat(), ECHO), (Json(), ECHO), (Json(), '{"summary": "Sorts mail."}')):
+        with pytest.raises(AdapterParseError):
+            adapter.parse(TWO, reply)
+
+
+@pytest.mark.parametrize(
+    ("second", "new"),
+    [('{"new": "Sort well."}', "Sort well."), (ECHO, "Sorts mail.\n\n\nclass Sorter"), ('{"a": 1}', '{"a": 1}')],
+)
+def test_an_answer_of_other_fields_is_asked_for_again_as_json(second: str, new: str) -> None:
+    replies = iter([ECHO, second])
+    lm = simulated(lambda request: next(replies))
+
+    [found] = Chat()(lm, {}, TWO, [], {"old": "Sort."})
+
+    assert found == {"new": new, "prefix": ""}
 
 
 def test_a_proposers_json_is_read() -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from preceptor.lm.seam import predictors
 from preceptor.modules import Classify
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters import COPRO, GEPA, MIPROv2
+from preceptor.teleprompters.watched import Watch
 from preceptor.teleprompters.wrapped import CANDIDATES, JUDGED
 from preceptor.testing import prompt, system, toy
 from preceptor.testing.toy import RIGHT, SEED, Models, Sorter
@@ -426,6 +428,54 @@ def test_copros_completions_are_draws_of_their_own(tmp_path: Path) -> None:
     assert [len(trial["rows"]) for trial in trials(tmp_path)] == [TRAIN] * 5
 
 
+@pytest.mark.parametrize(("method", "temperature"), [(COPRO, 1.4), (GEPA, 1.0), (MIPROv2, 1.0)])
+def test_proposals_are_sampled_at_the_temperature_of_dspys_documentation_or_the_users(
+    method: Method, temperature: float, tmp_path: Path
+) -> None:
+    for settings, expected in (({}, temperature), ({"temperature": 0.7}, 0.7)):
+        writer = Writer()
+        of = models(writer)
+        greedy = of.proposer.copy(temperature=0.0)
+        place = tmp_path / str(expected)
+        ready = made(method, lm=of.lm, proposer=greedy, run_dir=place, budget=Budget(calls=150), **settings)
+        ready.compile(Sorter(), trainset=toy.rows(TRAIN), valset=toy.rows(CONFIRM, TRAIN))
+
+        proposals = [request for request in writer.requests if request.config.temperature == expected]
+        assert len({request.config.seed for request in proposals}) == len(proposals) > 1
+        if method is not MIPROv2:  # which describes the data and the program at other temperatures first
+            assert proposals == writer.requests
+
+
+@pytest.mark.parametrize(("auto", "least", "most"), [(None, 880, 900), ("light", 200, 640)])
+def test_gepa_takes_what_the_budget_leaves_it_or_dspys_own_size(
+    auto: Any, least: int, most: int, tmp_path: Path
+) -> None:
+    size = {} if auto is None else {"auto": auto}
+
+    evidence = compiled_by(GEPA, models(toy.unheard), tmp_path, budget=Budget(calls=900), **size).evidence
+
+    assert least <= evidence.spent.calls <= most
+    ready = GEPA(metric="accuracy", **size)
+    assert (ready.estimate(signatures(Sorter()), TRAIN, 900).expected == 900) == (auto is None)
+
+
+def test_of_those_judged_on_all_rows_the_best_by_the_metric_wins_whatever_the_optimizer_chose(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Cautious(COPRO):
+        """Tries two prompts on all rows, a third on one, and chooses the seed."""
+
+        def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
+            for text, rows in (("Guess.", watch.judged), (RIGHT, watch.judged), ("Guess well.", watch.judged[:1])):
+                program = watch.student.deepcopy()
+                program.predict.signature = program.predict.signature.with_instructions(text)
+                for row in rows:
+                    watch.score(row, program(**row.inputs()))
+            return watch.student
+
+    method: Any = Cautious
+    assert compiled_by(method, models(), tmp_path).evidence.instructions == {"predict": RIGHT}
+
+
 def test_another_seed_draws_other_proposals(tmp_path: Path) -> None:
     drawn: list[set[int | None]] = []
     for seed in (1, 2):
@@ -517,5 +567,7 @@ def test_settings_that_cant_work_are_refused() -> None:
     bad: Any = "huge"
     with pytest.raises(ConfigError, match=r"^GEPA needs auto to be light, medium, heavy, got 'huge'\.$"):
         GEPA(metric="accuracy", auto=bad)
+    with pytest.raises(ConfigError, match=r"^MIPROv2 needs temperature >= 0, got -1\.$"):
+        MIPROv2(metric="accuracy", temperature=-1)
     with pytest.raises(ConfigError, match=r"^MIPROv2 needs threads >= 1, got 0\.$"):
         MIPROv2(metric="accuracy", threads=0)
