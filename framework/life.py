@@ -151,7 +151,7 @@ class Compile:
             trials = list(search(task))
         except BudgetExhausted as error:
             stopped = str(error)
-            trials = best_so_far(task.scored, self.metric.aggregate)
+            trials = task.ranked or best_so_far(task.scored, self.metric.aggregate)
         winner, copied = self._first_original(trials)
         return Found(winner, stopped, copied)
 

@@ -127,7 +127,7 @@ def descended(births: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str,
 
 
 def _descendant(key: str, line: Mapping[str, Any], seen: Sequence[tuple[int, float | None]], kept: str) -> Descendant:
-    scores = [score for _, score in seen if score is not None]
+    scores = [score for score in dict(seen).values() if score is not None]  # a row counts once
     return Descendant(
         key=key,
         parent=str(line.get("parent", "")),
@@ -135,7 +135,7 @@ def _descendant(key: str, line: Mapping[str, Any], seen: Sequence[tuple[int, flo
         how=str(line.get("how", "")),
         because=str(line.get("because", "")),
         instructions=line["instructions"],
-        rows=len({row for row, _ in seen}),
+        rows=len(dict(seen)),
         score=sum(scores) / len(scores) if scores else None,
         is_kept=key == kept,
     )

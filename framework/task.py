@@ -67,6 +67,8 @@ class Task:
         threads: Rows in flight where the model answers one request a call.
         report: Told of progress.
         scored: Every trial so far, in the order it was scored.
+        ranked: What the method would return if it had to stop now, best first; while there are none, the candidates
+            that saw the most rows are the best.
         drawn: Prompt -> how often `draw` has asked it.
         born: Keys of the candidates whose origin is written down.
     """
@@ -87,6 +89,7 @@ class Task:
     confirm_rows: int = 0
     confirms: int = 2
     scored: list[Trial] = field(default_factory=list[Trial])
+    ranked: list[Trial] = field(default_factory=list[Trial])
     drawn: Tally[str] = field(default_factory=Tally[str])
     born: set[str] = field(default_factory=set[str])
     rates: list[float] = field(default_factory=list[float])

@@ -32,6 +32,15 @@ Aggregate = Callable[[Sequence[Outcome]], float]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
+_ARTICLES: Final = frozenset({"a", "an", "the"})
+_PUNCTUATION: Final = re.compile(
+    rf"(?<![a-z+])\+|(?<![a-z])#|[{re.escape(string.punctuation.translate({43: None, 35: None}))}]"
+)
+_NUMBER: Final = re.compile(
+    r"""[("'$€£]*([-\u2212+]?)[$€£]?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d+))?[)%"'.,;:!?]*"""
+)
+"""A number, with what may stand around it: its sign, its whole part, its decimals."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
@@ -179,12 +188,25 @@ def as_text(value: Any) -> str:
 def normalize(text: str) -> str:
     """Return text without case, articles, punctuation and extra white space (SQuAD's rule).
 
+    Unlike there, a number keeps its sign and its decimals and loses its thousands separators, `+` and `#` behind a
+    letter stay, and a text that is nothing but articles or punctuation stays as it is.
+
     Example:
-        >>> normalize("The  Eiffel Tower.")
-        'eiffel tower'
+        >>> [normalize(text) for text in ("The  Eiffel Tower.", "It's -1,234.50!", "C++", "A", "+")]
+        ['eiffel tower', 'its -1234.5', 'c++', 'a', '+']
     """
-    bare = "".join(char for char in text.lower() if char not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    words = list(filter(None, map(_word, text.lower().split())))
+    return " ".join([word for word in words if word not in _ARTICLES] or words) or _folded(text)
+
+
+def _word(raw: str) -> str:
+    """Return a lower-case word without its punctuation; a number in one way of writing it."""
+    number = _NUMBER.fullmatch(raw)
+    if number is not None:
+        whole, decimals = number[2].replace(",", "") or "0", (number[3] or "").rstrip("0")
+        sign = "-" if number[1] in ("-", "\u2212") and (decimals or whole.strip("0")) else ""
+        return f"{sign}{whole}{'.' if decimals else ''}{decimals}"
+    return _PUNCTUATION.sub("", raw)
 
 
 def references(gold: Any) -> list[str]:
@@ -253,7 +275,8 @@ def _set_match(field: str) -> Metric:
 
 def _contains(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
-        return any(normalize(reference) in normalize(as_text(answer)) for reference in references(gold))
+        accepted = filter(None, map(normalize, references(gold)))
+        return any(reference in normalize(as_text(answer)) for reference in accepted)
 
     return _row_metric("contains", score, field)
 

@@ -117,5 +117,6 @@ def _kept(alive: list[Candidate], ranked: list[Trial], count: int) -> list[Candi
 def _joined(earlier: Trial | None, fresh: Trial, aggregate: Aggregate) -> Trial:
     if earlier is None:
         return fresh
-    outcomes: tuple[Outcome, ...] = earlier.outcomes + fresh.outcomes
-    return Trial(fresh.candidate, earlier.rows + fresh.rows, outcomes, aggregate(outcomes))
+    seen = dict(zip(earlier.rows + fresh.rows, earlier.outcomes + fresh.outcomes, strict=True))  # a row counts once
+    outcomes: tuple[Outcome, ...] = tuple(seen.values())
+    return Trial(fresh.candidate, tuple(seen), outcomes, aggregate(outcomes))

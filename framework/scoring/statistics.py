@@ -2,7 +2,8 @@
 
 A gain in a 0/1 score is tested by the exact McNemar test (a binomial test on the rows that changed) and has
 Tango's score interval. Any other gain, of graded scores or of metrics over the whole set such as F1, is tested
-by swapping the two programs' rows at random and has Student's interval on the jackknife's standard error. An
+by swapping the two programs' rows at random and has Student's interval on the jackknife's standard error, or
+Tango's at so many 0/1 rows where all rows say the same, which is no certainty. An
 interval is stretched to zero where its test finds nothing, so the two never disagree in what they confirm.
 Measured coverage: benchmarks/results/coverage.json.
 
@@ -31,6 +32,8 @@ SWAPS: Final = 4_999
 _Z: Final = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _CHURN: Final = 0.10
 """Rows assumed to turn from right to wrong when planning; `smallest_gain` says so."""
+_NO_ERROR: Final = 1e-9
+"""Of a jackknife, below which the rows show no spread to go by."""
 _BLOCK: Final = 4_000_000
 """Coin tosses held in memory at a time."""
 
@@ -112,7 +115,7 @@ def _mcnemar(first: list[Outcome], second: list[Outcome]) -> tuple[float, float,
     return _tango(better, worse, len(changes)), -_tango(worse, better, len(changes)), p_value
 
 
-def _tango(better: int, worse: int, rows: int) -> float:
+def _tango(better: float, worse: float, rows: int) -> float:
     """Return the lower end of Tango's interval: the true gain the rows are just too good for."""
     gain = (better - worse) / rows
     if gain == -1:
@@ -139,12 +142,12 @@ def _permutation(first: list[Outcome], second: list[Outcome], sums: Sums, seed: 
     totals = before.sum(axis=0), after.sum(axis=0)
     gain = float(sums.score(totals[1]) - sums.score(totals[0]))
     without = sums.score(totals[1] - after) - sums.score(totals[0] - before)
-    half = _student(len(before)) * _standard_error(without)
-    return (
-        max(-1.0, gain - half),
-        min(1.0, gain + half),
-        _swap_test(before[changed], after[changed], totals, sums, seed),
-    )
+    p_value, error = _swap_test(before[changed], after[changed], totals, sums, seed), _standard_error(without)
+    if error < _NO_ERROR:
+        better, worse = max(0.0, gain) * len(before), max(0.0, -gain) * len(before)
+        return _tango(better, worse, len(before)), -_tango(worse, better, len(before)), p_value
+    half = _student(len(before)) * error
+    return max(-1.0, gain - half), min(1.0, gain + half), p_value
 
 
 def _swap_test(before: Array, after: Array, totals: tuple[Array, Array], sums: Sums, seed: int) -> float:
@@ -201,7 +204,7 @@ def interval(outcomes: Sequence[Outcome], metric: Metric) -> tuple[float, float]
     terms = metric.sums.terms(answered)
     total = terms.sum(axis=0)
     score, error = float(metric.sums.score(total)), _standard_error(metric.sums.score(total - terms))
-    if not 0 < score < 1 or error < 1e-9:
+    if not 0 < score < 1 or error < _NO_ERROR:
         return _wilson(score, int((terms != 0).any(axis=1).sum()))
     return _wilson(score, (_Z / _student(len(answered))) ** 2 * score * (1 - score) / error**2)
 

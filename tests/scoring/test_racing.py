@@ -148,5 +148,15 @@ def test_an_interrupted_race_knows_the_best_of_those_that_saw_the_most_rows() ->
     assert [trial.score for trial in best] == pytest.approx([0.5, 0.2])
 
 
+def test_a_row_that_was_scored_twice_counts_once_and_as_it_was_last() -> None:
+    first = Scorer(lambda text, row: 0.0)([named("seed")], range(4))
+    again = Scorer(lambda text, row: 1.0)([named("seed")], range(3))
+    longer = Scorer(lambda text, row: 0.5)([named("a")], range(5))
+
+    assert [name(trial.candidate) for trial in best_so_far([*first, *again, *longer], mean)] == ["a"]
+    [seed] = best_so_far([*first, *again], mean)
+    assert (seed.rows, seed.score) == ((0, 1, 2, 3), pytest.approx(0.75))
+
+
 def test_a_race_interrupted_before_its_first_score_knows_nothing() -> None:
     assert best_so_far([], mean) == []

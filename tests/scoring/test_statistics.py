@@ -146,13 +146,32 @@ def test_graded_differences_that_cancel_out_confirm_nothing() -> None:
     assert not verdict.is_confirmed
 
 
-@pytest.mark.parametrize(("rows", "low", "is_confirmed"), [(5, 0.0, False), (6, 0.25, True)])
-def test_equal_graded_differences_need_six_rows(rows: int, low: float, is_confirmed: bool) -> None:
-    verdict = compare(outcomes([0.25] * rows), outcomes([0.5] * rows), ACCURACY)
+@pytest.mark.parametrize(("rows", "is_confirmed"), [(8, False), (20, True)])
+def test_rows_that_all_say_the_same_are_as_certain_as_so_many_rows_of_right_and_wrong(
+    rows: int, is_confirmed: bool
+) -> None:
+    graded = compare(outcomes([0.25] * rows), outcomes([0.5] * rows), ACCURACY)
 
-    assert (verdict.low, verdict.high) == (low, 0.25)
-    assert verdict.p_value == 2.0 ** (1 - rows)
-    assert verdict.is_confirmed == is_confirmed
+    assert (graded.low, graded.high) == pytest.approx(
+        (statistics._tango(rows / 4, 0, rows), -statistics._tango(0, rows / 4, rows))
+    )
+    assert graded.low < 0.25 < graded.high
+    assert graded.p_value == pytest.approx(2.0 ** (1 - rows), abs=2e-4)
+    assert graded.is_confirmed == is_confirmed
+    back = compare(outcomes([0.5] * rows), outcomes([0.25] * rows), ACCURACY)
+    assert (back.low, back.high) == pytest.approx((-graded.high, -graded.low))
+
+
+def test_a_set_score_that_every_row_agrees_on_is_no_certainty() -> None:
+    gold = "yes"
+    wrong, right = [Outcome("scored", 0.0, "no", gold)] * 6, [Outcome("scored", 1.0, "yes", gold)] * 6
+
+    verdict = compare(wrong, right, wrap("macro_f1", "label"))
+
+    assert (verdict.gain, verdict.high) == (1.0, 1.0)
+    assert verdict.low == pytest.approx(compare(wrong, right, ACCURACY).low)
+    assert 0 < verdict.low < 0.3
+    assert verdict.smallest_gain > 0.3
 
 
 def test_a_graded_gain_has_students_interval() -> None:

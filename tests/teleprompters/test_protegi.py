@@ -505,6 +505,20 @@ def test_with_600_calls_and_100_rows_a_better_prompt_is_found(tmp_path: Path) ->
     assert compiled.evidence.spent.calls <= 600
 
 
+def test_stopped_by_its_budget_of_tokens_the_winner_on_the_rows_set_aside_is_confirmed(tmp_path: Path) -> None:
+    lm, proposer = simulated(level).copy(max_tokens=8), climbing().copy(max_tokens=256)
+    method = protegi(tmp_path, proposer, lm=lm, budget=Budget(tokens=50_000), stale_rounds=9)
+
+    evidence = compiled_by(method, 100, valset=rows(50, 100)).evidence
+
+    aside = [line for line in lines(tmp_path, "trials.jsonl") if len(line["rows"]) == 33]
+    best = max(line["score"] for line in aside)
+    assert "tokens" in evidence.stopped
+    assert len(aside) > 2
+    assert evidence.search_score == best > aside[0]["score"]
+    assert evidence.instructions == [line["instructions"] for line in aside if line["score"] == best][-1]
+
+
 def test_a_budget_below_one_small_round_is_refused(tmp_path: Path) -> None:
     proposer = unhelpful()
     # 10 rows aside, a minibatch of 16, 2 requests, 2 candidates on 12 rows, the winner on 10
