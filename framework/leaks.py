@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
@@ -22,7 +23,8 @@ WORDS: Final = 8
 """As many words in a row that an instruction shares with a training input are a copy."""
 
 WHOLE: Final = 3
-"""From so many words on, an instruction that stands whole in a training input is a copy too."""
+"""From so many words on, an instruction that stands whole in a training input is a copy too, and an input that stands
+whole in an instruction, unless several rows have it: then it is no row's own."""
 
 _CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD: Final = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
@@ -65,11 +67,23 @@ class Guard:
         text = unicodedata.normalize("NFKC", instruction)
         found = list(_WORD.finditer(text))
         own = _masked([match[0].casefold() for match in found], self.exempt)
-        length, end = _longest(own, self.rows)
-        is_whole = length >= WHOLE and length == len(own) - own.count(None)
-        if length < self.words and not is_whole:
-            return ""
-        return text[found[end - length].start() : found[end - 1].end()]
+        length, end = self._longest(own)
+        return text[found[end - length].start() : found[end - 1].end()] if length else ""
+
+    def _longest(self, words: Words) -> tuple[int, int]:
+        """Return the length of the longest copy among `words`, and where in `words` it ends; (0, 0) if none is."""
+        runs, own = _Runs(words), len(words) - words.count(None)
+        held, longest = Counter(map(tuple, self.rows)), list[str | None]()
+        for row, times in held.items():
+            lengths = runs.lengths(row)
+            most = max(lengths, default=0)
+            is_whole = most >= WHOLE and (most == own or (most == len(row) and times == 1))
+            if most > len(longest) and (most >= self.words or is_whole):
+                end = lengths.index(most) + 1
+                longest = list(row[end - most : end])
+        if not longest:
+            return 0, 0
+        return len(longest), _Runs(longest).lengths(words).index(len(longest)) + 1
 
     def originals(self, texts: Iterable[str]) -> list[str]:
         """Return the texts that copy nothing, in the order they came."""
@@ -86,7 +100,7 @@ class Guard:
 def copied(instruction: str, rows: Sequence[str], *, words: int = WORDS) -> str:
     """Return the longest run of words that `instruction` shares with one of `rows`, "" if it is no copy.
 
-    A copy has `words` words or more; or it is the whole instruction, of three words or more.
+    A copy has `words` words or more; or it is the whole instruction or a whole row, of three words or more.
 
     Example:
         >>> row = "My order #4471 has not arrived, and nobody answers the phone."
@@ -121,20 +135,6 @@ def _masked(words: list[str], exempt: Sequence[Words]) -> Words:
             left = max(left - 1, lengths[at] if lengths[at] >= min(WHOLE, len(text)) else 0)
             is_taken[at] |= left > 0
     return [None if taken else word for word, taken in zip(words, is_taken, strict=True)]
-
-
-def _longest(words: Words, rows: Sequence[Words]) -> tuple[int, int]:
-    """Return the length of the longest run that `words` share with one row, and where in `words` it ends."""
-    runs, length, longest = _Runs(words), 0, []
-    for row in rows:
-        lengths = runs.lengths(row)
-        most = max(lengths, default=0)
-        if most > length:
-            end = lengths.index(most) + 1
-            length, longest = most, list(row[end - most : end])
-    if not length:
-        return 0, 0
-    return length, _Runs(longest).lengths(words).index(length) + 1
 
 
 class _Runs:

@@ -5,7 +5,7 @@ Notes:   seeds/ape.md
 Departs: candidates are compared on the same rows; the threshold of adaptive filtering is the median
          (successive halving); the seed instruction stays in the race; the winner is confirmed on rows
          no search step has seen; proposals are cleaned and de-duplicated, and those that copy
-         training text are left out; demonstrations are drawn so that every label is shown; tasks run at
+         training text are left out; demonstrations are drawn so that labels are spread; tasks run at
          the model's own temperature, not at 0.7. Chat models don't infill: the reverse prompt shows the
          blank and asks for what belongs there. The mode `labels` is ours: it shows one label's inputs
          at a time and asks what they have in common.
@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from string import Template
 from typing import Any, ClassVar, Final, Literal
 
@@ -24,10 +25,11 @@ from preceptor.errors import ConfigError, LMFailed
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.scoring import racing
-from preceptor.scoring.metrics import mean
+from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompters.reading import cut
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +195,15 @@ class APE(Teleprompter):
             lists = [text for share in shares for text in self._descriptions(task, rows, share)]
             return [f"{seed.instructions[name]}\n{text}" for text in lists]
         template = TEMPLATES.get(self.mode) or Template(self.mode)
+        prompts = [template.safe_substitute(demos="\n\n".join(self._draw(task, pairs))) for _ in shares]
+        return [clean(text) for text in self._asked(task, prompts, shares)]
+
+    def _asked(self, task: Task, prompts: Sequence[str], shares: Sequence[int]) -> list[str]:
+        """Ask each prompt as often as its share says, prompt by prompt; all of a kind at once."""
         texts: list[str] = []
-        for share in shares:
-            prompt = template.safe_substitute(demos="\n\n".join(self._draw(task, pairs)))
-            texts += task.propose([prompt], self._sampling, samples=share)
-        return [clean(text) for text in texts]
+        for share, group in groupby(zip(prompts, shares, strict=True), key=lambda pair: pair[1]):
+            texts += task.propose([prompt for prompt, _ in group], self._sampling, samples=share)
+        return texts
 
     def _draw(self, task: Task, pairs: list[str]) -> list[str]:
         """Draw demonstrations: a random stretch of the stratified order, so that labels are spread, shuffled."""
@@ -212,13 +218,13 @@ class APE(Teleprompter):
         labels, guard = choices(signature), Guard.of(task.train, task.signatures)
         columns: list[list[str]] = []
         for label in labels:
-            members = [row for row in rows if str(task.train[row].get(task.output)) == label]
+            members = [row for row in rows if text_of(task.train[row], task.output) == label]
             if not members:
                 continue
             drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
             inputs = [
                 " ".join(
-                    str(task.train[row][field])
+                    cut(str(task.train[row][field]))
                     for field in signature.input_fields
                     if task.train[row].get(field) is not None
                 )
@@ -310,8 +316,10 @@ def _has_fields(row: Any, signature: Any) -> bool:
 
 
 def _pair(inputs: Any, outputs: Any, signature: Any) -> str:
-    given = "\n".join(f"{field}: {inputs[field]}" for field in signature.input_fields if inputs.get(field) is not None)
-    answer = ", ".join(str(outputs[field]) for field in signature.output_fields if outputs.get(field) is not None)
+    given = "\n".join(
+        f"{field}: {cut(str(inputs[field]))}" for field in signature.input_fields if inputs.get(field) is not None
+    )
+    answer = ", ".join(cut(str(outputs[field])) for field in signature.output_fields if outputs.get(field) is not None)
     return f"Input: {given}\nOutput: {answer}"
 
 

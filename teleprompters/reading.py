@@ -23,6 +23,7 @@ _PREAMBLE: Final = re.compile(
     r"[^\n]{0,80}:\s*\n+",
     re.IGNORECASE,
 )
+_ECHO: Final = re.compile(r"<\s*START\s*>[\"'`]?\s+and\b\s*[\"'`]?(?:<\s*/?\s*END\s*>|\Z)", re.IGNORECASE)
 _TAG: Final = re.compile(r"<\s*(/?)\s*(START|END)\s*/?\s*>", re.IGNORECASE)
 
 
@@ -61,22 +62,23 @@ def _shown(task: Task, name: str, row: int, outcome: Outcome) -> str:
     ]
     inputs, labels = example.inputs(), example.labels()
     lines = [f"Input: {put}\nAnswer: {got}" for put, got in pairs or [(_fields(inputs, inputs), answer)]]
-    lines += [f"Answer of the whole program: {answer}"] if len(task.signatures) > 1 else []
-    return "\n".join([*lines, f"{RIGHT}: {outcome.gold or _fields(labels, labels)}"])
+    lines += [f"Answer of the whole program: {cut(answer)}"] if len(task.signatures) > 1 else []
+    return "\n".join([*lines, f"{RIGHT}: {cut(outcome.gold) or _fields(labels, labels)}"])
 
 
 def _fields(values: Any, names: Iterable[str]) -> str:
-    return "\n".join(f"{name}: {_cut(str(values[name]))}" for name in names if values.get(name) is not None)
+    return "\n".join(f"{name}: {cut(str(values[name]))}" for name in names if values.get(name) is not None)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a text as a proposer sees it: what is long, cut."""
     return text if len(text) <= FIELD_CHARACTERS else f"{text[:FIELD_CHARACTERS]} ..."
 
 
 def parse(text: str) -> list[str]:
     r"""Return what stands between the tags, or the whole text where there are none; without quotes and fences.
 
-    A missing or misspelt closing tag is forgiven.
+    A missing or misspelt closing tag is forgiven; the request's own words, "between <START> and <END>", are no text.
 
     Example:
         >>> parse("Sure!\n<START>Name the capital.<END> <START>\"Say where.\"</START>")
@@ -84,7 +86,7 @@ def parse(text: str) -> list[str]:
         >>> parse("Here is the prompt:\n\nName the capital.")
         ['Name the capital.']
     """
-    pieces = list(_pieces(text)) or [_PREAMBLE.sub("", text)]
+    pieces = list(_pieces(_ECHO.sub("", text))) or [_PREAMBLE.sub("", "" if _ECHO.search(text) else text)]
     return [piece for piece in map(_bare, pieces) if piece]
 
 

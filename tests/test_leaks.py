@@ -61,9 +61,19 @@ def test_eight_words_or_a_whole_instruction_of_three_are_a_copy(instruction: str
     assert copied(instruction, ["Something else.", LETTER]) == passage
 
 
+def test_a_short_input_that_stands_whole_in_an_instruction_is_a_copy_unless_several_rows_have_it() -> None:
+    instruction = "Classify the question. Input: What is BPH ?"
+
+    assert copied(instruction, ["What is BPH ?", LETTER]) == "What is BPH"
+    assert copied(instruction, ["What is BPH, and who has it?"]) == ""  # a part of an input
+    assert copied(instruction, ["is BPH"]) == ""  # two words
+    assert copied(instruction, ["What is BPH ?", "what is bph"]) == ""
+    assert guarded("What is BPH?", "What is BPH").copied(instruction) == ""  # the user's own words
+
+
 def test_a_run_doesnt_go_on_in_another_row() -> None:
     instruction = "one two three four five six seven eight nine ten."
-    assert copied(instruction, ["one two three four five", "five six seven eight nine ten"]) == ""
+    assert copied(instruction, ["zero one two three four five", "five six seven eight nine ten eleven"]) == ""
 
 
 def test_characters_of_chinese_and_japanese_are_words() -> None:

@@ -138,10 +138,13 @@ def test_a_predictor_of_several_is_shown_its_own_inputs_and_outputs_and_what_bec
 
 
 def test_a_long_field_is_cut(make: Open) -> None:
+    cut = reading.FIELD_CHARACTERS
     with make(sorter(), rows(("a" * 5000, "yes")), lambda request: "no") as task:
         [shown] = errors(task, "predict", task.seed, [0])
-        cut = reading.FIELD_CHARACTERS
         assert shown == f"Input: text: {'a' * cut} ...\nAnswer: label: no\nRight answer: yes"
+    with make(sorter(), rows(("a", "b" * 5000)), lambda request: "no") as task:
+        [shown] = errors(task, "predict", task.seed, [0])
+        assert shown == f"Input: text: a\nAnswer: label: no\nRight answer: {'b' * cut} ..."
 
 
 @pytest.mark.parametrize(
@@ -153,6 +156,10 @@ def test_a_long_field_is_cut(make: Open) -> None:
         ("<START>Name it.</END>", ["Name it."]),
         ("< START >Name it.", ["Name it."]),
         ("<START>Name it.<START>Say it.", ["Name it.", "Say it."]),
+        ("Here is the sentence between <START> and <END>:\n<START>Name it.<END>", ["Name it."]),
+        ("Here is the sentence between <START> and ", []),  # a model in this process is stopped at the tag
+        ("I wrote it between `<START>` and `<END>`: <START>Name it.<END>", ["Name it."]),
+        ("<START>and so on<END>", ["and so on"]),
         ("<START><END>", []),
         ("", []),
         ("Name it.<END>", ["Name it."]),
