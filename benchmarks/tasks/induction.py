@@ -39,7 +39,8 @@ METRICS: Final = {
     "translation_en-fr": "exact_match",
     "word_in_context": "exact_match",
 }
-"""Every task, and its upstream utility function by the name of ours."""
+"""Every task, and the metric of ours that is nearest to its upstream's, which reads an answer's first line up to the
+first full stop and keeps articles; ours reads all of it and drops them."""
 
 _ACCEPTED: Final = ("other_rhymes", "possible_translations", "possible_outputs")
 
