@@ -79,9 +79,15 @@ def writing(
         is_tsv = kind == "tsv"
         style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if is_tsv else {}
         table = csv.writer(file, lineterminator="\n", **style)
+        # Python up to 3.12 leaves a carriage return bare where lines end with a line feed; readers end a row there.
+        quoted = table if is_tsv else csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         names = [*inputs, *outputs]
-        table.writerow(names)
-        yield lambda row: table.writerow([_cell(row.get(name), is_tsv and name in outputs) for name in names])
+
+        def write(cells: list[str]) -> None:
+            (quoted if any("\r" in cell for cell in cells) else table).writerow(cells)
+
+        write(names)
+        yield lambda row: write([_cell(row.get(name), is_tsv and name in outputs) for name in names])
 
 
 def print_line(file: Any, value: Mapping[str, Any]) -> None:
@@ -134,7 +140,7 @@ def join(parts: Iterable[Path], to: Path, kind: Kind) -> None:
 
 
 def _header_lines(part: Path) -> int:
-    with part.open(encoding="utf-8", newline="") as file:
+    with part.open(encoding="utf-8", newline="\n") as file:  # lines as `join` counts them, in bytes
         header = csv.reader(file, **dialect(part))
         next(header)
         return header.line_num

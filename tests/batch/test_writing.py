@@ -14,6 +14,7 @@ import pytest
 
 from preceptor.batch.reading import Kind, open_source
 from preceptor.batch.writing import column_type, join, writing
+from preceptor.data import load_rows
 
 COLUMNS = {"label": "str", "score": "float", "sure": "bool", "count": "int"}
 
@@ -43,6 +44,29 @@ def test_a_table_has_a_header_and_none_is_empty(tmp_path: Path) -> None:
             ['a, "b"\nc', "spam", "0.5", "True", "3"],
             ["d", "", "", "", ""],
         ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"a\rb": "x\ry", "label": "spam"},
+        {"a\rb": "x", "label": "first\rsecond"},
+        {"a\rb": "\r", "label": "\r\n"},
+    ],
+)
+def test_a_carriage_return_ends_no_row_for_any_reader(row: dict[str, str], tmp_path: Path) -> None:
+    rows = [{"a\rb": "before", "label": "mail"}, row, {"a\rb": "after", "label": "mail"}]
+    for number, part in enumerate((rows[:2], rows[2:])):
+        with writing(tmp_path / f"{number}.csv", "csv", ["a\rb"], None, {"label": "str"}) as write:
+            for each in part:
+                write(each)
+    whole = tmp_path / "whole.csv"
+    join([tmp_path / "0.csv", tmp_path / "1.csv"], whole, "csv")
+
+    with whole.open(newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert load_rows(whole) == rows  # by `datasets`
+    assert [each.values for each in open_source(str(whole)).rows(0)] == rows
 
 
 def test_an_answer_s_tabs_and_line_ends_are_escaped_where_quotes_are_text(tmp_path: Path) -> None:
