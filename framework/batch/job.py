@@ -70,7 +70,7 @@ class Batch:
         check_settings(self.program)
 
     def run(self, *, retry_failed: bool = False) -> dict[str, Any]:
-        """Ask for every row that has no answer yet; return what came of all of them.
+        """Ask for every row that has no answer yet; return what came of all of them, for `refuse_failures` to judge.
 
         Args:
             retry_failed: Ask again for rows that failed earlier. Those whose answer couldn't be read are drawn

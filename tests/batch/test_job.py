@@ -17,7 +17,7 @@ from dspy.lm15 import Request
 
 import preceptor
 from preceptor import program as artifact
-from preceptor.batch import Batch, Progress, open_source
+from preceptor.batch import Batch, Progress, open_source, refuse_failures
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, InputTooLong, LMFailed, RunError
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
@@ -57,6 +57,11 @@ def read(folder: Path) -> list[dict[str, str]]:
 def failures(out: Path) -> list[dict[str, Any]]:
     lines = (out.with_name(f"{out.name}.batch") / "failed.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def shards(out: Path) -> list[dict[str, Any]]:
+    manifest = json.loads((out.with_name(f"{out.name}.batch") / "manifest.json").read_text(encoding="utf-8"))
+    return list(manifest["shards"])
 
 
 def batch(source: Path, out: Path, lm: dspy.LM | None = None, **settings: Any) -> Batch:
@@ -144,7 +149,8 @@ def test_failed_rows_go_into_a_file_with_the_reason_and_the_others_are_written(t
     source = table(tmp_path / "in.csv", [*texts(39), ""])
     result = batch(source, tmp_path / "out", lm, shard_rows=20).run()
 
-    assert (result["answered"], result["failed"]) == (38, 2)
+    assert [result[name] for name in ("rows", "answered", "failed", "unusable")] == [40, 38, 1, 1]
+    assert [(shard["failed"], shard["unusable"]) for shard in shards(tmp_path / "out")] == [(1, 0), (0, 1)]
     assert [row["text"] for row in read(tmp_path / "out")] == [text for n, text in enumerate(texts(39)) if n != 3]
     call, empty = failures(tmp_path / "out")
     assert (call["row"], call["kind"], call["values"]) == (4, "failed", {"text": "a prize 3"})
@@ -217,9 +223,25 @@ def test_a_model_that_fails_row_after_row_ends_the_batch_and_those_rows_are_aske
 def test_more_failures_than_a_comparison_would_stand_end_with_an_error_once_all_is_written(tmp_path: Path) -> None:
     lm = simulated(failing(lambda text: int(text.split()[-1]) < 2))
     source = table(tmp_path / "in.csv", texts(20))
-    with pytest.raises(LMFailed, match=r"2 of 20 rows have no answer; .*failed.jsonl says why"):
-        batch(source, tmp_path / "out", lm).run()
+    result = batch(source, tmp_path / "out", lm).run()
+    with pytest.raises(LMFailed, match=r"2 of 20 rows that were asked have no answer; .*failed.jsonl says why"):
+        refuse_failures(result)
     assert len(read(tmp_path / "out")) == 18
+
+
+def test_rows_that_cannot_be_asked_are_no_failures_of_the_model_and_are_never_asked_again(tmp_path: Path) -> None:
+    lm = simulated(judged)
+    source = table(tmp_path / "in.csv", [*texts(12), *[""] * 8])
+    for retries in (False, True):
+        result = batch(source, tmp_path / "out", lm).run(retry_failed=retries)
+        refuse_failures(result)
+        assert [result[name] for name in ("rows", "answered", "failed", "unusable", "shards")] == [20, 12, 0, 8, 2]
+        assert [shard["retries"] for shard in shards(tmp_path / "out")] == [0, 0]
+    assert [row["row"] for row in failures(tmp_path / "out")] == list(range(13, 21))
+
+    nothing = batch(table(tmp_path / "empty.csv", [""] * 3, n=["1", "2", "3"]), tmp_path / "none", lm).run()
+    with pytest.raises(DataError, match=r"None of the 3 rows can be used; .*failed.jsonl says why"):
+        refuse_failures(nothing)
 
 
 def test_the_budget_bounds_all_processes_together_and_a_larger_one_goes_on(tmp_path: Path) -> None:
