@@ -87,7 +87,10 @@ class Folder:
     @property
     def work(self) -> Path:
         """The folder beside `out`."""
-        return self.out.with_name(f"{self.out.name}.batch")
+        out = self.out if self.out.name not in ("", "..") else self.out.resolve()
+        if not out.name:
+            raise ConfigError(f"Nothing can stand beside {out}, and a batch keeps its books beside its output.")
+        return out.with_name(f"{out.name}.batch")
 
     @property
     def is_file(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.batch.folder import Folder, Shard
 from preceptor.batch.reading import Row, Source
-from preceptor.batch.writing import Columns, Write, column_type, print_line, writing
+from preceptor.batch.writing import UNWRITABLE, Columns, Write, column_type, print_line, writing
 from preceptor.data import typed
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, ModelError, ParseError, RunError
 from preceptor.lm.budget import Budget, Cost, Purse
@@ -27,6 +28,9 @@ from preceptor.task import with_models
 
 _HOPELESS: Final = 50
 """Failures one after the other that make the model, or the program, count as broken."""
+
+_TOLD: Final = 400
+"""Characters of what is said about an answer that can't be written down."""
 
 _PREFIX: Final = "predicted_"
 _ENDS: Final = (BudgetExhausted, LMFailed, ModelError, RunError)
@@ -160,8 +164,16 @@ class Work:
                 failed, paid = files.failed + files.unusable, account.spent + account.lost
                 total = earlier + files.answered + failed
                 self.report(Progress(total, failed_earlier + failed, self.source.about, paid, self.fresh))
-        counts = {"answered": files.answered, "failed": files.failed, "unusable": files.unusable}
-        self.folder.commit(Shard(number=number, retries=retries, columns=self.columns, **counts))
+        self.folder.commit(
+            Shard(
+                number=number,
+                answered=files.answered,
+                failed=files.failed,
+                retries=retries,
+                columns=self.columns,
+                unusable=files.unusable,
+            )
+        )
 
     def _put(self, done: _Done, files: _Files) -> None:
         """Write a row to where it belongs.
@@ -172,8 +184,8 @@ class Work:
         if done.kind == "answered":
             done = self._named(done)
         if done.kind == "answered":
-            files.write_answered({**done.row.values, **done.answer}, self.columns)
-        else:
+            done = files.write_answered(done, self.columns)
+        if done.kind != "answered":
             files.write_failed(done)
         if done.kind != "input":
             self.broken = self.broken + 1 if done.kind == "failed" else 0
@@ -284,13 +296,18 @@ class _Files:
     _write: Write | None = None
     _log: Any = None
 
-    def write_answered(self, row: Mapping[str, Any], columns: Columns) -> None:
-        """Write a row with its answer."""
+    def write_answered(self, done: _Done, columns: Columns) -> _Done:
+        """Write a row with its answer; return what came of it, a failure where the answer can't be written down."""
         if self._write is None:
             path, source = self.folder.fresh[0], self.source
             self._write = self.opened.enter_context(writing(path, source.kind, source.columns, source.schema, columns))
-        self._write(row)
+        try:
+            self._write({**done.row.values, **done.answer})
+        except UNWRITABLE as error:
+            told = textwrap.shorten(str(error), _TOLD)
+            return _Done(done.row, "failed", f"the answer can't be written as {self.source.kind.upper()}: {told}")
         self.answered += 1
+        return done
 
     def write_failed(self, done: _Done) -> None:
         """Write a row without one."""

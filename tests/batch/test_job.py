@@ -344,6 +344,41 @@ def test_a_program_of_the_user_s_own_answers_with_the_fields_of_its_first_row(tm
     ]
 
 
+class Sized(dspy.Module):
+    """Declares a number, and answers with whatever the text is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict(declare("text -> size: int", "Measure."))
+
+    def forward(self, text: str) -> dspy.Prediction:
+        endless: list[Any] = []
+        endless.append(endless)
+        odd = {"large": 2**63, "words": "many", "endless": endless}
+        return dspy.Prediction(size=odd.get(text, len(text)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_answer_that_cannot_be_written_down_fails_its_row_and_the_batch_ends(kind: str, tmp_path: Path) -> None:
+    given = ["large", "words", "endless"] if kind == "parquet" else ["endless"]
+    frame = pd.DataFrame({"text": [*given, "abc", *given, "de"]})
+    if kind == "parquet":
+        frame.to_parquet(tmp_path / "in.parquet")
+    else:
+        frame.to_json(tmp_path / "in.jsonl", orient="records", lines=True)
+    out = tmp_path / "out"
+    for _ in range(2):
+        result = batch(tmp_path / f"in.{kind}", out, program=Sized(), shard_rows=len(given)).run()
+        assert (result["answered"], result["failed"], result["shards"]) == (2, 2 * len(given), 2)
+    [*parts] = sorted(out.iterdir())
+    wholes = [pd.read_parquet(part) if kind == "parquet" else pd.read_json(part, lines=True) for part in parts]
+    assert [list(row) for whole in wholes for row in whole.to_numpy()] == [["abc", 3], ["de", 2]]
+    told = [row["reason"] for row in failures(out)[: len(given)]]
+    assert all(reason.startswith(f"the answer can't be written as {kind.upper()}: ") for reason in told)
+    if kind == "parquet":
+        assert "size: 'many' is no int64" in told[1]
+
+
 def test_a_routed_program_says_who_answered(tmp_path: Path, two_regions: Router) -> None:
     program = Experts(Classify(SPAM, "Default."), {"region 1": Classify(SPAM, "Own.")}, two_regions)
     result = batch(table(tmp_path / "in.csv", ["a prize", "lunch"]), tmp_path / "out", program=program).run()
@@ -359,6 +394,44 @@ def test_missing_columns_are_refused_before_anything_is_made(tmp_path: Path) -> 
     with pytest.raises(DataError, match="has no column 'question'; it has text"):
         batch(source, tmp_path / "out", program=Generate("question -> answer"), inputs={"question": str})
     assert not (tmp_path / "out.batch").exists()
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_an_optional_column_may_be_missing_as_in_a_compile(name: str, tmp_path: Path) -> None:
+    program = Generate("text, hint: str | None -> answer")
+    inputs: dict[str, Any] = {"text": str, "hint": str | None}
+    frame = pd.DataFrame({"text": ["a", "b"]})
+    if name == "in.csv":
+        frame.to_csv(tmp_path / name, index=False)
+    else:
+        frame.to_json(tmp_path / name, orient="records", lines=True)
+    lm = simulated(lambda request: "x")
+    result = batch(tmp_path / name, tmp_path / "out", lm, program=program, inputs=inputs).run()
+    assert (result["answered"], result["columns"]) == (2, ["answer"])
+
+
+def test_columns_of_json_lines_are_those_of_all_rows(tmp_path: Path) -> None:
+    rows = [{"n": 1}, {"text": "a prize", "n": 2}, {"text": "lunch", "label": "x"}]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    result = batch(source, tmp_path / "out").run()
+    assert [result[name] for name in ("answered", "failed", "unusable")] == [2, 0, 1]
+    assert result["columns"] == ["predicted_label"]
+    assert [json.loads(line) for line in (tmp_path / "out" / "part-00000.jsonl").read_text().splitlines()] == [
+        {"text": "a prize", "n": 2, "predicted_label": "spam"},
+        {"text": "lunch", "label": "x", "predicted_label": "mail"},
+    ]
+
+
+def test_the_current_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = table(tmp_path / "in.csv", texts(3))
+    (tmp_path / "answers").mkdir()
+    monkeypatch.chdir(tmp_path / "answers")
+    assert [batch(source, Path()).run()["billed_calls"] for _ in range(2)] == [3, 0]
+    assert [path.name for path in Path().iterdir()] == ["part-00000.csv"]
+    assert (tmp_path / "answers.batch" / "manifest.json").is_file()
+    with pytest.raises(RunError, match=r"\.\. is there already, and from no batch"):
+        batch(source, Path("..")).run()
 
 
 def test_a_loaded_program_s_own_batch_answers_in_order(tmp_path: Path) -> None:

@@ -99,6 +99,25 @@ def test_parquet_keeps_the_types_it_came_with_and_adds_typed_columns(tmp_path: P
     assert (second["label"], second["when"], second["count"]) == ("half \\ud83d", None, None)
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [({"count": 2**63}, "count: 9223372036854775808 is no int64"), ({"score": "high"}, "score: 'high' is no double")],
+)
+def test_an_answer_that_a_column_cannot_hold_is_refused_at_once_and_the_others_are_written(
+    answer: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    with writing(path, "parquet", ["text"], pa.schema([("text", pa.string())]), COLUMNS) as write:
+        write({"text": "a", "count": 2**63 - 1})
+        with pytest.raises(ValueError, match=told):
+            write({"text": "b", **answer})
+        write({"text": "c", "score": 1})
+    assert [(row["text"], row["score"], row["count"]) for row in pq.read_table(path).to_pylist()] == [
+        ("a", None, 2**63 - 1),
+        ("c", 1.0, None),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_parts_are_joined_in_order_with_one_header(kind: Kind, tmp_path: Path) -> None:
     schema = pa.schema([("text", pa.string())])
