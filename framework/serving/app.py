@@ -197,11 +197,11 @@ def _add_program(app: FastAPI, service: Service) -> None:
         )
 
     app.add_api_route("/program", program, methods=["GET"], responses=said(401, 421), response_model=dict[str, Any])
-    if not service.current.is_routed:
-        return
 
     async def route(inputs: Any) -> Response:
         """Say where a row is among the regions and who would answer; no model is asked."""
+        if not service.current.is_routed:
+            raise Refused(404, "The program that is served has no experts to choose from.", "no_experts")
         experts = service.current.program
         router = experts.router
         with service.gate.admitted_request():
@@ -218,7 +218,7 @@ def _add_program(app: FastAPI, service: Service) -> None:
         )
         return _json(place.model_dump())
 
-    could = said(400, 401, 408, 413, 415, 421, 422, 429, 503)
+    could = said(400, 401, 404, 408, 413, 415, 421, 422, 429, 503)
     _post(app, "/route", route, "inputs", service.current.inputs, Place, could, "Say who would answer a row.")
 
 

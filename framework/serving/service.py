@@ -41,7 +41,7 @@ class Served:
     """A program that was read, checked and warmed up.
 
     Attributes:
-        name: Of its folder.
+        name: Of its folder, or of the link to it that was given.
         digest: First twelve digits of the SHA-256 of its manifest.
         artifact: What was read.
         program: Ready to call.
@@ -122,7 +122,7 @@ class Source:
         parts = routed.parts_of(program, is_routed=saved.is_routed).values()
         awaits = all(inspect.iscoroutinefunction(getattr(type(part), "aforward", None)) for part in parts)
         return Served(
-            path.resolve().name,
+            _name(path),
             before,
             saved,
             program,
@@ -132,6 +132,11 @@ class Source:
             awaits,
             tuple(answers.model_fields),
         )
+
+
+def _name(path: Path) -> str:
+    """Return what clients call a program: a link's own name, which stays when the link is switched."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def _digest(path: Path) -> str:
