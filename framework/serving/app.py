@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from preceptor.serving import chat, fields
 from preceptor.serving.door import OPEN, TOLD, Door
+from preceptor.serving.gone import while_there
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Answer, Service
 from preceptor.serving.settings import Keys
@@ -124,14 +125,16 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         start = time.perf_counter()
         given = fields.given(inputs)
         with service.gate.admitted_request():
-            answer = await service.answer(given, starting=start)
+            async with while_there(request, service.metrics):
+                answer = await service.answer(given, starting=start)
         request.scope[TOLD].update(_noted(answer), **_shown(service, inputs=given, outputs=answer.outputs))
         return _json(told(answer))
 
     async def predict_batch(request: Request, batch: Any) -> Response:
         rows = [fields.given(row) for row in batch.rows]
         with service.gate.admitted_request():
-            found = await _each(service, rows)
+            async with while_there(request, service.metrics):
+                found = await _each(service, rows)
         failed = sum(isinstance(each, Refused) for each in found)
         request.scope[TOLD].update(rows=len(rows), failed=failed, **_shown(service, inputs=rows))
         return _json({"answers": [each.body if isinstance(each, Refused) else told(each) for each in found]})

@@ -1,0 +1,97 @@
+"""Clients that go before they are answered, over real connections, and a real model server that counts its calls."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from preceptor.serving.settings import Limits
+from preceptor.testing import ChatServer
+
+Save = Callable[..., Path]
+Serve = Callable[..., Any]
+CHAT = {"model": "program", "messages": [{"role": "user", "content": "a chat"}]}
+BODIES: dict[str, tuple[str, Any]] = {
+    "row": ("/predict", {"text": "a row"}),
+    "batch": ("/predict/batch", {"rows": [{"text": f"row {number}"} for number in range(20)]}),
+    "chat": ("/v1/chat/completions", CHAT),
+    "stream": ("/v1/chat/completions", {**CHAT, "stream": True}),
+}
+
+
+@pytest.fixture
+def free() -> Generator[threading.Event]:
+    """Return what lets the model answer."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def model(free: threading.Event) -> Generator[ChatServer]:
+    """Return a model server that answers once it is let go."""
+
+    def answer(body: Any) -> str:
+        assert free.wait(60)
+        return "mail"
+
+    with ChatServer(answer) as server:
+        yield server
+        free.set()
+
+
+def asking(url: str, path: str, body: Any) -> socket.socket:
+    """Return a connection over which something was asked."""
+    address, sent = urlsplit(url), json.dumps(body).encode()
+    assert address.hostname is not None
+    client = socket.create_connection((address.hostname, address.port or 80), timeout=60)
+    head = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    client.sendall(head.format(path, len(sent)).encode() + sent)
+    return client
+
+
+def test_what_clients_that_have_gone_were_waiting_for_is_never_asked_for(
+    save: Save, serve: Serve, eventually: Any, model: ChatServer, free: threading.Event
+) -> None:
+    running = serve(save(), model.lm(num_retries=0), limits=Limits(concurrency=1, drain_seconds=1))
+    with ThreadPoolExecutor(1) as pool, ExitStack() as opened:
+        first = pool.submit(running.post, "/predict", {"text": "first"})
+        eventually(lambda: model.count == 1)
+        for path, body in BODIES.values():
+            opened.enter_context(asking(running.url, path, body))
+        eventually(lambda: running.service.gate.admitted == 1 + len(BODIES))
+
+        opened.close()
+        eventually(lambda: running.service.gate.admitted == 1)
+        free.set()
+        assert first.result().json()["answer"] == {"label": "mail"}
+
+    assert running.post("/predict", {"text": "last"}).status_code == 200
+    assert [request.body["messages"][-1]["content"] for request in model.requests] == ["text: first", "text: last"]
+    assert running.metric('failures_total{code="client_gone"}') == len(BODIES)
+    for path, count in (("/predict", 1), ("/predict/batch", 1), ("/v1/chat/completions", 2)):
+        assert running.metric(f'requests_total{{endpoint="{path}",status="499"}}') == count
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_client_that_goes_while_it_is_answered_leaves_its_place_to_others(
+    kind: str, save: Save, serve: Serve, eventually: Any, model: ChatServer, free: threading.Event
+) -> None:
+    running = serve(save(), model.lm(num_retries=0), limits=Limits(concurrency=2, drain_seconds=1))
+    with asking(running.url, *BODIES[kind]):
+        eventually(lambda: model.count == 1)
+    eventually(lambda: (running.service.gate.admitted, running.service.gate.busy) == (0, 0))
+    free.set()
+    assert running.post("/predict", {"text": "last"}).status_code == 200
+    assert model.count == 2
+    assert running.metric("rows_total") == 1
+    assert running.metric('failures_total{code="client_gone"}') == 1
