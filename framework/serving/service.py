@@ -324,7 +324,7 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
         if program.awaits:
             prediction = await program.program.acall(**inputs)
         else:
-            prediction = await asyncio.to_thread(program.program, **inputs)
+            prediction = await _in_thread(program.program, inputs, tally)
     told = prediction.toDict()
     logprobs = told.get(fields.LOGPROBS)
     return Answer(
@@ -335,6 +335,14 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
         since(start),
         program.digest,
     )
+
+
+async def _in_thread(program: Callable[..., Any], inputs: Mapping[str, Any], tally: Tally) -> Any:
+    try:
+        return await asyncio.to_thread(program, **inputs)
+    except asyncio.CancelledError:
+        tally.give_up()
+        raise
 
 
 def _refuse_other_fields(known: Served, other: Served) -> None:

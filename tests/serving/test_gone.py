@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
+import dspy
 import pytest
 
+from preceptor import program as artifact
 from preceptor.serving.settings import Limits
 from preceptor.testing import ChatServer
 
@@ -80,6 +83,43 @@ def test_what_clients_that_have_gone_were_waiting_for_is_never_asked_for(
     assert running.metric('failures_total{code="client_gone"}') == len(BODIES)
     for path, count in (("/predict", 1), ("/predict/batch", 1), ("/v1/chat/completions", 2)):
         assert running.metric(f'requests_total{{endpoint="{path}",status="499"}}') == count
+
+
+class Stubborn(dspy.Module):
+    """A program that can't be awaited, and asks once more when it fails."""
+
+    failures: ClassVar[queue.Queue[str]] = queue.Queue()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("text -> label")
+
+    def forward(self, text: str) -> dspy.Prediction:
+        for _ in range(2):
+            try:
+                return cast("dspy.Prediction", self.predict(text=text))
+            except dspy.LMError as error:
+                self.failures.put(type(error).__name__)
+        raise ValueError(text)
+
+
+@pytest.mark.parametrize("is_patient", [False, True])
+def test_a_thread_is_free_when_its_request_is_given_up(
+    is_patient: bool, save: Save, serve: Serve, model: ChatServer, eventually: Any
+) -> None:
+    def load(path: Path) -> dspy.Module:
+        return artifact.load(path, student=Stubborn())
+
+    limits = Limits(seconds=60 if is_patient else 1, concurrency=1, drain_seconds=1)
+    running = serve(save(Stubborn()), model.lm(num_retries=0), limits=limits, load=load)
+    if is_patient:
+        with asking(running.url, *BODIES["row"]):
+            eventually(lambda: model.count == 1)
+    else:
+        assert running.post("/predict", {"text": "a row"}).status_code == 504
+    assert [Stubborn.failures.get(timeout=60) for _ in range(2)] == ["LMUnexpectedError"] * 2
+    assert model.count == 1
+    assert model.answered == 0
 
 
 @pytest.mark.parametrize("kind", BODIES)
