@@ -2,6 +2,6 @@
 
 from preceptor.batch.job import SHARD_ROWS, Batch
 from preceptor.batch.reading import Source, open_source
-from preceptor.batch.work import Progress
+from preceptor.batch.work import Progress, refuse_failures
 
-__all__ = ["SHARD_ROWS", "Batch", "Progress", "Source", "open_source"]
+__all__ = ["SHARD_ROWS", "Batch", "Progress", "Source", "open_source", "refuse_failures"]

@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Final
@@ -40,9 +40,10 @@ class Shard:
     Attributes:
         number: From 0.
         answered: Rows in its file; without any there is no file.
-        failed: Rows in its list of failures.
+        failed: Rows whose call failed or whose answer can't be used.
         retries: How often its failed rows were asked again.
         columns: What the program answers, as it is written; {} as long as nothing was answered.
+        unusable: Rows that weren't asked, since they can't be read or a value is missing.
         sha256: Of its file.
         bytes: Of its file.
         is_open: True if its failed rows are to be asked again.
@@ -53,14 +54,20 @@ class Shard:
     failed: int
     retries: int
     columns: Columns
-    sha256: str
-    bytes: int
+    unusable: int = 0
+    sha256: str = ""
+    bytes: int = 0
     is_open: bool = False
 
     @property
     def rows(self) -> int:
-        """Answered and failed."""
-        return self.answered + self.failed
+        """All of its rows."""
+        return self.answered + self.unanswered
+
+    @property
+    def unanswered(self) -> int:
+        """Rows in its list of failures."""
+        return self.failed + self.unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,10 @@ class Folder:
     @property
     def work(self) -> Path:
         """The folder beside `out`."""
-        return self.out.with_name(f"{self.out.name}.batch")
+        out = self.out if self.out.name not in ("", "..") else self.out.resolve()
+        if not out.name:
+            raise ConfigError(f"Nothing can stand beside {out}, and a batch keeps its books beside its output.")
+        return out.with_name(f"{out.name}.batch")
 
     @property
     def is_file(self) -> bool:
@@ -136,7 +146,7 @@ class Folder:
         """Let the rows that failed be asked again; their shards stay as they are until they are written anew."""
         for shard in list(self.shards.values()):
             if shard.failed and not shard.is_open:
-                self._log({**asdict(shard), "retries": shard.retries + 1, "is_open": True})
+                self._log(replace(shard, retries=shard.retries + 1, is_open=True))
 
     def path(self, number: int) -> Path:
         """Return the file of a shard."""
@@ -148,26 +158,25 @@ class Folder:
         """Where a shard's answered and failed rows are written before they are all there."""
         return self.work / f"answered{_NEW}", self.work / f"failed{_NEW}"
 
-    def commit(self, number: int, retries: int, answered: int, failed: int, columns: Columns) -> None:
-        """Put a shard in its place, for good."""
+    def commit(self, shard: Shard) -> None:
+        """Put a shard, whose rows are in `fresh`, in its place for good."""
         with writable(self.work):
             rows, failures = self.fresh
             digest, size = ("", 0)
-            if answered:
+            if shard.answered:
                 digest, size = _synchronized(rows), rows.stat().st_size
-            if failed:
+            if shard.unanswered:
                 _synchronized(failures)
-            _place(rows, self.path(number), answered)
-            _place(failures, self._failures(number), failed)
-            facts = {"number": number, "answered": answered, "failed": failed, "retries": retries}
-            self._log({**facts, "columns": dict(columns), "sha256": digest, "bytes": size})
+            _place(rows, self.path(shard.number), shard.answered)
+            _place(failures, self._failures(shard.number), shard.unanswered)
+            self._log(replace(shard, columns=dict(shard.columns), sha256=digest, bytes=size))
 
     def conclude(self, facts: Mapping[str, Any], *, is_whole: bool) -> None:
         """Write the list of failed rows and the manifest; and the one file, if all rows have been asked."""
         with writable(self.work):
             shards = [shard for _, shard in sorted(self.shards.items())]
-            join([self._failures(s.number) for s in shards if s.failed], self.failed.with_suffix(_NEW), "jsonl")
-            _place(self.failed.with_suffix(_NEW), self.failed, sum(shard.failed for shard in shards))
+            join([self._failures(s.number) for s in shards if s.unanswered], self.failed.with_suffix(_NEW), "jsonl")
+            _place(self.failed.with_suffix(_NEW), self.failed, sum(shard.unanswered for shard in shards))
             if is_whole and self.is_file and any(shard.answered for shard in shards):
                 whole = self.work / f"whole{_NEW}"
                 join([self.path(shard.number) for shard in shards if shard.answered], whole, self.kind)
@@ -183,8 +192,7 @@ class Folder:
     def _failures(self, number: int) -> Path:
         return self.work / "failed" / f"{number:05d}.jsonl"
 
-    def _log(self, facts: Mapping[str, Any]) -> None:
-        shard = Shard(**facts)
+    def _log(self, shard: Shard) -> None:
         with writable(self.work), (self.work / _LOG).open("ab") as file:
             file.write(json.dumps(asdict(shard)).encode() + b"\n")
             file.flush()

@@ -15,6 +15,7 @@ from preceptor.batch.reading import Source
 from preceptor.batch.work import Progress, Work, column
 from preceptor.checks import check_settings
 from preceptor.errors import ConfigError, DataError
+from preceptor.lm.adapter import takes_none
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.seam import predictors
@@ -62,7 +63,8 @@ class Batch:
     def __post_init__(self) -> None:
         if self.threads < 1 or self.shard_rows < 1:
             raise ConfigError(f"A batch needs threads and shard_rows >= 1, got {self.threads} and {self.shard_rows}.")
-        absent = [name for name in self.inputs if name not in self.source.columns]
+        needed = [name for name, kind in self.inputs.items() if not takes_none(kind)]
+        absent = [name for name in needed if name not in self.source.columns]
         if absent:
             raise DataError(f"{self.source.name} has no column {absent[0]!r}; it has {', '.join(self.source.columns)}.")
         for name in predictors(self.program)[-1][1].signature.output_fields:
@@ -70,7 +72,7 @@ class Batch:
         check_settings(self.program)
 
     def run(self, *, retry_failed: bool = False) -> dict[str, Any]:
-        """Ask for every row that has no answer yet; return what came of all of them.
+        """Ask for every row that has no answer yet; return what came of all of them, for `refuse_failures` to judge.
 
         Args:
             retry_failed: Ask again for rows that failed earlier. Those whose answer couldn't be read are drawn

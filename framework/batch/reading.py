@@ -70,7 +70,7 @@ class Source:
     Attributes:
         name: As the user wrote it; of a hub id, with the commit that is read.
         kind: How it is written down.
-        columns: Their names; of JSON lines, those of the first row.
+        columns: Their names; of JSON lines, all that any row has.
         schema: The columns' types, where the kind has any.
         fingerprint: Differs where the content does.
         about: Rows there are, give or take; None if nobody knows.
@@ -152,12 +152,13 @@ def _is_text(text: str) -> bool:
 def _lines(name: str, path: Path, kind: Kind) -> Source:
     digest, lines = _digest(path)
     rows = partial(_line_rows, path)
-    first = next((row for row in islice(rows(0), _AT_ONCE) if not row.problem), None)
-    if first is None or _is_list(path):
+    found = iter(()) if _is_list(path) else rows(0)
+    columns = dict.fromkeys(column for row in found if not row.problem for column in row.values)
+    if not columns:
         raise DataError(
             f"{path} holds no JSON object a line. Rows are read one by one, so a list over the whole file won't do."
         )
-    return Source(name, kind, tuple(first.values), None, digest, lines, rows)
+    return Source(name, kind, tuple(columns), None, digest, lines, rows)
 
 
 def _is_list(path: Path) -> bool:

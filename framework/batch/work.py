@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from typing import Any, Final, Literal, TypeAlias
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.batch.folder import Folder
+from preceptor.batch.folder import Folder, Shard
 from preceptor.batch.reading import Row, Source
-from preceptor.batch.writing import Columns, Write, column_type, print_line, writing
+from preceptor.batch.writing import UNWRITABLE, Columns, Write, column_type, print_line, writing
 from preceptor.data import typed
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, ModelError, ParseError, RunError
 from preceptor.lm.budget import Budget, Cost, Purse
@@ -27,6 +28,9 @@ from preceptor.task import with_models
 
 _HOPELESS: Final = 50
 """Failures one after the other that make the model, or the program, count as broken."""
+
+_TOLD: Final = 400
+"""Characters of what is said about an answer that can't be written down."""
 
 _PREFIX: Final = "predicted_"
 _ENDS: Final = (BudgetExhausted, LMFailed, ModelError, RunError)
@@ -47,8 +51,8 @@ class Progress:
     """How far a batch is.
 
     Attributes:
-        rows: Answered or failed, by earlier processes too.
-        failed: Of those.
+        rows: Read, by earlier processes too.
+        failed: Of those, rows without an answer.
         about: Rows there are, give or take; None if nobody knows.
         paid: By all processes, failed attempts included.
         fresh: Rows this process has worked on.
@@ -106,7 +110,7 @@ class Work:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If the model can't be asked, or too many rows have no answer in the end.
+            LMFailed: If the model can't be asked, or fails row after row.
         """
         is_whole = False
         self.columns = dict(self.folder.columns)
@@ -129,7 +133,6 @@ class Work:
                 "seconds": account.seconds,
             }
             self.folder.conclude(facts, is_whole=is_whole)
-        self._refuse_failures(facts)
         return facts
 
     def _pending(self) -> Iterator[tuple[int, Iterator[Row]]]:
@@ -151,17 +154,26 @@ class Work:
         known = self.folder.shards.get(number)
         retries = known.retries if known else 0
         others = [shard for shard in self.folder.shards.values() if shard.number != number]
-        earlier, failed_earlier = (sum(getattr(s, what) for s in others) for what in ("rows", "failed"))
+        earlier, failed_earlier = (sum(getattr(s, what) for s in others) for what in ("rows", "unanswered"))
         with ExitStack() as opened:
             files = _Files(self.folder, self.source, opened)
             answers = in_order(lm, rows, lambda row: self._done(row, lm, retries), self.threads)
             for done in opened.enter_context(closing(answers)):
                 self._put(done, files)
                 self.fresh += 1
-                total, failed = earlier + files.answered + files.failed, failed_earlier + files.failed
-                paid = account.spent + account.lost
-                self.report(Progress(total, failed, self.source.about, paid, self.fresh))
-        self.folder.commit(number, retries, files.answered, files.failed, self.columns)
+                failed, paid = files.failed + files.unusable, account.spent + account.lost
+                total = earlier + files.answered + failed
+                self.report(Progress(total, failed_earlier + failed, self.source.about, paid, self.fresh))
+        self.folder.commit(
+            Shard(
+                number=number,
+                answered=files.answered,
+                failed=files.failed,
+                retries=retries,
+                columns=self.columns,
+                unusable=files.unusable,
+            )
+        )
 
     def _put(self, done: _Done, files: _Files) -> None:
         """Write a row to where it belongs.
@@ -172,8 +184,8 @@ class Work:
         if done.kind == "answered":
             done = self._named(done)
         if done.kind == "answered":
-            files.write_answered({**done.row.values, **done.answer}, self.columns)
-        else:
+            done = files.write_answered(done, self.columns)
+        if done.kind != "answered":
             files.write_failed(done)
         if done.kind != "input":
             self.broken = self.broken + 1 if done.kind == "failed" else 0
@@ -236,23 +248,30 @@ class Work:
 
     def _facts(self) -> dict[str, Any]:
         shards = self.folder.shards.values()
-        failed = sum(shard.failed for shard in shards)
         return {
-            "rows": sum(shard.rows for shard in shards),
-            "answered": sum(shard.answered for shard in shards),
-            "failed": failed,
+            **{name: sum(getattr(s, name) for s in shards) for name in ("rows", "answered", "failed", "unusable")},
             "shards": sum(shard.answered > 0 for shard in shards),
             "columns": list(self.columns),
             "out": str(self.folder.out),
-            "failed_rows": str(self.folder.failed) if failed else None,
+            "failed_rows": str(self.folder.failed) if any(shard.unanswered for shard in shards) else None,
         }
 
-    def _refuse_failures(self, facts: Mapping[str, Any]) -> None:
-        if facts["failed"] > TOLERATED * facts["rows"]:
-            raise LMFailed(
-                f"{facts['failed']} of {facts['rows']} rows have no answer; {facts['failed_rows']} says why. The "
-                "others are written. --retry-failed asks for them again."
-            )
+
+def refuse_failures(facts: Mapping[str, Any]) -> None:
+    """Raise if what `Batch.run` returned is no success: too many rows failed, or none could be asked.
+
+    Raises:
+        LMFailed: If more rows failed than a comparison would stand.
+        DataError: If no row can be used.
+    """
+    failed, unusable, rows, where = (facts[name] for name in ("failed", "unusable", "rows", "failed_rows"))
+    if failed > TOLERATED * (rows - unusable):
+        raise LMFailed(
+            f"{failed} of {rows - unusable} rows that were asked have no answer; {where} says why. The others are "
+            "written. --retry-failed asks for them again."
+        )
+    if unusable == rows:
+        raise DataError(f"None of the {rows} rows can be used; {where} says why.")
 
 
 @dataclass(slots=True)
@@ -265,6 +284,7 @@ class _Files:
         opened: Closes them.
         answered: Rows so far.
         failed: Rows so far.
+        unusable: Rows so far.
     """
 
     folder: Folder
@@ -272,16 +292,22 @@ class _Files:
     opened: ExitStack
     answered: int = 0
     failed: int = 0
+    unusable: int = 0
     _write: Write | None = None
     _log: Any = None
 
-    def write_answered(self, row: Mapping[str, Any], columns: Columns) -> None:
-        """Write a row with its answer."""
+    def write_answered(self, done: _Done, columns: Columns) -> _Done:
+        """Write a row with its answer; return what came of it, a failure where the answer can't be written down."""
         if self._write is None:
             path, source = self.folder.fresh[0], self.source
             self._write = self.opened.enter_context(writing(path, source.kind, source.columns, source.schema, columns))
-        self._write(row)
+        try:
+            self._write({**done.row.values, **done.answer})
+        except UNWRITABLE as error:
+            told = textwrap.shorten(str(error), _TOLD)
+            return _Done(done.row, "failed", f"the answer can't be written as {self.source.kind.upper()}: {told}")
         self.answered += 1
+        return done
 
     def write_failed(self, done: _Done) -> None:
         """Write a row without one."""
@@ -290,4 +316,5 @@ class _Files:
             self._log = self.opened.enter_context(fresh.open("w", encoding="utf-8", errors="backslashreplace"))
         told = {"row": done.row.number, "kind": done.kind, "reason": done.reason}
         print_line(self._log, {**told, "values": done.row.values})
-        self.failed += 1
+        self.unusable += done.kind == "input"
+        self.failed += done.kind != "input"

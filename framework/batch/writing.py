@@ -34,6 +34,9 @@ _ARROW: Final[dict[str, pa.DataType]] = {
 _GROUP: Final = 1000
 """Rows of a Parquet file that are written at a time."""
 
+UNWRITABLE: Final = (TypeError, ValueError, OverflowError, RecursionError)
+"""What Arrow and JSON raise for a value of another type or size than a column takes."""
+
 _HALVES: Final = "backslashreplace"
 """Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
 
@@ -60,6 +63,8 @@ def writing(
 ) -> Generator[Write]:
     """Open a file for answered rows; what is yielded writes one, in constant memory.
 
+    A row whose answer can't be written down as its column is declared raises one of `UNWRITABLE` and leaves no trace.
+
     Args:
         path: Overwritten.
         kind: How rows are written down.
@@ -79,9 +84,15 @@ def writing(
         is_tsv = kind == "tsv"
         style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if is_tsv else {}
         table = csv.writer(file, lineterminator="\n", **style)
+        # Python up to 3.12 leaves a carriage return bare where lines end with a line feed; readers end a row there.
+        quoted = table if is_tsv else csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         names = [*inputs, *outputs]
-        table.writerow(names)
-        yield lambda row: table.writerow([_cell(row.get(name), is_tsv and name in outputs) for name in names])
+
+        def put(cells: list[str]) -> None:
+            (quoted if any("\r" in cell for cell in cells) else table).writerow(cells)
+
+        put(names)
+        yield lambda row: put([_cell(row.get(name), is_tsv and name in outputs) for name in names])
 
 
 def print_line(file: Any, value: Mapping[str, Any]) -> None:
@@ -98,11 +109,10 @@ def _cell(value: Any, is_escaped: bool) -> str:
 def _parquet(path: Path, schema: pa.Schema, outputs: Columns) -> Generator[Write]:
     import pyarrow.parquet as pq
 
-    texts = [name for name, kind in outputs.items() if kind == "str"]
     rows: list[dict[str, Any]] = []
 
     def write(row: Mapping[str, Any]) -> None:
-        rows.append({**row, **{name: None if row.get(name) is None else _storable(row[name]) for name in texts}})
+        rows.append({**row, **{name: _storable(name, row.get(name), kind) for name, kind in outputs.items()}})
         if len(rows) == _GROUP:
             flush()
 
@@ -116,8 +126,20 @@ def _parquet(path: Path, schema: pa.Schema, outputs: Columns) -> Generator[Write
         flush()
 
 
-def _storable(value: Any) -> str:
-    return as_text(value).encode("utf-8", _HALVES).decode()
+def _storable(name: str, value: Any, kind: str) -> Any:
+    """Return an answer as its column holds it.
+
+    Raises:
+        ValueError: If it can't: a whole number beyond 64 bits, say, or text where a number is declared.
+    """
+    if value is None:
+        return None
+    if kind == "str":
+        return as_text(value).encode("utf-8", _HALVES).decode()
+    try:
+        return pa.scalar(value, _ARROW[kind]).as_py()
+    except UNWRITABLE as error:
+        raise ValueError(f"{name}: {value!r} is no {_ARROW[kind]}: {error}") from error
 
 
 def join(parts: Iterable[Path], to: Path, kind: Kind) -> None:
@@ -134,7 +156,7 @@ def join(parts: Iterable[Path], to: Path, kind: Kind) -> None:
 
 
 def _header_lines(part: Path) -> int:
-    with part.open(encoding="utf-8", newline="") as file:
+    with part.open(encoding="utf-8", newline="\n") as file:  # lines as `join` counts them, in bytes
         header = csv.reader(file, **dialect(part))
         next(header)
         return header.line_num

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from preceptor import program as artifact
-from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source
+from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
 from preceptor.cli.compiling import DEFAULT, Bound, Json, Workers, _price
 from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_on, program_of
@@ -86,6 +86,7 @@ def batch(
         )
         result = job.run(retry_failed=retry_failed)
     print_json(result) if json else _print(result)
+    refuse_failures(result)
 
 
 def _ready(target: str, instructions: str | None, student: str | None) -> tuple[Any, str, Any]:
@@ -151,7 +152,7 @@ class Pace:
             >>> pace.line(Progress(100, 0, 1000, Cost(100, 5000, 0.5), 100), 0.0)
             '100 of about 1,000 rows, $0.5000 so far, about $4.5000 to go'
             >>> pace.line(Progress(300, 2, 1000, Cost(300, 15000, 1.5), 300), 10.0)
-            '300 of about 1,000 rows, 2 failed, 20.0 rows/s, $1.5000 so far, about $3.5000 and 35 s to go'
+            '300 of about 1,000 rows, 2 without an answer, 20.0 rows/s, $1.5000 so far, about $3.5000 and 35 s to go'
         """
         self._seen.append((now, progress.fresh))
         while now - self._seen[0][0] > _WINDOW and len(self._seen) > 2:
@@ -159,7 +160,7 @@ class Pace:
         (then, before), dollars = self._seen[0], progress.paid.dollars
         rate = (progress.fresh - before) / (now - then) if now > then else 0.0
         total = f" of about {progress.about:,}" if progress.about else ""
-        failed = [f"{progress.failed:,} failed"] if progress.failed else []
+        failed = [f"{progress.failed:,} without an answer"] if progress.failed else []
         pace = [f"{rate:,.1f} rows/s"] if rate else []
         price = [f"${dollars:.4f} so far"] if dollars else []
         return ", ".join([f"{progress.rows:,}{total} rows", *failed, *pace, *price, *self._rest(progress, rate)])
@@ -179,13 +180,15 @@ def _duration(seconds: float) -> str:
 
 
 def _print(result: dict[str, Any]) -> None:
+    unusable = f", {result['unusable']} not asked, since they can't be used" if result["unusable"] else ""
     lines = [
-        f"{counted(result['answered'], 'row')} answered, {result['failed']} failed; in {result['out']}",
+        f"{counted(result['answered'], 'row')} answered, {result['failed']} failed{unusable}; in {result['out']}",
         f"columns added: {', '.join(result['columns'])}",
         f"{counted(result['calls'], 'call')}, {result['billed_calls']} billed now; {result['tokens']:,} tokens; "
         f"${result['dollars']:.4f}; {result['seconds']:.0f} s",
     ]
     if result["failed_rows"]:
-        lines.append(f"failed rows, with the reason: {result['failed_rows']}; --retry-failed asks for them again")
+        again = "; --retry-failed asks again for those that failed" if result["failed"] else ""
+        lines.append(f"rows without an answer, with the reason: {result['failed_rows']}{again}")
     for line in lines:
         out().print(plain(line), soft_wrap=True)

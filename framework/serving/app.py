@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from preceptor.serving import chat, fields
 from preceptor.serving.door import OPEN, TOLD, Door
+from preceptor.serving.gone import while_there
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Answer, Service
 from preceptor.serving.settings import Keys
@@ -124,14 +125,16 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         start = time.perf_counter()
         given = fields.given(inputs)
         with service.gate.admitted_request():
-            answer = await service.answer(given, starting=start)
+            async with while_there(request, service.metrics):
+                answer = await service.answer(given, starting=start)
         request.scope[TOLD].update(_noted(answer), **_shown(service, inputs=given, outputs=answer.outputs))
         return _json(told(answer))
 
     async def predict_batch(request: Request, batch: Any) -> Response:
         rows = [fields.given(row) for row in batch.rows]
         with service.gate.admitted_request():
-            found = await _each(service, rows)
+            async with while_there(request, service.metrics):
+                found = await _each(service, rows)
         failed = sum(isinstance(each, Refused) for each in found)
         request.scope[TOLD].update(rows=len(rows), failed=failed, **_shown(service, inputs=rows))
         return _json({"answers": [each.body if isinstance(each, Refused) else told(each) for each in found]})
@@ -197,11 +200,11 @@ def _add_program(app: FastAPI, service: Service) -> None:
         )
 
     app.add_api_route("/program", program, methods=["GET"], responses=said(401, 421), response_model=dict[str, Any])
-    if not service.current.is_routed:
-        return
 
     async def route(inputs: Any) -> Response:
         """Say where a row is among the regions and who would answer; no model is asked."""
+        if not service.current.is_routed:
+            raise Refused(404, "The program that is served has no experts to choose from.", "no_experts")
         experts = service.current.program
         router = experts.router
         with service.gate.admitted_request():
@@ -218,7 +221,7 @@ def _add_program(app: FastAPI, service: Service) -> None:
         )
         return _json(place.model_dump())
 
-    could = said(400, 401, 408, 413, 415, 421, 422, 429, 503)
+    could = said(400, 401, 404, 408, 413, 415, 421, 422, 429, 503)
     _post(app, "/route", route, "inputs", service.current.inputs, Place, could, "Say who would answer a row.")
 
 

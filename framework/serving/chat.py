@@ -20,6 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from preceptor.serving import fields
 from preceptor.serving.door import TOLD
+from preceptor.serving.gone import while_there
 from preceptor.serving.model import Tally
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Answer, Served, Service
@@ -113,13 +114,15 @@ def add_to(app: FastAPI, service: Service, said: dict[int | str, dict[str, Any]]
         head = _head(program)
         if asked.stream:
             answering = _Answering(service, inputs, asked, start)
-            await answering.begun()
+            async with while_there(request, service.metrics):
+                await answering.begun()
             told = request.scope[TOLD]
             return StreamingResponse(
                 _streamed(answering, asked, head, told), media_type="text/event-stream", headers=_STREAM
             )
         with service.gate.admitted_request():
-            answer = await service.answer(inputs, asked.tally(), starting=start)
+            async with while_there(request, service.metrics):
+                answer = await service.answer(inputs, asked.tally(), starting=start)
         request.scope[TOLD].update(program=answer.digest, **_usage(answer.tally))
         return Response(written(_completion(head, answer, asked)), media_type="application/json")
 
@@ -195,9 +198,13 @@ class _Answering:
         Raises:
             Refused: If there won't be any.
         """
-        self._first = await self._pieces.get()
-        if self._first is None:
-            await self._task
+        try:
+            self._first = await self._pieces.get()
+            if self._first is None:
+                await self._task
+        except asyncio.CancelledError:
+            self.leave()
+            raise
 
     async def pieces(self) -> AsyncGenerator[str]:
         """Yield the text's pieces."""

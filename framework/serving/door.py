@@ -49,12 +49,19 @@ class Visit:
     id: str
     start: float = field(default_factory=time.perf_counter)
     status: int = 0
+    is_read: bool = False
     told: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def path(self) -> str:
         """What was asked for."""
         return str(self.scope["path"])
+
+    @property
+    def is_unread(self) -> bool:
+        """True if a body is still to come."""
+        has_body = self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+        return has_body and not self.is_read
 
 
 class Door:
@@ -100,11 +107,13 @@ class Door:
             await self._enter(visit, receive, sending)
         except Refused as refused:
             visit.told["code"] = refused.code
-            await _answer(refused, sending)
-            if refused.status in (408, 413):
-                await _linger(receive)
+            await _answer(refused, sending, is_last=visit.is_unread)
+        else:
+            return
         finally:
             self._leave(visit)
+        if visit.is_unread:
+            await _linger(receive, sending)
 
     async def _enter(self, visit: Visit, receive: Receive, send: Send) -> None:
         self._refuse_strangers(visit)
@@ -153,6 +162,7 @@ class Door:
                         raise too_large
         except TimeoutError:
             raise Refused(408, f"The request wasn't whole after {seconds:g} seconds.", "slow_request") from None
+        visit.is_read = True
         return b"".join(parts)
 
     def _leave(self, visit: Visit) -> None:
@@ -199,12 +209,13 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(refused: Refused, send: Send) -> None:
+async def _answer(refused: Refused, send: Send, *, is_last: bool) -> None:
+    """Send a refusal; if it is the connection's last, all that is still to do then is to end the answer."""
     body = json.dumps(refused.body).encode()
     headers: MutableMapping[str, str] = {
         "content-type": "application/json",
         "content-length": str(len(body)),
-        **({"connection": "close"} if refused.status in (408, 413) else {}),
+        **({"connection": "close"} if is_last else {}),
         **{name.lower(): value for name, value in refused.headers.items()},
     }
     await send(
@@ -214,11 +225,13 @@ async def _answer(refused: Refused, send: Send) -> None:
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": is_last})
 
 
-async def _linger(receive: Receive) -> None:
+async def _linger(receive: Receive, send: Send) -> None:
+    """Take in the rest of a body, then end the answer: uvicorn closes the connection, and hears no more, with that."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
             while (message := await receive()).get("more_body", False):
                 del message
+    await send({"type": "http.response.body", "body": b""})

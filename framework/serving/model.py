@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
@@ -51,6 +52,8 @@ class Tally:
         self.was_cut = False
         self.loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
+        self._under_way = set[Future[Response]]()
+        self._is_given_up = False
 
     def add(self, response: Response, dollars: float | None) -> None:
         """Count an answer."""
@@ -60,6 +63,32 @@ class Tally:
             self.output_tokens += response.usage.output_tokens or 0
             self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
             self.was_cut = self.was_cut or response.finish_reason == "length"
+
+    def wait_for(self, call: Coroutine[Any, Any, Response]) -> Response:
+        """Return what the event loop makes of a call, to a program in another thread.
+
+        Raises:
+            CancelledError: If the request is given up, or was.
+        """
+        with self._lock:
+            if self._is_given_up:
+                call.close()
+                raise CancelledError
+            future = asyncio.run_coroutine_threadsafe(call, self.loop)
+            self._under_way.add(future)
+        try:
+            return future.result()
+        finally:
+            with self._lock:
+                self._under_way.discard(future)
+
+    def give_up(self) -> None:
+        """Cancel the calls that threads wait for, and refuse further ones: a thread can't be cancelled itself."""
+        with self._lock:
+            self._is_given_up = True
+            under_way = list(self._under_way)
+        for future in under_way:
+            future.cancel()
 
 
 _TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
@@ -175,7 +204,7 @@ class Counted(Around):
         """Answer one request to a program that doesn't await; the event loop asks for it, in another thread."""
         tally = _TALLY.get()
         if tally is not None and tally.loop.is_running() and tally.loop is not _running_loop():
-            return asyncio.run_coroutine_threadsafe(self._for(tally, request), tally.loop).result()
+            return tally.wait_for(self._for(tally, request))
         bounded = self._bounded(request, tally)
         engine: Any = self.lm.engine
         response = self.lm(bounded) if isinstance(engine, str) else engine.complete(bounded)

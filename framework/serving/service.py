@@ -41,7 +41,7 @@ class Served:
     """A program that was read, checked and warmed up.
 
     Attributes:
-        name: Of its folder.
+        name: Of its folder, or of the link to it that was given.
         digest: First twelve digits of the SHA-256 of its manifest.
         artifact: What was read.
         program: Ready to call.
@@ -122,7 +122,7 @@ class Source:
         parts = routed.parts_of(program, is_routed=saved.is_routed).values()
         awaits = all(inspect.iscoroutinefunction(getattr(type(part), "aforward", None)) for part in parts)
         return Served(
-            path.resolve().name,
+            _name(path),
             before,
             saved,
             program,
@@ -132,6 +132,11 @@ class Source:
             awaits,
             tuple(answers.model_fields),
         )
+
+
+def _name(path: Path) -> str:
+    """Return what clients call a program: a link's own name, which stays when the link is switched."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def _digest(path: Path) -> str:
@@ -319,7 +324,7 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
         if program.awaits:
             prediction = await program.program.acall(**inputs)
         else:
-            prediction = await asyncio.to_thread(program.program, **inputs)
+            prediction = await _in_thread(program.program, inputs, tally)
     told = prediction.toDict()
     logprobs = told.get(fields.LOGPROBS)
     return Answer(
@@ -330,6 +335,14 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
         since(start),
         program.digest,
     )
+
+
+async def _in_thread(program: Callable[..., Any], inputs: Mapping[str, Any], tally: Tally) -> Any:
+    try:
+        return await asyncio.to_thread(program, **inputs)
+    except asyncio.CancelledError:
+        tally.give_up()
+        raise
 
 
 def _refuse_other_fields(known: Served, other: Served) -> None:

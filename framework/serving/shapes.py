@@ -15,7 +15,7 @@ from preceptor.serving.service import Answer, Served
 _SAYS: Final[Mapping[int, str]] = {
     400: "The request is no JSON.",
     401: "No token, or a wrong one.",
-    404: "No such model.",
+    404: "No such model, or no experts to choose from.",
     408: "The request took too long to arrive.",
     409: "The program on disk isn't good; the served one stays.",
     413: "The request, or an input, is too large.",

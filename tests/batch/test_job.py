@@ -17,7 +17,7 @@ from dspy.lm15 import Request
 
 import preceptor
 from preceptor import program as artifact
-from preceptor.batch import Batch, Progress, open_source
+from preceptor.batch import Batch, Progress, open_source, refuse_failures
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, InputTooLong, LMFailed, RunError
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
@@ -57,6 +57,11 @@ def read(folder: Path) -> list[dict[str, str]]:
 def failures(out: Path) -> list[dict[str, Any]]:
     lines = (out.with_name(f"{out.name}.batch") / "failed.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def shards(out: Path) -> list[dict[str, Any]]:
+    manifest = json.loads((out.with_name(f"{out.name}.batch") / "manifest.json").read_text(encoding="utf-8"))
+    return list(manifest["shards"])
 
 
 def batch(source: Path, out: Path, lm: dspy.LM | None = None, **settings: Any) -> Batch:
@@ -144,7 +149,8 @@ def test_failed_rows_go_into_a_file_with_the_reason_and_the_others_are_written(t
     source = table(tmp_path / "in.csv", [*texts(39), ""])
     result = batch(source, tmp_path / "out", lm, shard_rows=20).run()
 
-    assert (result["answered"], result["failed"]) == (38, 2)
+    assert [result[name] for name in ("rows", "answered", "failed", "unusable")] == [40, 38, 1, 1]
+    assert [(shard["failed"], shard["unusable"]) for shard in shards(tmp_path / "out")] == [(1, 0), (0, 1)]
     assert [row["text"] for row in read(tmp_path / "out")] == [text for n, text in enumerate(texts(39)) if n != 3]
     call, empty = failures(tmp_path / "out")
     assert (call["row"], call["kind"], call["values"]) == (4, "failed", {"text": "a prize 3"})
@@ -217,9 +223,25 @@ def test_a_model_that_fails_row_after_row_ends_the_batch_and_those_rows_are_aske
 def test_more_failures_than_a_comparison_would_stand_end_with_an_error_once_all_is_written(tmp_path: Path) -> None:
     lm = simulated(failing(lambda text: int(text.split()[-1]) < 2))
     source = table(tmp_path / "in.csv", texts(20))
-    with pytest.raises(LMFailed, match=r"2 of 20 rows have no answer; .*failed.jsonl says why"):
-        batch(source, tmp_path / "out", lm).run()
+    result = batch(source, tmp_path / "out", lm).run()
+    with pytest.raises(LMFailed, match=r"2 of 20 rows that were asked have no answer; .*failed.jsonl says why"):
+        refuse_failures(result)
     assert len(read(tmp_path / "out")) == 18
+
+
+def test_rows_that_cannot_be_asked_are_no_failures_of_the_model_and_are_never_asked_again(tmp_path: Path) -> None:
+    lm = simulated(judged)
+    source = table(tmp_path / "in.csv", [*texts(12), *[""] * 8])
+    for retries in (False, True):
+        result = batch(source, tmp_path / "out", lm).run(retry_failed=retries)
+        refuse_failures(result)
+        assert [result[name] for name in ("rows", "answered", "failed", "unusable", "shards")] == [20, 12, 0, 8, 2]
+        assert [shard["retries"] for shard in shards(tmp_path / "out")] == [0, 0]
+    assert [row["row"] for row in failures(tmp_path / "out")] == list(range(13, 21))
+
+    nothing = batch(table(tmp_path / "empty.csv", [""] * 3, n=["1", "2", "3"]), tmp_path / "none", lm).run()
+    with pytest.raises(DataError, match=r"None of the 3 rows can be used; .*failed.jsonl says why"):
+        refuse_failures(nothing)
 
 
 def test_the_budget_bounds_all_processes_together_and_a_larger_one_goes_on(tmp_path: Path) -> None:
@@ -322,6 +344,41 @@ def test_a_program_of_the_user_s_own_answers_with_the_fields_of_its_first_row(tm
     ]
 
 
+class Sized(dspy.Module):
+    """Declares a number, and answers with whatever the text is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict(declare("text -> size: int", "Measure."))
+
+    def forward(self, text: str) -> dspy.Prediction:
+        endless: list[Any] = []
+        endless.append(endless)
+        odd = {"large": 2**63, "words": "many", "endless": endless}
+        return dspy.Prediction(size=odd.get(text, len(text)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_answer_that_cannot_be_written_down_fails_its_row_and_the_batch_ends(kind: str, tmp_path: Path) -> None:
+    given = ["large", "words", "endless"] if kind == "parquet" else ["endless"]
+    frame = pd.DataFrame({"text": [*given, "abc", *given, "de"]})
+    if kind == "parquet":
+        frame.to_parquet(tmp_path / "in.parquet")
+    else:
+        frame.to_json(tmp_path / "in.jsonl", orient="records", lines=True)
+    out = tmp_path / "out"
+    for _ in range(2):
+        result = batch(tmp_path / f"in.{kind}", out, program=Sized(), shard_rows=len(given)).run()
+        assert (result["answered"], result["failed"], result["shards"]) == (2, 2 * len(given), 2)
+    [*parts] = sorted(out.iterdir())
+    wholes = [pd.read_parquet(part) if kind == "parquet" else pd.read_json(part, lines=True) for part in parts]
+    assert [list(row) for whole in wholes for row in whole.to_numpy()] == [["abc", 3], ["de", 2]]
+    told = [row["reason"] for row in failures(out)[: len(given)]]
+    assert all(reason.startswith(f"the answer can't be written as {kind.upper()}: ") for reason in told)
+    if kind == "parquet":
+        assert "size: 'many' is no int64" in told[1]
+
+
 def test_a_routed_program_says_who_answered(tmp_path: Path, two_regions: Router) -> None:
     program = Experts(Classify(SPAM, "Default."), {"region 1": Classify(SPAM, "Own.")}, two_regions)
     result = batch(table(tmp_path / "in.csv", ["a prize", "lunch"]), tmp_path / "out", program=program).run()
@@ -337,6 +394,44 @@ def test_missing_columns_are_refused_before_anything_is_made(tmp_path: Path) -> 
     with pytest.raises(DataError, match="has no column 'question'; it has text"):
         batch(source, tmp_path / "out", program=Generate("question -> answer"), inputs={"question": str})
     assert not (tmp_path / "out.batch").exists()
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_an_optional_column_may_be_missing_as_in_a_compile(name: str, tmp_path: Path) -> None:
+    program = Generate("text, hint: str | None -> answer")
+    inputs: dict[str, Any] = {"text": str, "hint": str | None}
+    frame = pd.DataFrame({"text": ["a", "b"]})
+    if name == "in.csv":
+        frame.to_csv(tmp_path / name, index=False)
+    else:
+        frame.to_json(tmp_path / name, orient="records", lines=True)
+    lm = simulated(lambda request: "x")
+    result = batch(tmp_path / name, tmp_path / "out", lm, program=program, inputs=inputs).run()
+    assert (result["answered"], result["columns"]) == (2, ["answer"])
+
+
+def test_columns_of_json_lines_are_those_of_all_rows(tmp_path: Path) -> None:
+    rows = [{"n": 1}, {"text": "a prize", "n": 2}, {"text": "lunch", "label": "x"}]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    result = batch(source, tmp_path / "out").run()
+    assert [result[name] for name in ("answered", "failed", "unusable")] == [2, 0, 1]
+    assert result["columns"] == ["predicted_label"]
+    assert [json.loads(line) for line in (tmp_path / "out" / "part-00000.jsonl").read_text().splitlines()] == [
+        {"text": "a prize", "n": 2, "predicted_label": "spam"},
+        {"text": "lunch", "label": "x", "predicted_label": "mail"},
+    ]
+
+
+def test_the_current_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = table(tmp_path / "in.csv", texts(3))
+    (tmp_path / "answers").mkdir()
+    monkeypatch.chdir(tmp_path / "answers")
+    assert [batch(source, Path()).run()["billed_calls"] for _ in range(2)] == [3, 0]
+    assert [path.name for path in Path().iterdir()] == ["part-00000.csv"]
+    assert (tmp_path / "answers.batch" / "manifest.json").is_file()
+    with pytest.raises(RunError, match=r"\.\. is there already, and from no batch"):
+        batch(source, Path("..")).run()
 
 
 def test_a_loaded_program_s_own_batch_answers_in_order(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_json_line_keeps_its_keys_and_types(tmp_path: Path) -> None:
     lines = [{"text": "a", "when": "2024-01-01 10:00:00"}, {"text": "b", "n": 1, "deep": {"x": [1, None]}}, {"n": 1.5}]
     source = open_source(written(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines))))
     assert values(source) == lines
-    assert (source.columns, source.about, source.kind) == (("text", "when"), 3, "jsonl")
+    assert (source.columns, source.about, source.kind) == (("text", "when", "n", "deep"), 3, "jsonl")
 
 
 def test_a_parquet_file_is_read_from_any_row_on_across_row_groups(tmp_path: Path) -> None:

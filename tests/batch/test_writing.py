@@ -14,6 +14,7 @@ import pytest
 
 from preceptor.batch.reading import Kind, open_source
 from preceptor.batch.writing import column_type, join, writing
+from preceptor.data import load_rows
 
 COLUMNS = {"label": "str", "score": "float", "sure": "bool", "count": "int"}
 
@@ -45,6 +46,29 @@ def test_a_table_has_a_header_and_none_is_empty(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"a\rb": "x\ry", "label": "spam"},
+        {"a\rb": "x", "label": "first\rsecond"},
+        {"a\rb": "\r", "label": "\r\n"},
+    ],
+)
+def test_a_carriage_return_ends_no_row_for_any_reader(row: dict[str, str], tmp_path: Path) -> None:
+    rows = [{"a\rb": "before", "label": "mail"}, row, {"a\rb": "after", "label": "mail"}]
+    for number, part in enumerate((rows[:2], rows[2:])):
+        with writing(tmp_path / f"{number}.csv", "csv", ["a\rb"], None, {"label": "str"}) as write:
+            for each in part:
+                write(each)
+    whole = tmp_path / "whole.csv"
+    join([tmp_path / "0.csv", tmp_path / "1.csv"], whole, "csv")
+
+    with whole.open(newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert load_rows(whole) == rows  # by `datasets`
+    assert [each.values for each in open_source(str(whole)).rows(0)] == rows
+
+
 def test_an_answer_s_tabs_and_line_ends_are_escaped_where_quotes_are_text(tmp_path: Path) -> None:
     path = put(tmp_path / "a.tsv", "tsv", [{"text": '"as it was', "label": "a\tb\nc\\d", "score": 1.0}])
     [row] = open_source(str(path)).rows(0)
@@ -73,6 +97,25 @@ def test_parquet_keeps_the_types_it_came_with_and_adds_typed_columns(tmp_path: P
     first, second = table.to_pylist()
     assert first == {**row, "label": '["x"]', "score": 1.0}
     assert (second["label"], second["when"], second["count"]) == ("half \\ud83d", None, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [({"count": 2**63}, "count: 9223372036854775808 is no int64"), ({"score": "high"}, "score: 'high' is no double")],
+)
+def test_an_answer_that_a_column_cannot_hold_is_refused_at_once_and_the_others_are_written(
+    answer: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    with writing(path, "parquet", ["text"], pa.schema([("text", pa.string())]), COLUMNS) as write:
+        write({"text": "a", "count": 2**63 - 1})
+        with pytest.raises(ValueError, match=told):
+            write({"text": "b", **answer})
+        write({"text": "c", "score": 1})
+    assert [(row["text"], row["score"], row["count"]) for row in pq.read_table(path).to_pylist()] == [
+        ("a", None, 2**63 - 1),
+        ("c", 1.0, None),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])

@@ -85,11 +85,32 @@ def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     server.inject(Faults(kinds=("server_error",)))
     assert run(command(server, source, tmp_path / "out.csv")) == 4
     err = capsys.readouterr().err.replace("\n", " ")
-    assert "The language model failed. 7 of 12 rows have no answer" in err
+    assert "The language model failed. 7 of 12 rows that were asked have no answer" in err
     assert "--retry-failed asks for them again" in err
     server.inject(None)
     assert run(command(server, source, tmp_path / "out.csv", "--retry-failed")) == 0
     assert len(rows(tmp_path / "out.csv")) == server.answered == 12
+
+
+def test_rows_with_empty_cells_are_told_apart_from_failures_and_the_result_is_printed_whatever_came_of_it(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    given = [{"text": "lunch 0"}, {"text": "a prize 1"}, {"text": ""}, {"text": None}, {"text": "lunch 2"}]
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in given), encoding="utf-8")
+
+    assert run(command(server, source, tmp_path / "out")) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0].startswith("3 rows answered, 0 failed, 2 not asked, since they can't be used; in ")
+    assert "--retry-failed" not in told.out + told.err
+    assert run(command(server, source, tmp_path / "out", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [result[name] for name in ("rows", "answered", "failed", "unusable")] == [5, 3, 0, 2]
+
+    server.inject(Faults(kinds=("server_error",)))
+    assert run(command(server, source, tmp_path / "other", "--json")) == 4
+    result = json.loads(capsys.readouterr().out)
+    assert [result[name] for name in ("rows", "answered", "failed", "unusable")] == [5, 0, 3, 2]
 
 
 def test_wrong_usage_exits_with_2_and_nothing_is_asked(

@@ -248,7 +248,7 @@ def test_paths_and_methods_that_arent_there(save: Save, serve: Serve) -> None:
     client = serve(save()).client
     assert error(client.get("/predict")) == (405, "wrong_method")
     assert error(client.get("/docs")) == (404, "no_such_path")
-    assert error(client.post("/route", json={"text": "a"})) == (404, "no_such_path")
+    assert error(client.post("/route", json={"text": "a"})) == (404, "no_experts")
 
 
 def test_output_tokens_are_bounded(save: Save, serve: Serve) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,94 @@ def test_a_head_that_is_slow_or_too_large_ends_its_connection(save: Save, serve:
     with connected(running.url) as large:
         large.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 70_000)
         assert large.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def whole(connection: socket.socket) -> bytes:
+    """Return all that a server sends until it closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(("path", "host", "code"), [("/predict", "localhost", 413), ("/predict", "evil.example", 421)])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_client_that_uploads_slowly_reads_why_it_is_refused(
+    path: str, host: str, code: int, is_chunked: bool, save: Save, serve: Serve
+) -> None:
+    running = serve(save(), limits=Limits(body_bytes=10_000, drain_seconds=1))
+    part, count = b" " * 100_000, 20
+    length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % (len(part) * count)
+    with connected(running.url) as slow:
+        slow.sendall(b"POST %s HTTP/1.1\r\nHost: %s\r\n%s\r\n\r\n" % (path.encode(), host.encode(), length))
+        for _ in range(count):
+            slow.sendall(b"%x\r\n%s\r\n" % (len(part), part) if is_chunked else part)
+            time.sleep(0.02)
+        slow.sendall(b"0\r\n\r\n" if is_chunked else b"")
+        head, _, body = whole(slow).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % code)
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["error"]["code"] == {413: "body_too_large", 421: "wrong_host"}[code]
+
+
+def test_a_wrong_token_and_a_large_body_get_one_answer_and_a_right_one_keeps_its_connection(
+    save: Save, serve: Serve
+) -> None:
+    running = serve(save(), keys=Keys.of([TOKEN]))
+    with connected(running.url) as stranger:
+        stranger.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n")
+        for _ in range(3):
+            stranger.sendall(b" " * 100_000)
+            time.sleep(0.05)
+        told = whole(stranger)
+    assert told.startswith(b"HTTP/1.1 401 ")
+    assert told.count(b"HTTP/1.1 ") == 1
+    without = running.client.get("/program")
+    assert (without.status_code, "connection" in without.headers) == (401, False)
+
+
+def test_a_client_that_expects_to_be_told_to_go_on_is_told_no_instead(save: Save, serve: Serve) -> None:
+    running = serve(save(), limits=Limits(body_bytes=10, drain_seconds=1))
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+    with connected(running.url) as asking:
+        asking.sendall(head)
+        told = asking.recv(65536)
+        asking.shutdown(socket.SHUT_WR)
+        told += whole(asking)
+    assert told.startswith(b"HTTP/1.1 413 ")
+    assert told.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_large_body_counts_for_no_head_that_comes_after_it(save: Save, serve: Serve) -> None:
+    running = serve(save())
+    body = json.dumps({"text": "a" * 100_000}).encode()
+    sent = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+    with connected(running.url) as client:
+        for _ in range(2):
+            for piece in (sent[:30], sent[30:], b"%d\r\n\r\n" % len(body), body[:60_000], body[60_000:]):
+                client.sendall(piece)
+                time.sleep(0.02)
+            answer = client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        for _ in range(3):
+            time.sleep(0.02)
+            client.sendall(b"x" * 30_000)
+        assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_that_goes_on_after_its_answer_ends_with_the_connection(save: Save, serve: Serve) -> None:
+    running = serve(save(), limits=Limits(seconds=0.5, drain_seconds=1))
+    with connected(running.url) as dripping:
+        dripping.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        told = dripping.recv(65536)
+        assert told.startswith(b"HTTP/1.1 200 ")
+        dripping.settimeout(0.05)
+        for _ in range(200):
+            try:
+                assert dripping.recv(65536) == b""
+                break
+            except TimeoutError:
+                dripping.send(b"x")
+        else:
+            pytest.fail("It was never closed.")
 
 
 def test_a_client_that_leaves_while_it_sends_is_noted(save: Save, serve: Serve, eventually: Any) -> None:

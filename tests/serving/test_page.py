@@ -329,6 +329,33 @@ def test_experts_are_told_with_their_distances_light_and_dark_wide_and_narrow(
         assert file.stat().st_size > 10_000
 
 
+def test_an_answer_stays_and_is_told_rightly_when_another_program_is_put_in_place(
+    save: Save, serve: Serve, browser: Browser
+) -> None:
+    running = serve(save(Classify(SIGNATURE, "Sort.")), simulated(by_expert), keys=Keys.of([TOKEN]))
+    reload = {"url": "/admin/reload", "headers": {"Authorization": f"Bearer {TOKEN}"}}
+    page = Page(browser, running.url)
+    page.wait("!document.querySelector('#open').hidden")
+    page.get(f"document.querySelector('#token').value = {TOKEN!r}")
+    page.get("document.querySelector('#open button').click()")
+    page.wait("document.querySelector('#field-text')")
+    page.get("document.querySelector('#field-text').focus()")
+    page.write("My puppy barks and eats.")
+    for program, label, told in (
+        (experts(), "spam", "Spam! All of it."),
+        (Classify(SIGNATURE, "Sort."), "mail", "Sort."),
+    ):
+        save(program)
+        assert running.client.post(**reload).status_code == 200
+        page.get("document.querySelector('#ask').click()")
+        page.wait(f"document.querySelector('#about').textContent.endsWith({running.service.current.digest!r})")
+        page.wait("!document.querySelector('#ask').disabled")
+        assert page.text("#answer dd") == label
+        assert told in page.text("#instructions")
+        assert page.get("document.querySelector('#routing').hidden") is (label == "mail")
+        assert page.get("document.querySelector('#problem').hidden") is True
+
+
 CUT_OFF = """[...document.querySelectorAll('table, pre, dd, p, summary, label')].filter((each) => each.offsetParent
   && each.scrollWidth > each.parentElement.clientWidth).map((each) => each.outerHTML.slice(0, 60))"""
 """Whatever is wider than the place it is in."""

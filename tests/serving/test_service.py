@@ -34,15 +34,20 @@ def by_instruction(request: Any) -> str:
     return "spam" if "Spam!" in system(request) else "mail"
 
 
+def headers() -> dict[str, str]:
+    """Return the header that opens a server."""
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
 def reload(running: Any) -> httpx.Response:
     """Ask for a hot reload."""
-    response: httpx.Response = running.client.post("/admin/reload", headers={"Authorization": f"Bearer {TOKEN}"})
+    response: httpx.Response = running.client.post("/admin/reload", headers=headers())
     return response
 
 
 def asked(running: Any) -> str:
     """Return the label of a row."""
-    response = running.post("/predict", {"text": "a"}, headers={"Authorization": f"Bearer {TOKEN}"})
+    response = running.post("/predict", {"text": "a"}, headers=headers())
     return str(response.json()["answer"]["label"])
 
 
@@ -86,6 +91,27 @@ def test_a_bad_program_isnt_put_in_place(save: Save, serve: Serve) -> None:
     assert "has other outputs than the served program" in other.json()["error"]["message"]
     assert asked(running) == "mail"
     assert b'preceptor_reloads_total{outcome="refused"} 2.0' in running.service.metrics.text()
+
+
+def test_a_link_keeps_its_name_for_clients_when_it_is_switched_to_another_program(
+    save: Save, serve: Serve, tmp_path: Path
+) -> None:
+    current = tmp_path / "current"
+    current.symlink_to(save(name="v1"))
+    running = serve(current, simulated(by_instruction), keys=Keys.of([TOKEN]))
+    body = {"model": "current", "messages": [{"role": "user", "content": "a"}]}
+    answers = list[str]()
+    for version in ("v1", "v2"):
+        assert [each["id"] for each in running.client.get("/v1/models", headers=headers()).json()["data"]] == [
+            "current"
+        ]
+        response = running.post("/v1/chat/completions", body, headers=headers())
+        answers.append(response.json()["choices"][0]["message"]["content"])
+        if version == "v1":
+            (tmp_path / "next").symlink_to(save(Classify(SIGNATURE, "Spam!"), "v2"))
+            (tmp_path / "next").rename(current)
+            assert reload(running).json()["changed"] is True
+    assert answers == ["mail", "spam"]
 
 
 def test_a_server_without_a_token_isnt_reloaded_over_http(save: Save, serve: Serve) -> None:
@@ -168,11 +194,34 @@ def test_limits_that_let_nobody_in_are_refused(wrong: dict[str, Any]) -> None:
         Limits(**wrong)
 
 
-def test_experts_say_who_answered_and_how_near_each_region_is(save: Save, serve: Serve) -> None:
+def experts() -> Experts:
+    """Return a program of two regions, the first with an expert of its own."""
     embedder = embedder_of("all-minilm-l6-v2")
     router = divided(embedder([*PETS, *TAXES]), 2, least_rows=2, seed=0).router(embedder, ("text",))
-    experts = Experts(Classify(SIGNATURE, "Default."), {"region 1": Classify(SIGNATURE, "Spam!")}, router)
-    running = serve(save(experts), simulated(by_instruction))
+    return Experts(Classify(SIGNATURE, "Default."), {"region 1": Classify(SIGNATURE, "Spam!")}, router)
+
+
+def test_several_experts_may_take_the_place_of_one_prompt_and_the_other_way_round(save: Save, serve: Serve) -> None:
+    running = serve(save(), simulated(by_instruction), keys=Keys.of([TOKEN]))
+    assert "/route" in running.client.get("/openapi.json", headers=headers()).json()["paths"]
+
+    def places() -> list[Any]:
+        asked = running.post("/predict", {"text": "My puppy barks."}, headers=headers()).json()
+        placed = running.post("/route", {"text": "My puppy barks."}, headers=headers())
+        told = placed.json()["expert"] if placed.status_code == 200 else placed.json()["error"]["code"]
+        return [asked["answer"]["label"], placed.status_code, told]
+
+    assert places() == ["mail", 404, "no_experts"]
+    save(experts())
+    assert reload(running).status_code == 200
+    assert places() == ["spam", 200, "region 1"]
+    save()
+    assert reload(running).status_code == 200
+    assert places() == ["mail", 404, "no_experts"]
+
+
+def test_experts_say_who_answered_and_how_near_each_region_is(save: Save, serve: Serve) -> None:
+    running = serve(save(experts()), simulated(by_instruction))
 
     pets = running.post("/predict", {"text": "My puppy barks and eats."}).json()
     taxes = running.post("/predict", {"text": "The invoice is due."}).json()

@@ -52,16 +52,20 @@ async function begin() {
   }
   at("open").hidden = true;
   at("program").hidden = false;
+  if (token) at("document").removeAttribute("href"); // a link can't carry it
+  showFields();
+  showProgram();
+  showCommand();
+}
+
+function showProgram() {
   document.title = program.name;
   at("name").textContent = program.name;
   at("about").textContent = `${program.module} on ${program.lm}, version ${program.digest}`;
   at("base").textContent = new URL("v1", location.href).href;
   at("model").textContent = program.name;
-  if (token) at("document").removeAttribute("href"); // a link can't carry it
-  showFields();
   showInstructions(null);
   showEvidence(program.evidence);
-  showCommand();
 }
 
 // The form.
@@ -241,6 +245,21 @@ function showInstructions(expert) {
   );
 }
 
+async function explain(told, row) {
+  at("routing").hidden = true;
+  try {
+    if (told.program !== program.digest) { // another program was put in place since; its fields are the same
+      program = await asked("program");
+      showProgram();
+    }
+    if (!told.route) return;
+    showInstructions(told.route.expert);
+    showRoute(await asked("route", row));
+  } catch {
+    at("routing").hidden = true; // yet another program, perhaps: the answer is good all the same
+  }
+}
+
 async function answer(event) {
   event.preventDefault();
   const row = given();
@@ -250,10 +269,7 @@ async function answer(event) {
     const told = await asked("predict", row);
     blame(null);
     showAnswer(told);
-    if (told.route) {
-      showInstructions(told.route.expert);
-      showRoute(await asked("route", row));
-    }
+    await explain(told, row);
   } catch (problem) {
     at("answer").replaceChildren();
     at("routing").hidden = true;
@@ -322,11 +338,12 @@ function points(gain) {
 }
 
 function showEvidence(evidence) {
-  if (!evidence || !evidence.metric) return;
-  at("evidence").hidden = false;
+  at("evidence").hidden = !evidence || !evidence.metric;
+  if (at("evidence").hidden) return;
   at("verdict").textContent = evidence.verdict || (evidence.replaced ? "The instructions were replaced." : "The user’s instructions were kept.");
   const chart = plot(evidence);
   at("plot").hidden = !chart;
+  at("plot").querySelector("svg")?.remove();
   if (chart) at("plot").prepend(chart);
   const rows = [
     ["Method", evidence.method],
