@@ -17,7 +17,7 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_settings, label_field, needed_inputs
-from preceptor.data import check_examples, split, stratified
+from preceptor.data import check_examples, split, stratified, unseen
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
@@ -99,7 +99,7 @@ class Compile:
         if valset is None:
             train, confirm = split(train, output, seed=method.seed)
         else:
-            confirm = check_examples(valset, inputs, name="valset")
+            confirm = unseen(check_examples(valset, inputs, name="valset"), train, name="valset")
         if len(train) < 2 or len(confirm) < 2:
             raise ConfigError(
                 f"Too few rows: {len(train)} to search on, {len(confirm)} to confirm on; 2 each at least."

@@ -203,6 +203,24 @@ def test_without_a_valset_half_of_the_rows_is_set_aside(tmp_path: Path) -> None:
     assert evidence.replaced
 
 
+def test_no_confirmation_row_has_the_inputs_of_a_train_row(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    evidence = compiled_by(tries(tmp_path, lm, RIGHT), valset=rows(CONFIRM + 4, start=TRAIN - 4)).evidence
+    assert evidence.comparison.rows == CONFIRM
+
+    with pytest.raises(DataError, match=r"^valset: all 16 rows have the inputs of rows of the trainset;"):
+        compiled_by(tries(tmp_path / "other", lm, RIGHT), valset=rows(TRAIN))
+
+
+def test_half_of_repeated_rows_is_no_fresh_half(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    compiled_by(tries(tmp_path, lm, RIGHT), trainset=[*rows(20), *rows(20)], valset=None)
+
+    searched = {prompt(request) for request in asked(lm)[:20]}
+    confirmed = {prompt(request) for request in asked(lm)[20:]}
+    assert (len(searched), len(confirmed), searched & confirmed) == (10, 10, set())
+
+
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> None:
     lm = simulated(answer)
@@ -305,7 +323,7 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
         ({"valset": []}, DataError, r"^valset is empty\.$"),
         ({"trainset": rows(1)}, ConfigError, r"^Too few rows: 1 to search on, 20 to confirm on; 2 each at least\.$"),
         ({"trainset": rows(3), "valset": None}, ConfigError, r"^Too few rows: 2 to search on, 1 to confirm on;"),
-        ({"valset": rows(1)}, ConfigError, r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$"),
+        ({"valset": rows(1, TRAIN)}, ConfigError, r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$"),
         (
             {"trainset": [dspy.Example(body="hi", label="yes").with_inputs("body")]},
             DataError,
