@@ -323,7 +323,11 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
         ({"valset": []}, DataError, r"^valset is empty\.$"),
         ({"trainset": rows(1)}, ConfigError, r"^Too few rows: 1 to search on, 20 to confirm on; 2 each at least\.$"),
         ({"trainset": rows(3), "valset": None}, ConfigError, r"^Too few rows: 2 to search on, 1 to confirm on;"),
-        ({"valset": rows(1, TRAIN)}, ConfigError, r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$"),
+        (
+            {"valset": rows(1, TRAIN)},
+            ConfigError,
+            r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$",
+        ),
         (
             {"trainset": [dspy.Example(body="hi", label="yes").with_inputs("body")]},
             DataError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -29,6 +30,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
 Bound = Annotated[str | None, typer.Option("--budget", help="E.g. calls=2000,tokens=1M,dollars=5,minutes=30.")]
 Workers = Annotated[str | None, typer.Option(help="ray, or ray:<number>: a local model in so many processes.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of an answer; by default 512, of models that reason 16000.", show_default=False),
+]
+Timeout = Annotated[float, typer.Option(help="Seconds one answer may take.")]
+Retries = Annotated[int, typer.Option(help="Further attempts where a call fails in a way that may pass.")]
+Price = Annotated[
+    list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
+]
 Lm = Annotated[str, typer.Option("--lm", help="local/<id>, or any name DSPy knows. Keys come from the environment.")]
 
 
@@ -51,7 +61,9 @@ class Command:
     mixture: int | None = None
     lm: str = DEFAULT_LM
     api_base: str | None = None
+    max_tokens: int | None = None
     proposer: str | None = None
+    proposer_api_base: str | None = None
     metric: str | None = None
     budget: str | None = None
     seed: int = 0
@@ -101,20 +113,20 @@ def compile_(
     ] = None,
     lm: Lm = DEFAULT_LM,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    max_tokens: MaxTokens = None,
     proposer: Annotated[str | None, typer.Option(help="Model that writes instructions; by default --lm.")] = None,
+    proposer_api_base: Annotated[
+        str | None, typer.Option(help="Address of the proposer's server; that of --api-base isn't taken.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
     budget: Bound = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
     seed: Seed = 0,
     threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
     workers: Workers = None,
-    timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = DEFAULT.timeout,
-    retries: Annotated[
-        int, typer.Option(help="Further attempts where a call fails in a way that may pass.")
-    ] = DEFAULT.retries,
-    price: Annotated[
-        list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
-    ] = None,
+    timeout: Timeout = DEFAULT.timeout,
+    retries: Retries = DEFAULT.retries,
+    price: Price = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: candidates=20.")] = None,
     json: Json = False,
 ) -> None:
@@ -128,7 +140,9 @@ def compile_(
         mixture=mixture,
         lm=lm,
         api_base=api_base,
+        max_tokens=max_tokens,
         proposer=proposer,
+        proposer_api_base=proposer_api_base,
         metric=metric,
         budget=budget,
         seed=seed,
@@ -175,11 +189,10 @@ def _run(command: Command, folder: Path) -> Evidence:
     train = rows_of(program, command.data)
     confirm = rows_of(program, command.validation, part="validation") if command.validation else None
     kind, knobs = _configured(command)
-    budget = Budget.parse(command.budget) if command.budget else Budget()
-    budget = dataclasses.replace(budget, prices=dict(_price(text) for text in command.prices))
+    budget = budget_of(command.budget, command.prices)
     metric = metric_of(command.metric, program)
-    lm = lm_on(command.workers, command.lm, command.api_base)
-    proposer = lm_of(command.proposer, command.api_base) if command.proposer else None
+    lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
+    proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
     runs.remember_command(folder, dataclasses.asdict(command))
     with progress() as report:
         teleprompter = kind(
@@ -202,6 +215,16 @@ def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:
     if regions is not None and mixture is not None:
         raise ConfigError("--mixture and --regions both give a number of regions; give one of them.")
     return {} if regions is None else {"regions": str(regions)}
+
+
+def budget_of(bounds: str | None, prices: Iterable[str]) -> Budget:
+    """Return a budget as it is written on the command line.
+
+    Raises:
+        ConfigError: If the bounds or a price can't be read.
+    """
+    budget = Budget.parse(bounds) if bounds else Budget()
+    return dataclasses.replace(budget, prices=dict(_price(text) for text in prices))
 
 
 def _price(text: str) -> tuple[str, tuple[float, float]]:
