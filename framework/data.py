@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
+import logging
 import random
 import re
 import tempfile
@@ -17,6 +19,8 @@ import dspy
 
 from preceptor.errors import DataError
 from preceptor.lm.adapter import bare, takes_none
+
+logger = logging.getLogger(__name__)
 
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -266,15 +270,52 @@ def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> 
 def split(rows: Sequence[dspy.Example], output: str, *, seed: int) -> tuple[list[dspy.Example], list[dspy.Example]]:
     """Return (train, validation) halves, stratified by the field `output` where it is there.
 
+    Rows of equal inputs stay together: validation rows are rows that nobody has seen.
+
     Example:
         >>> rows = [dspy.Example(x=n, y="ab"[n % 2]).with_inputs("x") for n in range(8)]
         >>> train, validation = split(rows, "y", seed=0)
         >>> sorted(row.y for row in train), len(validation)
         (['a', 'a', 'b', 'b'], 4)
     """
-    order = stratified(rows, output, random.Random(seed))
-    taken = set(order[: (len(rows) + 1) // 2])
+    twins: dict[str, list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        twins[_given(row)].append(at)
+    half, taken = (len(rows) + 1) // 2, set[int]()
+    for at in stratified(rows, output, random.Random(seed)):
+        group = twins[_given(rows[at])]
+        if at not in taken and len(taken) + len(group) <= half:
+            taken.update(group)
     return [row for at, row in enumerate(rows) if at in taken], [row for at, row in enumerate(rows) if at not in taken]
+
+
+def unseen(rows: Sequence[dspy.Example], train: Sequence[dspy.Example], *, name: str) -> list[dspy.Example]:
+    """Return the rows whose inputs no train row has; those left out are counted in the log, as a warning.
+
+    Raises:
+        DataError: If none is left.
+    """
+    first: dict[str, int] = {}
+    for number, row in enumerate(train, 1):
+        first.setdefault(_given(row), number)
+    seen = {number: first.get(_given(row), 0) for number, row in enumerate(rows, 1)}
+    kept = [row for number, row in enumerate(rows, 1) if not seen[number]]
+    if len(kept) == len(rows):
+        return kept
+    at = next(number for number in seen if seen[number])
+    told = f"the inputs of rows of the trainset; the first is row {at}, equal to row {seen[at]} there."
+    if not kept:
+        raise DataError(
+            f"{name}: all {len(rows)} rows have {told} A gain is confirmed on rows the search hasn't seen: "
+            f"leave the {name} out, and half of the trainset is kept back."
+        )
+    logger.warning("%s: %d of %d rows are left out, having %s", name, len(rows) - len(kept), len(rows), told)
+    return kept
+
+
+def _given(row: dspy.Example) -> str:
+    """Return a row's inputs as text that is equal for equal inputs."""
+    return json.dumps(row.inputs().toDict(), sort_keys=True, default=str)
 
 
 def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_settings, label_field, needed_inputs
-from preceptor.data import check_examples, split, stratified
+from preceptor.data import check_examples, split, stratified, unseen
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FEWEST: Final = 6
+"""Rows that have to change for the better, and none for the worse, for p < 0.05: 2 / 2 ** 5 is more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -58,6 +61,36 @@ class Found:
         """Return the winner's candidate, None if it is the seed."""
         is_new = self.winner is not None and self.winner.candidate.key != seed.key
         return self.winner.candidate if self.winner is not None and is_new else None
+
+
+def checked(
+    method: Teleprompter,
+    student: dspy.Module,
+    trainset: Sequence[dspy.Example],
+    valset: Sequence[dspy.Example] | None,
+) -> tuple[list[dspy.Example], list[dspy.Example], str, Metric]:
+    """Return the rows to search on, those to confirm on, the label's field and the metric; no model is needed.
+
+    Raises:
+        ConfigError: If something can't work, or the rows are too few to confirm any gain.
+    """
+    check_settings(student)
+    inputs = needed_inputs(student)
+    train = check_examples(trainset, inputs, name="trainset")
+    output = label_field(student, train[0])
+    if valset is None:
+        train, confirm = split(train, output, seed=method.seed)
+    else:
+        confirm = unseen(check_examples(valset, inputs, name="valset"), train, name="valset")
+    if len(train) < 2 or len(confirm) < _FEWEST:
+        raise ConfigError(
+            f"Too few rows: {len(train)} to search on, {len(confirm)} to confirm on; at least 2 and {_FEWEST}: "
+            "fewer can't tell a gain from chance, however large it is."
+        )
+    metric = wrap(method.metric, output)
+    for name, rows in (("trainset", train), ("valset", confirm)):
+        check_metric(metric, rows[0], name)
+    return train, confirm, output, metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +125,7 @@ class Compile:
         lm = method.lm or dspy.settings.lm
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
-        check_settings(student)
-        inputs = needed_inputs(student)
-        train = check_examples(trainset, inputs, name="trainset")
-        output = label_field(student, train[0])
-        if valset is None:
-            train, confirm = split(train, output, seed=method.seed)
-        else:
-            confirm = check_examples(valset, inputs, name="valset")
-        if len(train) < 2 or len(confirm) < 2:
-            raise ConfigError(
-                f"Too few rows: {len(train)} to search on, {len(confirm)} to confirm on; 2 each at least."
-            )
-        metric = wrap(method.metric, output)
-        for name, rows in (("trainset", train), ("valset", confirm)):
-            check_metric(metric, rows[0], name)
-        return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
+        return cls(method, student, *checked(method, student, trainset, valset), lm, method.proposer or lm)
 
     @contextmanager
     def open(self) -> Generator[Task]:
@@ -309,17 +327,9 @@ class Compile:
                 f"confirm on {len(self.confirm)} rows and {estimate.least} to search. The budget has {calls}. "
                 "No call was made. Raise the budget or give fewer rows."
             )
-        logger.info(
-            "%s: about %d calls (%d to search, %d to confirm); %d rows can confirm a gain of %.0f points or more in a "
-            "score of 0 or 1",
-            type(self.method).__name__,
-            confirm + estimate.expected,
-            estimate.expected,
-            confirm,
-            len(self.confirm),
-            100 * smallest_gain(len(self.confirm)),
-        )
-        self.method.report(f"about {confirm + estimate.expected} calls", 0, 0)
+        logger.info("%s: %d calls to search, %d to confirm", type(self.method).__name__, estimate.expected, confirm)
+        for told in (f"about {confirm + estimate.expected} calls", _power(len(self.confirm))):
+            self.method.report(told, 0, 0)
 
     def _parts(self) -> dict[str, Any]:
         """Return what the run depends on: the same parts take the same path."""
@@ -332,6 +342,13 @@ class Compile:
             "lm": _lm_state(self.lm),
             "proposer": _lm_state(self.proposer),
         }
+
+
+def _power(rows: int) -> str:
+    """Return what so many confirmation rows can be expected to confirm."""
+    gain = smallest_gain(rows)
+    least = f"a gain of {100 * gain:.0f} points or more" if gain < 1 else "no gain"
+    return f"{rows} rows confirm {least} in a score of 0 or 1, four times in five"
 
 
 def _texts(row: dspy.Example) -> dict[str, str]:

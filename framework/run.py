@@ -47,6 +47,10 @@ _HALVES: Final = "backslashreplace"
 
 _OBJECTS: Final = ("fingerprints", "command")
 
+_ADDRESSES: Final = ("api_base", "proposer_api_base")
+_RENEWED: Final = {*_ADDRESSES, "budget", "prices", "threads", "timeout", "retries", "workers"}
+"""Of a command: what doesn't change the path that a run takes."""
+
 
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that differ where the JSON of `value` differs."""
@@ -258,17 +262,30 @@ def read_run(folder: Path) -> dict[str, Any]:
     return known
 
 
-def remember_command(folder: Path, command: Mapping[str, Any]) -> None:
+def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, Any]:
     """Keep what `preceptor resume` needs to start the run again, but no password; call it before the compile.
+
+    Until the run has begun, the command replaces the one that is there. After that only what may differ from one
+    process of a run to the next is taken from it, such as the budget.
+
+    Returns:
+        What was kept before; to be given back if the command is refused.
 
     Raises:
         RunError: If the folder can't be written, or is in use.
     """
-    if command.get("api_base"):
-        command = {**command, "api_base": without_credentials(str(command["api_base"]))}
+    command = {
+        name: without_credentials(str(value)) if name in _ADDRESSES and value else value
+        for name, value in command.items()
+    }
     with _locked(folder), writable(folder):
         known = read_run(folder) if (folder / "run.json").is_file() else {}
-        write_whole(folder / "run.json", {**known, "command": {**command, **known.get("command", {})}})
+        before: Mapping[str, Any] = known.get("command", {})
+        if known.get("fingerprints") and before:
+            renewed = {name: value for name, value in command.items() if name in _RENEWED}
+            command = {**command, **before, **renewed}
+        write_whole(folder / "run.json", {**known, "command": command})
+    return before
 
 
 def write_whole(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data import check_examples, examples, load_rows, split, stratified
+from preceptor.data import check_examples, examples, load_rows, split, stratified, unseen
 from preceptor.errors import DataError
 
 ROWS = [{"text": "Hello, you", "label": "1"}, {"text": 'She said "no"', "label": "NA"}]
@@ -263,3 +263,34 @@ def test_rows_without_a_label_are_split_all_the_same() -> None:
     rows = [dspy.Example(x=at).with_inputs("x") for at in range(5)]
     train, validation = split(rows, "", seed=0)
     assert (len(train), len(validation)) == (3, 2)
+
+
+@given(LABELS, st.integers(0, 100), st.integers(1, 20))
+def test_a_split_keeps_rows_of_equal_inputs_together(labels: list[str], seed: int, texts: int) -> None:
+    rows = [dspy.Example(x=at % texts, y=label).with_inputs("x") for at, label in enumerate(labels)]
+    train, validation = split(rows, "y", seed=seed)
+
+    assert len(train) + len(validation) == len(rows)
+    assert not {row.x for row in train} & {row.x for row in validation}
+    assert len(train) <= (len(rows) + 1) // 2
+
+
+def test_rows_that_the_search_has_seen_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = labelled(["a"] * 6)
+
+    assert [row.x for row in unseen(rows[1:], [rows[0], rows[2], rows[4]], name="valset")] == [1, 3, 5]
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "valset: 2 of 5 rows are left out, having the inputs of rows of the trainset; "
+        "the first is row 2, equal to row 2 there."
+    )
+
+
+def test_rows_that_are_all_seen_are_refused() -> None:
+    rows = labelled(["a"] * 6)
+    message = (
+        r"^valset: all 2 rows have the inputs of rows of the trainset; the first is row 1, equal to row 3 there\. "
+    )
+    with pytest.raises(DataError, match=message):
+        unseen(rows[2:4], rows, name="valset")

@@ -453,7 +453,7 @@ def test_a_pipeline_is_compiled_with_the_real_small_model(smollm: dspy.LM, tmp_p
 
     texts = ["The striker scored twice.", "Bake the bread slowly.", "She won the race.", "Add salt to the soup."]
     rows = [
-        dspy.Example(text=f"{texts[n % 4]} {n}", label=("sport", "food")[n % 2]).with_inputs("text") for n in range(10)
+        dspy.Example(text=f"{texts[n % 4]} {n}", label=("sport", "food")[n % 2]).with_inputs("text") for n in range(11)
     ]
     lm = smollm.copy(max_tokens=8)
     method = APE(
@@ -461,7 +461,7 @@ def test_a_pipeline_is_compiled_with_the_real_small_model(smollm: dspy.LM, tmp_p
     )
     program: Any = method.compile(Desk(), trainset=rows[:5], valset=rows[5:])
 
-    assert program.evidence.comparison.rows == 5
+    assert program.evidence.comparison.rows == 6
     assert 0 < program.evidence.spent.calls <= 150
     assert set(program.evidence.instructions) == {"gist.predict", "label.predict"}
     loaded = preceptor.load(tmp_path / "program", student=Desk())

@@ -24,7 +24,9 @@ from preceptor.lm.ledger import Ledger
 from preceptor.modules import Classify
 from preceptor.program import candidate_of, read
 from preceptor.scoring import racing
-from preceptor.scoring.trial import Trial
+from preceptor.scoring.metrics import wrap
+from preceptor.scoring.statistics import compare
+from preceptor.scoring.trial import Outcome, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.testing import asked, prompt, scripted, simulated, system
@@ -203,6 +205,35 @@ def test_without_a_valset_half_of_the_rows_is_set_aside(tmp_path: Path) -> None:
     assert evidence.replaced
 
 
+def test_no_confirmation_row_has_the_inputs_of_a_train_row(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    evidence = compiled_by(tries(tmp_path, lm, RIGHT), valset=rows(CONFIRM + 4, start=TRAIN - 4)).evidence
+    assert evidence.comparison.rows == CONFIRM
+
+    with pytest.raises(DataError, match=r"^valset: all 16 rows have the inputs of rows of the trainset;"):
+        compiled_by(tries(tmp_path / "other", lm, RIGHT), valset=rows(TRAIN))
+
+
+def test_half_of_repeated_rows_is_no_fresh_half(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    compiled_by(tries(tmp_path, lm, RIGHT), trainset=[*rows(20), *rows(20)], valset=None)
+
+    searched = {prompt(request) for request in asked(lm)[:20]}
+    confirmed = {prompt(request) for request in asked(lm)[20:]}
+    assert (len(searched), len(confirmed), searched & confirmed) == (10, 10, set())
+
+
+def test_six_rows_are_enough_to_confirm_a_gain_and_fewer_never(tmp_path: Path) -> None:
+    def answer(request: Request) -> str:
+        return prompt(request).split()[-1] if RIGHT in system(request) else "none"
+
+    evidence = compiled_by(tries(tmp_path, simulated(answer), RIGHT), valset=rows(6, TRAIN)).evidence
+    assert (evidence.replaced, evidence.comparison.rows, evidence.comparison.p_value) == (True, 6, 2 / 2**6)
+    five, none = [Outcome("scored", 1.0)] * 5, [Outcome("scored", 0.0)] * 5
+    assert not compare(none, five, wrap("accuracy", "label")).is_confirmed
+    assert not compare(none, five, wrap("macro_f1", "label")).is_confirmed
+
+
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> None:
     lm = simulated(answer)
@@ -211,7 +242,10 @@ def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> N
     evidence = compiled_by(method).evidence
 
     expected = 2 + 3 * TRAIN + 2 * CONFIRM
-    assert told[0] == f"about {expected} calls"
+    assert told[:2] == [
+        f"about {expected} calls",
+        "20 rows confirm a gain of 53 points or more in a score of 0 or 1, four times in five",
+    ]
     assert evidence.spent.calls == evidence.billed.calls == expected
     assert len(asked(lm)) == expected - 2
 
@@ -303,9 +337,17 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
     [
         ({"trainset": []}, DataError, r"^trainset is empty\.$"),
         ({"valset": []}, DataError, r"^valset is empty\.$"),
-        ({"trainset": rows(1)}, ConfigError, r"^Too few rows: 1 to search on, 20 to confirm on; 2 each at least\.$"),
+        (
+            {"trainset": rows(1)},
+            ConfigError,
+            r"^Too few rows: 1 to search on, 20 to confirm on; at least 2 and 6: fewer can't tell",
+        ),
         ({"trainset": rows(3), "valset": None}, ConfigError, r"^Too few rows: 2 to search on, 1 to confirm on;"),
-        ({"valset": rows(1)}, ConfigError, r"^Too few rows: 16 to search on, 1 to confirm on; 2 each at least\.$"),
+        (
+            {"valset": rows(5, TRAIN)},
+            ConfigError,
+            r"^Too few rows: 16 to search on, 5 to confirm on; at least 2 and 6:",
+        ),
         (
             {"trainset": [dspy.Example(body="hi", label="yes").with_inputs("body")]},
             DataError,

@@ -136,6 +136,8 @@ class Shots:
 
     From `lmbff_16shot/FOLDER` come the published draws; from the hub, whose data set is the whole corpus, draws of
     its train split of the same sizes, and another draw of its test split: the rows differ, the columns don't.
+    subj's published rows to validate on are its train rows again (`dev.tsv` is `train.tsv`), so that they confirm
+    nothing: its are drawn from the test rows that aren't drawn to test on.
 
     Attributes:
         folder: Of the published draws.
@@ -170,7 +172,19 @@ class Shots:
                 for row in load_rows(path)
             ]
 
-        return Parts(rows(part / "train.tsv"), rows(part / "dev.tsv"), drawn(rows(place / "test.tsv"), self.test))
+        train, val, test = rows(part / "train.tsv"), rows(part / "dev.tsv"), rows(place / "test.tsv")
+        tested = drawn(test, self.test)
+        return Parts(train, self._kept_back(test, [*train, *tested], seed) if val == train else val, tested)
+
+    def _kept_back(self, pool: Sequence[dspy.Example], used: Sequence[dspy.Example], seed: int) -> list[dspy.Example]:
+        """Return rows to validate on from those that aren't used, where the published ones are the train rows again."""
+        texts = {row.sentence for row in used}
+        free = [row for row in pool if row.sentence not in texts]
+        return [
+            row
+            for label in self.labels
+            for row in drawn([row for row in free if row.kind == label], SHOTS_A_LABEL, seed)
+        ]
 
     def _of_hub(self, seed: int) -> Parts:
         pool, test = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 import time
@@ -16,12 +15,11 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
-from preceptor.cli.compiling import DEFAULT, Bound, Json, Workers, _price
+from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers, budget_of
 from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_on, program_of
 from preceptor.cli.view import counted, out, plain, print_json, say
 from preceptor.data import HUB_ID
-from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
 
 _WINDOW: Final = 30.0
@@ -44,18 +42,15 @@ def batch(
     *,
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model the program was compiled for.")] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    max_tokens: MaxTokens = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt of a signature.")] = None,
     student: Student = None,
     budget: Bound = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = DEFAULT.timeout,
-    retries: Annotated[
-        int, typer.Option(help="Further attempts where a call fails in a way that may pass.")
-    ] = DEFAULT.retries,
-    price: Annotated[
-        list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
-    ] = None,
+    timeout: Timeout = DEFAULT.timeout,
+    retries: Retries = DEFAULT.retries,
+    price: Price = None,
     part: Annotated[str, typer.Option(help="Of a folder or a hub id: train, validation, test.")] = "train",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = SHARD_ROWS,
     engine: Workers = None,
@@ -67,15 +62,13 @@ def batch(
     if rows.name != source:
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
     inputs, _ = fields_of(ready, dict.fromkeys(rows.columns))
-    bounds = dataclasses.replace(
-        Budget.parse(budget) if budget else Budget(), prices=dict(_price(text) for text in price or ())
-    )
+    bounds = budget_of(budget, price or ())
     with _progress() as report:
         job = Batch(
             program=ready,
             identity=identity,
             inputs=inputs,
-            lm=lm_on(engine, lm or model, api_base),
+            lm=lm_on(engine, model if lm is None else lm, api_base, max_tokens),
             source=rows,
             out=to,
             budget=bounds,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
+import dspy
 import typer
 
 from preceptor import demo as demo_task
@@ -15,9 +17,11 @@ from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
+from preceptor.life import checked
 from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.seam import predictors
 from preceptor.report import REPORT
 
 DEMO_BUDGET: Final = "calls=1000"
@@ -29,6 +33,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
 Bound = Annotated[str | None, typer.Option("--budget", help="E.g. calls=2000,tokens=1M,dollars=5,minutes=30.")]
 Workers = Annotated[str | None, typer.Option(help="ray, or ray:<number>: a local model in so many processes.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of an answer; by default 512, of models that reason 16000.", show_default=False),
+]
+Timeout = Annotated[float, typer.Option(help="Seconds one answer may take.")]
+Retries = Annotated[int, typer.Option(help="Further attempts where a call fails in a way that may pass.")]
+Price = Annotated[
+    list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
+]
 Lm = Annotated[str, typer.Option("--lm", help="local/<id>, or any name DSPy knows. Keys come from the environment.")]
 
 
@@ -51,7 +64,9 @@ class Command:
     mixture: int | None = None
     lm: str = DEFAULT_LM
     api_base: str | None = None
+    max_tokens: int | None = None
     proposer: str | None = None
+    proposer_api_base: str | None = None
     metric: str | None = None
     budget: str | None = None
     seed: int = 0
@@ -101,20 +116,20 @@ def compile_(
     ] = None,
     lm: Lm = DEFAULT_LM,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    max_tokens: MaxTokens = None,
     proposer: Annotated[str | None, typer.Option(help="Model that writes instructions; by default --lm.")] = None,
+    proposer_api_base: Annotated[
+        str | None, typer.Option(help="Address of the proposer's server; that of --api-base isn't taken.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
     budget: Bound = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
     seed: Seed = 0,
     threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
     workers: Workers = None,
-    timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = DEFAULT.timeout,
-    retries: Annotated[
-        int, typer.Option(help="Further attempts where a call fails in a way that may pass.")
-    ] = DEFAULT.retries,
-    price: Annotated[
-        list[str] | None, typer.Option(help="MODEL=INPUT/OUTPUT, dollars per million tokens; for --budget dollars=.")
-    ] = None,
+    timeout: Timeout = DEFAULT.timeout,
+    retries: Retries = DEFAULT.retries,
+    price: Price = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: candidates=20.")] = None,
     json: Json = False,
 ) -> None:
@@ -128,7 +143,9 @@ def compile_(
         mixture=mixture,
         lm=lm,
         api_base=api_base,
+        max_tokens=max_tokens,
         proposer=proposer,
+        proposer_api_base=proposer_api_base,
         metric=metric,
         budget=budget,
         seed=seed,
@@ -139,10 +156,7 @@ def compile_(
         prices=price or [],
         knobs=dict(_pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
     )
-    folder = run or cache_folder() / "runs" / runs.fingerprint(
-        {**dataclasses.asdict(command), "budget": None, "workers": None}
-    )
-    _show(_run(command, folder), json)
+    _show(_run(command, run), json)
 
 
 def resume(
@@ -151,15 +165,37 @@ def resume(
     api_base: Annotated[
         str | None, typer.Option(help="Address of the server, if it moved or holds a password: none is kept.")
     ] = None,
+    proposer_api_base: Annotated[str | None, typer.Option(help="The same of the proposer's server.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Calls in flight.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds one answer may take.")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Further attempts where a call fails in a way that may pass.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Go on with a run that was stopped; answers it has are not asked for again."""
+    asked = {"budget": budget, "threads": threads, "timeout": timeout, "retries": retries}
+    asked |= {"api_base": api_base, "proposer_api_base": proposer_api_base}
+    given = {name: value for name, value in asked.items() if value is not None}
+    _show(_run(dataclasses.replace(_remembered(run), **cast("dict[str, Any]", given)), run), json)
+
+
+def _remembered(run: Path) -> Command:
+    """Return the command that a run was started by.
+
+    Raises:
+        ConfigError: If it wasn't started by one, or by one of another version.
+    """
     known: dict[str, Any] | None = runs.read_run(run).get("command")
     if not known:
         raise ConfigError(f"{run} was not started from the command line; call compile again with run_dir={str(run)!r}.")
-    command = Command(**known)
-    again = dataclasses.replace(command, budget=budget or command.budget, api_base=api_base or command.api_base)
-    _show(_run(again, run), json)
+    known = {"proposer_api_base": known.get("api_base"), **known}  # it used to have the address of --lm
+    try:
+        return Command(**known)
+    except TypeError as error:
+        raise ConfigError(
+            f"{run} was started by another version of preceptor: {error}. Compile again with --run {run}."
+        ) from error
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -169,39 +205,68 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _run(command: Command, folder: Path) -> Evidence:
+def _run(command: Command, folder: Path | None) -> Evidence:
     """Compile as the command says; every input is checked before the model is loaded."""
     program = program_of(command.target, command.instructions)
     train = rows_of(program, command.data)
     confirm = rows_of(program, command.validation, part="validation") if command.validation else None
+    method = _method_of(command, program)
+    train, confirm, *_ = checked(method, program, train, confirm)
+    folder = folder or _place(command, program, train, confirm)
+    before = runs.remember_command(folder, dataclasses.asdict(command))
+    try:
+        lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
+        proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
+        with progress() as report:
+            ready = dataclasses.replace(method, lm=lm, proposer=proposer, run_dir=folder, report=report)
+            evidence: Evidence = ready.compile(program, trainset=train, valset=confirm).evidence
+            return evidence
+    except ConfigError:
+        if before:
+            runs.remember_command(folder, before)
+        raise
+
+
+def _method_of(command: Command, program: dspy.Module) -> Any:
+    """Return the method that a command names, with its settings and without its models."""
     kind, knobs = _configured(command)
-    budget = Budget.parse(command.budget) if command.budget else Budget()
-    budget = dataclasses.replace(budget, prices=dict(_price(text) for text in command.prices))
-    metric = metric_of(command.metric, program)
-    lm = lm_on(command.workers, command.lm, command.api_base)
-    proposer = lm_of(command.proposer, command.api_base) if command.proposer else None
-    runs.remember_command(folder, dataclasses.asdict(command))
-    with progress() as report:
-        teleprompter = kind(
-            metric=metric,
-            lm=lm,
-            proposer=proposer,
-            budget=budget,
-            run_dir=folder,
-            seed=command.seed,
-            threads=command.threads,
-            patience=Patience(timeout=command.timeout, retries=command.retries),
-            report=report,
-            **knobs,
-        )
-        evidence: Evidence = teleprompter.compile(program, trainset=train, valset=confirm).evidence
-        return evidence
+    return kind(
+        metric=metric_of(command.metric, program),
+        budget=budget_of(command.budget, command.prices),
+        seed=command.seed,
+        threads=command.threads,
+        patience=Patience(timeout=command.timeout, retries=command.retries),
+        **knobs,
+    )
+
+
+def _place(
+    command: Command, program: dspy.Module, train: Sequence[dspy.Example], confirm: Sequence[dspy.Example]
+) -> Path:
+    """Return a run folder of the cache that is named after all that the answers depend on."""
+    settings = ("target", "method", "mixture", "knobs", "metric", "seed", "lm", "max_tokens", "proposer")
+    parts = {
+        **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
+        "student": [[name, str(part.signature)] for name, part in predictors(program)],
+        "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
+    }
+    return cache_folder() / "runs" / runs.fingerprint(parts)
 
 
 def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:
     if regions is not None and mixture is not None:
         raise ConfigError("--mixture and --regions both give a number of regions; give one of them.")
     return {} if regions is None else {"regions": str(regions)}
+
+
+def budget_of(bounds: str | None, prices: Iterable[str]) -> Budget:
+    """Return a budget as it is written on the command line.
+
+    Raises:
+        ConfigError: If the bounds or a price can't be read.
+    """
+    budget = Budget.parse(bounds) if bounds else Budget()
+    return dataclasses.replace(budget, prices=dict(_price(text) for text in prices))
 
 
 def _price(text: str) -> tuple[str, tuple[float, float]]:
@@ -249,10 +314,19 @@ def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:
     unknown = [name for name in given if name not in own]
     if unknown:
         raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; it has {', '.join(own)}.")
+    return {name: _parsed(f"{kind.__name__}: --set {name}={value}", own[name], value) for name, value in given.items()}
+
+
+def _parsed(told: str, kind: type, text: str) -> Any:
+    """Return a setting as its field's type."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{told} must be true or false.")
+        return text.lower() == "true"
     try:
-        return {name: own[name](value) for name, value in given.items()}
+        return kind(text)
     except ValueError as error:
-        raise ConfigError(f"A setting of {kind.__name__} has the wrong form: {error}.") from error
+        raise ConfigError(f"{told} must be {'a whole number' if kind is int else 'a number'}.") from error
 
 
 _CONTRACT: Final = {"metric", "lm", "proposer", "budget", "run_dir", "threads", "patience", "seed", "report"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,15 +14,19 @@ import dspy
 import typer
 
 from preceptor import program as artifact
-from preceptor.checks import label_field
-from preceptor.cli.compiling import Json
+from preceptor.checks import check_metric, label_field
+from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress
 from preceptor.data import examples, load_rows
-from preceptor.errors import ConfigError
-from preceptor.lm.budget import Account, Budget
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
+from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
+from preceptor.lm.seam import predictors
+from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
 from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
@@ -38,6 +42,7 @@ _LARGEST_TABLE: Final = 20
 _CERTAIN: Final = {(1, 1): "both right", (0, 0): "both wrong", (0, 1): "wrong -> right", (1, 0): "right -> wrong"}
 _GRADED: Final = {0: "same score", 1: "higher", -1: "lower"}
 _CHANGES: Final = ("wrong -> right", "right -> wrong", "higher", "lower")
+_KEPT: Final = "Every answer is kept; the same command"
 _LEFT_OUT: Final = "failed, left out"
 
 
@@ -67,22 +72,36 @@ def eval_(
     data: Annotated[str, typer.Option(help="Labelled rows.")],
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model a program was compiled for.")] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    max_tokens: MaxTokens = None,
     instructions: Annotated[
         list[str] | None, typer.Option(help="The prompt of a signature; of two signatures, once for each.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
     student: Student = None,
+    budget: Bound = None,
     threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
+    timeout: Timeout = DEFAULT.timeout,
+    retries: Retries = DEFAULT.retries,
+    price: Price = None,
     part: Annotated[str, typer.Option(help="Of a folder or a hub id: train, validation, test.")] = "test",
     changes: Annotated[int, typer.Option(min=0, help="Of two programs: rows to print that changed, each way.")] = 0,
     json: Json = False,
 ) -> None:
-    """Score a program on labelled rows, with its interval; or tell which of two programs is better."""
+    """Score a program on labelled rows, with its interval; or tell which of two programs is better.
+
+    Answers are kept in the cache: the same command again goes on where it was stopped, and asks nothing twice.
+    """
+    bounds, patience = budget_of(budget, price or ()), Patience(timeout=timeout, retries=retries)
     targets = [target] if other is None else [target, other]
     entrants = _entrants(targets, instructions or [], data, part, lm, student)
     measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
-    with progress() as report:
-        scored, calls = _scored(entrants, measure, api_base, threads, report)
+    for entrant in entrants:
+        check_metric(measure, entrant.rows[0], data)
+    models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}
+    with progress() as report, _metered(entrants, models, bounds) as (ledger, account):
+        meter = Meter(ledger, account, threads=threads, patience=patience)
+        scored = [_outcomes(entrant, meter, models[entrant.lm], measure, report) for entrant in entrants]
+    calls = account.billed.calls
     results = [
         {"program": entrant.name, "lm": entrant.lm, **_evaluated(outcomes, measure)}
         for entrant, outcomes in zip(entrants, scored, strict=True)
@@ -117,8 +136,8 @@ def _entrants(
     for at, name in enumerate(targets):
         program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
         given = examples(rows, *fields_of(program, rows[0]), source=data)
-        model = lm or (str(saved[name].program["lm"]) if name in saved else known)
-        found.append(Entrant(name, program, model, given, label_field(program, given[0])))
+        own = str(saved[name].program["lm"]) if name in saved else known
+        found.append(Entrant(name, program, own if lm is None else lm, given, label_field(program, given[0])))
     labels = list(dict.fromkeys(entrant.label for entrant in found))
     if len(labels) > 1:
         raise ConfigError(
@@ -132,24 +151,38 @@ def load(path: Path, student: str | None) -> dspy.Module:
     return artifact.load(path, student=program_of(student, None) if student else None)
 
 
-def _scored(
-    entrants: Sequence[Entrant], metric: Metric, api_base: str | None, threads: int, report: Report
-) -> tuple[list[list[Outcome]], int]:
-    """Return each program's outcomes and the calls made; equal calls of two programs are made once."""
-    models = {entrant.lm: lm_of(entrant.lm, api_base) for entrant in entrants}
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.sqlite")
-        account = Account(Budget())
-        meter = Meter(ledger, account, threads=threads)
-        scored = [_outcomes(entrant, meter.wrap(models[entrant.lm]), metric, threads, report) for entrant in entrants]
-        ledger.close()
-    return scored, account.billed.calls
+@contextmanager
+def _metered(
+    entrants: Sequence[Entrant], models: Mapping[str, dspy.LM], budget: Budget
+) -> Generator[tuple[Ledger, Account]]:
+    """Open the ledger of these programs, rows and models; equal calls of two programs are made once.
+
+    What the model or the budget fails at is said to be gone on with.
+    """
+    parts = {
+        "programs": [_state(entrant) for entrant in entrants],
+        "rows": [[row.toDict() for row in entrant.rows] for entrant in entrants],
+        "models": [models[entrant.lm].model for entrant in entrants],
+    }
+    with open_ledger(cache_folder() / "evals" / fingerprint(parts), parts) as ledger:
+        try:
+            yield ledger, Account(budget, Cost(*ledger.failures), paid=Cost(*ledger.paid))
+        except BudgetExhausted as error:
+            raise BudgetExhausted(f"{error} {_KEPT} with a larger budget goes on.") from error
+        except LMFailed as error:
+            raise LMFailed(f"{error} {_KEPT} goes on.") from error
 
 
-def _outcomes(entrant: Entrant, lm: dspy.LM, metric: Metric, threads: int, report: Report) -> list[Outcome]:
+def _state(entrant: Entrant) -> list[Any]:
+    return [entrant.name, *([name, str(part.signature)] for name, part in predictors(entrant.program))]
+
+
+def _outcomes(entrant: Entrant, meter: Meter, model: dspy.LM, metric: Metric, report: Report) -> list[Outcome]:
+    meter.check(model)
+    lm = meter.wrap(model)
     told = RowCounter(lambda done: report(f"scoring {entrant.name}", done, len(entrant.rows)))
     together = batching_engine(lm) is not None
-    evaluator = Evaluator(lm, metric, entrant.label, together, threads, on_row=told)
+    evaluator = Evaluator(lm, metric, entrant.label, together, meter.threads, on_row=told)
     outcomes = evaluator.run([Job(entrant.program, row) for row in entrant.rows])
     refuse_failures(outcomes)
     return outcomes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, get_origin
@@ -24,6 +26,11 @@ from preceptor.lm.workers import RayLM
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
 MAX_TOKENS: Final = 512
+REASONING_TOKENS: Final = 16_000
+"""Fewest that DSPy lets OpenAI's reasoning models have."""
+
+_PRINT: Final = re.compile(r"@[0-9a-f]{12}$")
+"""The fingerprint of a local model's weights, behind its id."""
 
 
 def entries(group: str) -> dict[str, Any]:
@@ -88,24 +95,60 @@ def _named(target: str, wanted: str) -> Any:
     return getattr(module, name)
 
 
-def lm_of(name: str, api_base: str | None = None) -> dspy.LM:
+def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None) -> dspy.LM:
     """Return a language model from `local/<id>` or any name DSPy knows; keys come from the environment.
 
+    Args:
+        name: Of a model in this process, with the fingerprint of its weights or without.
+        api_base: Address of a server.
+        max_tokens: Most tokens of an answer; by default 512, of a model that reasons 16,000.
+
     Raises:
+        ConfigError: If the model can't be with these settings, or its weights are others than the name says.
         ModelError: If a local model isn't there and can't be fetched.
     """
     if name.startswith("local/"):
-        return LocalLM(name.removeprefix("local/").partition("@")[0], progress=download())
+        return _pinned(LocalLM(_local(name), progress=download(), max_tokens=max_tokens or MAX_TOKENS), name)
     if api_base is not None and api_base != without_credentials(api_base):
         raise ConfigError(
             f"--api-base {without_credentials(api_base)} came with a user, a password or a query, which aren't sent. "
             "Keys come from the environment only, e.g. OPENAI_API_KEY."
         )
-    settings: dict[str, Any] = {} if api_base is None else {"api_base": api_base}
-    return dspy.LM(name, temperature=0.0, max_tokens=MAX_TOKENS, cache=False, **settings)
+    settings: dict[str, Any] = {"cache": False} if api_base is None else {"cache": False, "api_base": api_base}
+    try:
+        return dspy.LM(name, temperature=0.0, max_tokens=max_tokens or MAX_TOKENS, **settings)
+    except dspy.LMConfigurationError:  # a model that reasons: its answer's bound holds the reasoning, too
+        return _reasoning(name, max_tokens or REASONING_TOKENS, settings)
+    except ValueError as error:
+        raise ConfigError(f"{name!r} is no language model: {error}. Write it as openai/gpt-4o-mini.") from error
 
 
-def lm_on(workers: str | None, name: str, api_base: str | None = None) -> dspy.LM:
+def _reasoning(name: str, max_tokens: int, settings: Mapping[str, Any]) -> dspy.LM:
+    try:
+        return dspy.LM(name, temperature=None, max_tokens=max_tokens, **settings)
+    except dspy.LMConfigurationError as error:
+        raise ConfigError(
+            f"{name} reasons before it answers, within --max-tokens: {REASONING_TOKENS} at least, not {max_tokens}."
+        ) from error
+
+
+def _local(name: str) -> str:
+    """Return the id of `local/<id>` or `local/<id>@<fingerprint>`."""
+    return _PRINT.sub("", name.removeprefix("local/"))
+
+
+def _pinned(lm: dspy.LM, name: str) -> dspy.LM:
+    """Return the model if its weights are those that the name pins, or the name pins none."""
+    if _PRINT.search(name) and lm.model != name:
+        bare = f"local/{_local(name)}"
+        raise ConfigError(
+            f"The weights of {bare} are others than those that are asked for: they are {lm.model}, not {name}. "
+            f"Get those back, or go on with these: --lm {bare}."
+        )
+    return lm
+
+
+def lm_on(workers: str | None, name: str, api_base: str | None = None, max_tokens: int | None = None) -> dspy.LM:
     """Return a language model in this process, or in those that `ray` or `ray:<number>` names.
 
     Raises:
@@ -113,7 +156,7 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None) -> dspy.L
         ModelError: If the workers can't be had, or can't load the model.
     """
     if workers is None:
-        return lm_of(name, api_base)
+        return lm_of(name, api_base, max_tokens)
     engine, colon, number = workers.partition(":")
     if engine != "ray" or (colon and not number.isdecimal()):
         raise ConfigError(f"{workers!r} is neither ray nor ray:<number of workers>.")
@@ -121,7 +164,8 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None) -> dspy.L
         raise ConfigError(
             f"Ray runs models of its own process, local/<id>, not {name}; leave it out, and set --threads."
         )
-    return RayLM(name.removeprefix("local/").partition("@")[0], int(number) if number else None)
+    made = partial(LocalLM, _local(name), max_tokens=max_tokens or MAX_TOKENS)
+    return _pinned(RayLM(made, int(number) if number else None), name)
 
 
 def metric_of(name: str | None, program: dspy.Module) -> Any:

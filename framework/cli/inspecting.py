@@ -117,7 +117,7 @@ def verify(
     loaded = load(program, student)
     say("  hashes hold")
     probes: list[dict[str, Any]] = saved.evidence.get("probes", [])
-    model = lm_of(lm or str(saved.program["lm"]), api_base)
+    model = lm_of(str(saved.program["lm"]) if lm is None else lm, api_base)
     with dspy.context(lm=model):
         answers = [_answer(loaded, probe) for probe in probes]
     changed = [

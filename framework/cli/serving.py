@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +80,9 @@ def serve(
         body_bytes=max_bytes,
         drain_seconds=drain,
     )
-    source = _source(program, lm, api_base, student)
-    second = _source(shadow, lm, api_base, student, source.models) if shadow else None
+    make = partial(_model, lm, api_base, max_tokens)
+    source = _source(program, make, student)
+    second = _source(shadow, make, student, source.models) if shadow else None
     service = Service(source, limits, shadow=second, share=shadow_share, logs_inputs=log_inputs)
     listening = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
@@ -91,15 +94,15 @@ def serve(
     server.run(sockets=[listening])
 
 
+def _model(lm: str | None, api_base: str | None, max_tokens: int, name: str) -> dspy.LM:
+    """Return the model of that name, or the one that was asked for in its place."""
+    return lm_of(name if lm is None else lm, api_base, max_tokens)
+
+
 def _source(
-    path: Path, lm: str | None, api_base: str | None, student: str | None, models: dict[str, dspy.LM] | None = None
+    path: Path, make: Callable[[str], dspy.LM], student: str | None, models: dict[str, dspy.LM] | None = None
 ) -> Source:
-    return Source(
-        path,
-        lm=lambda name: lm_of(lm or name, api_base),
-        load=lambda folder: load(folder, student),
-        models={} if models is None else models,
-    )
+    return Source(path, lm=make, load=lambda folder: load(folder, student), models={} if models is None else models)
 
 
 def _announce(service: Service, address: str, keys: Keys, *, as_json: bool) -> None:

@@ -78,11 +78,14 @@ def _bar(bars: Progress) -> Report:
 
     def report(what: str, done: int, total: int) -> None:
         with lock:
+            if not total:  # said once, with nothing to wait for
+                bars.console.print(plain(f"  {what}"), soft_wrap=True)
+                return
             if what not in current:
                 for task in current.values():
                     bars.remove_task(task)
                 current.clear()
-                current[what] = bars.add_task(what, total=total or None)
+                current[what] = bars.add_task(what, total=total)
             bars.update(current[what], completed=done)
 
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +59,21 @@ def test_a_draw_of_sixteen_shots_is_read_by_its_seed_and_the_test_file_is_shuffl
     assert 70 < sum(row.kind == "subjective" for row in found.test) < 130
     with pytest.raises(DataError, match="5 draws: seeds 0 to 4, not 5"):
         tasks.find("subj").rows(tmp_path, 5)
+
+
+def test_published_rows_to_validate_on_that_are_the_train_rows_again_give_way_to_fresh_ones(tmp_path: Path) -> None:
+    place = tmp_path / "lmbff_16shot" / "subj"
+    (place / "16-21").mkdir(parents=True)
+    test = "".join(f"test {n}\t{n % 2}\n" for n in range(400))
+    (place / "test.tsv").write_text(f"sentence\tlabel\n{test}")
+    for part in ("train", "dev"):
+        (place / "16-21" / f"{part}.tsv").write_text("sentence\tlabel\ntest 7\t1\nten\t0\n")
+
+    train, val, tested = tasks.find("subj").rows(tmp_path, 1)
+    texts = [{row.sentence for row in rows} for rows in (train, val, tested)]
+    assert (len(train), Counter(row.kind for row in val)) == (2, Counter(subjective=16, objective=16))
+    assert len(set.union(*texts)) == sum(map(len, texts)) - len(texts[0] & texts[2])
+    assert tasks.find("subj").rows(tmp_path, 1).val == val
 
 
 def test_ethos_keeps_the_comments_its_annotators_agreed_on(tmp_path: Path) -> None:

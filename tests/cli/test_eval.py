@@ -12,6 +12,7 @@ import pytest
 from preceptor import program as artifact
 from preceptor.cli import run
 from preceptor.modules import Classify
+from preceptor.testing import ChatServer, Faults
 
 LM = ["--lm", "local/smollm2-135m"]
 SPAM = "text -> label: Literal['spam', 'mail']"
@@ -49,8 +50,10 @@ def graded(example, prediction):
 
 
 @pytest.fixture
-def here(tmp_path: Path, smollm: dspy.LM) -> Path:
+def here(tmp_path: Path, smollm: dspy.LM, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with 40 rows, 15 of them spam; the word prize gives 12 of those away and one piece of mail too."""
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
     texts = [("win a prize", "spam")] * 12 + [("cheap pills", "spam")] * 3 + [("prize giving", "mail")] * 1
     texts += [("lunch at noon", "mail")] * 24
     lines = [f"{text} {number},{label}" for number, (text, label) in enumerate(texts, 1)]
@@ -193,3 +196,51 @@ def test_a_saved_program_is_compared_with_a_signature_on_its_own_model(
     assert result["first"]["lm"] == result["second"]["lm"] == smollm.model
     assert (result["gain"], result["billed_calls"]) == (0.0, 40)
     assert [result[side]["program"] for side in ("first", "second")] == [SPAM, str(here / "saved")]
+
+
+def hosted(here: Path, server: ChatServer, *more: str) -> list[str]:
+    return ["eval", SPAM, "--data", str(here / "rows.csv"), "--lm", "openai/m", "--api-base", server.url, *more]
+
+
+def test_an_eval_goes_on_with_the_answers_it_has(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ChatServer(lambda body: "spam") as server:
+        assert run(hosted(here, server, "--budget", "calls=30")) == 3
+        assert "the same command with a larger budget goes on." in " ".join(capsys.readouterr().err.split())
+        assert server.count <= 30
+
+        assert evaluated(capsys, *hosted(here, server, "--budget", "calls=40"))["score"] == 15 / 40
+        assert server.count == 40
+        again = evaluated(capsys, *hosted(here, server))
+        assert (again["score"], server.count) == (15 / 40, 40)
+
+        told = evaluated(capsys, *hosted(here, server, "--instructions", "Is it spam?"))
+        assert (told["rows"], server.count) == (40, 80)  # other requests have other answers
+
+
+def test_an_eval_whose_model_failed_goes_on_with_the_answers_it_has(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer(lambda body: "spam", faults=Faults(kinds=("server_error",), share=0.3)) as server:
+        assert run(hosted(here, server, "--retries", "0", "--threads", "1")) == 4
+        assert "Every answer is kept; the same command goes on." in " ".join(capsys.readouterr().err.split())
+        answered = server.answered
+        server.inject(None)
+        evaluated(capsys, *hosted(here, server))
+        assert (server.answered, answered > 0) == (40, True)
+
+
+def test_an_eval_tries_its_metric_and_its_settings_before_any_call(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text("def judge(example, prediction):\n    return prediction.lable\n", encoding="utf-8")
+    with ChatServer(lambda body: "spam") as server:
+        for more, message in (
+            (["--metric", f"{here}/mine.py:judge"], "Tried on the first row of"),
+            (["--timeout", "0"], "Patience needs timeout > 0"),
+            (["--budget", "dollars=1"], "openai/m"),
+        ):
+            assert run(hosted(here, server, *more)) == 2
+            assert message in " ".join(capsys.readouterr().err.split())
+        assert server.count == 0
+        evaluated(capsys, *hosted(here, server, "--budget", "dollars=1", "--price", "openai/m=1/1"))
+        assert server.count == 40

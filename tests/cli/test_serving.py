@@ -62,7 +62,7 @@ def test_a_server_reloads_on_hangup_and_ends_on_term_without_losing_a_request(tm
     environment = {**os.environ, "OPENAI_API_KEY": "none", "PRECEPTOR_TOKEN": TOKEN}
     with ChatServer(answer) as model:
         server = subprocess.Popen(
-            [*command, "--api-base", model.url],
+            [*command, "--api-base", model.url, "--max-tokens", "700"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -97,6 +97,7 @@ def test_a_server_reloads_on_hangup_and_ends_on_term_without_losing_a_request(tm
                 server.send_signal(signal.SIGTERM)
                 free.set()
                 assert last.result() == {"label": "spam"}
+        assert {received.body["max_completion_tokens"] for received in model.requests} == {700}
         assert [line["event"] for line in lines] == ["request", "stopped"]
         assert server.wait(60) == 0
         server.stdout.close()

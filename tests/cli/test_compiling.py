@@ -1,0 +1,155 @@
+"""`preceptor compile` and `resume`: what is checked before a model is there, and where a run is kept and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor.cli import run
+from preceptor.cli.compiling import _knobs
+from preceptor.errors import ConfigError
+from preceptor.run import read_run
+from preceptor.teleprompters import ConstitutionalExperts
+from preceptor.testing import ChatServer
+
+SPAM = "text -> label: Literal['spam', 'mail']"
+
+
+def written(path: Path, count: int = 24, word: str = "Lunch") -> Path:
+    lines = [f"{'Win a prize' if n % 2 else word} {n},{'spam' if n % 2 else 'mail'}" for n in range(count)]
+    path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    return written(tmp_path / "rows.csv")
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer(lambda body: "spam") as server:
+        yield server
+
+
+def arguments(rows: Path, server: ChatServer, *more: str) -> list[str]:
+    models = ["--lm", "openai/m", "--api-base", server.url]
+    knobs = ["--set", "candidates=1", "--budget", "calls=120"]
+    return ["compile", SPAM, "--instructions", "Sort.", "--data", str(rows), *models, *knobs, *more]
+
+
+def compiled(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, Any]:
+    assert run([*command, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_a_run_of_other_data_has_a_folder_of_its_own(
+    rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = compiled(capsys, *arguments(rows, server))
+    written(rows, word="Dinner")
+    second = compiled(capsys, *arguments(rows, server))
+    assert first["run"] != second["run"]
+    assert second["billed_calls"] == second["calls"]
+
+
+def test_a_run_is_gone_on_with_by_other_settings_of_its_calls(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = compiled(capsys, *arguments(rows, server))
+    calls = ["--threads", "2", "--timeout", "300", "--retries", "1", "--price", "openai/m=1/1"]
+    copied = tmp_path / "same.csv"
+    copied.write_bytes(rows.read_bytes())
+    with ChatServer(lambda body: "mail") as other:
+        again = compiled(capsys, *arguments(copied, other, *calls))
+        resumed = compiled(capsys, "resume", first["run"], "--timeout", "9", "--retries", "0", "--threads", "3")
+        assert other.count == 0
+    assert again["run"] == resumed["run"] == first["run"]
+    assert (again["billed_calls"], resumed["billed_calls"], again["calls"]) == (0, 0, first["calls"])
+    command = read_run(Path(first["run"]))["command"]
+    assert (command["timeout"], command["retries"], command["threads"], command["data"]) == (9, 0, 3, str(rows))
+
+
+def test_a_run_remembers_the_first_command_that_could_be_carried_out(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(arguments(rows, server, "--run", str(folder), "--metric", "wit")) == 2
+    assert not folder.exists()
+    assert run(arguments(rows, server, "--run", str(folder), "--lm", "local/gpt-9")) == 2
+    assert run(arguments(rows, server, "--run", str(folder), "--budget", "calls=9")) == 2
+    assert read_run(folder)["command"]["lm"] == "openai/m"
+    assert compiled(capsys, *arguments(rows, server, "--run", str(folder), "--threads", "5"))["calls"] == 37
+
+    other = written(tmp_path / "other.csv", word="Dinner")
+    assert run(arguments(other, server, "--run", str(folder), "--budget", "calls=9")) == 2
+    assert "belongs to another trainset" in capsys.readouterr().err
+    command = read_run(folder)["command"]
+    assert (command["data"], command["budget"], command["threads"]) == (str(rows), "calls=120", 5)
+    assert compiled(capsys, "resume", str(folder))["billed_calls"] == 0
+
+
+def test_a_run_of_another_version_is_refused(
+    rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(compiled(capsys, *arguments(rows, server))["run"])
+    known = read_run(folder)
+    known["command"]["speed"] = 9
+    (folder / "run.json").write_text(json.dumps(known), encoding="utf-8")
+    assert run(["resume", str(folder)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "was started by another version of preceptor: " in message
+    assert "unexpected keyword argument 'speed'. Compile again with --run" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--metric", "wit"], "No metric 'wit'; choose one of accuracy"),
+        (["--threads", "0"], "APE needs threads >= 1, got 0."),
+        (["--timeout", "0"], "Patience needs timeout > 0"),
+        (["--retries", "-1"], "retries >= 0"),
+        (["--price", "free"], "--price 'free' is not name=value."),
+        (["--set", "candidates=many"], "APE: --set candidates=many must be a whole number."),
+        (["--data", "FEW"], "Too few rows: 5 to search on, 5 to confirm on; at least 2 and 6"),
+        (["--val", "rows.csv"], "valset: all 24 rows have the inputs of rows of the trainset"),
+        (["--run", "/proc/preceptor"], "Can't write the run folder /proc/preceptor"),
+    ],
+)
+def test_what_cant_work_is_refused_before_the_model_is_loaded(
+    rows: Path, tmp_path: Path, server: ChatServer, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"FEW": str(written(tmp_path / "few.csv", 10)), "rows.csv": str(rows)}
+    asked = [places.get(each, each) for each in more]
+    assert run(arguments(rows, server, "--lm", "local/gpt-9", *asked)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "cache" / "runs").exists()
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True)])
+def test_a_setting_that_is_true_or_false_is_read_as_that(text: str, value: bool) -> None:
+    assert _knobs(ConstitutionalExperts, {"join": text}) == {"join": value}
+    with pytest.raises(ConfigError, match=r"^ConstitutionalExperts: --set join=no must be true or false\.$"):
+        _knobs(ConstitutionalExperts, {"join": "no"})
+
+
+def test_what_so_many_rows_can_confirm_is_said_before_any_call(
+    rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        told.append(capsys.readouterr().err)
+        return "spam"
+
+    told: list[str] = []
+    server.answer = answer
+    assert run(arguments(rows, server, "--threads", "1")) == 0
+    assert "12 rows confirm a gain of 76 points or more in a score of 0 or 1, four times in five" in " ".join(
+        told[0].split()
+    )
