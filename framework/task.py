@@ -23,7 +23,7 @@ from preceptor.lm.dispatch import reason
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import predictors, said
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
@@ -246,7 +246,7 @@ class Task:
         """Return a response's text; where it holds the odds of several, one drawn by them."""
         top: Sequence[Any] = response.logprobs[0].top if response.logprobs else ()
         if len(top) < 2 or not temperature:
-            return response.message.text or ""
+            return said(response.message)
         odds = [
             math.exp((choice.logprob - top[0].logprob) / temperature) for choice in top
         ]  # the first is the likeliest
@@ -280,7 +280,7 @@ class Task:
 
     def _texts(self, calls: Sequence[Call]) -> list[str | None]:
         results = self._answers(calls)
-        return [(result.message.text or "") if isinstance(result, Response) else None for result in results]
+        return [said(result.message) if isinstance(result, Response) else None for result in results]
 
     def _answers(self, calls: Sequence[Call]) -> list[Response | Exception]:
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 import dspy
 from dspy.clients.errors import error_boundary
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Request, Response, TextPart, ThinkingPart
 from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
@@ -35,6 +35,7 @@ from dspy.utils.exceptions import (
 
 from preceptor.errors import ConfigError, PreceptorError
 from preceptor.lm.redaction import hidden
+from preceptor.lm.seam import said
 
 FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
 """What no further call can cure; the compile stops at the first."""
@@ -309,5 +310,10 @@ def _refuse_broken(response: Response, request: Request) -> None:
         bound, used = request.config.max_tokens, response.usage.output_tokens
         if bound is not None and used is not None and used < bound:
             raise BrokenAnswer(f"The answer was cut off after {used} of {bound} tokens.", response)
-    elif not response.message.parts or response.message.text == "":
+    elif not said(response.message) and all(map(_is_talk, response.message.parts)):
         raise BrokenAnswer("The answer is empty.", response)
+
+
+def _is_talk(part: object) -> bool:
+    """Return True for text and thoughts; calls of tools and refusals are answers without a word."""
+    return isinstance(part, (TextPart, ThinkingPart))
