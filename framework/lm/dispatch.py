@@ -96,6 +96,13 @@ class Patience:
         return min(_LONGEST_WAIT, self.first_wait * 2.0**attempt) * (1 - luck / 2)
 
 
+class NotSent(LMError):
+    """A call that waited when others failed for good: no attempt was made."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_SENT)
+
+
 class BrokenAnswer(LMTransportError):
     """An answer that arrived, but not whole: empty, or cut before its own limit."""
 
@@ -132,12 +139,12 @@ class Limiter:
         """Wait for a place; return the number of this call.
 
         Raises:
-            LMError: If no more calls are let in.
+            NotSent: If no more calls are let in.
         """
         with self._changed:
             while True:
                 if self._is_closed:
-                    raise LMError(NOT_SENT)
+                    raise NotSent
                 pause = self._open_again - self._clock()
                 if pause <= 0 and self._flying < self.limit:
                     break
@@ -203,12 +210,13 @@ class Door:
             own["timeout"] = patience.timeout  # so that the socket of an abandoned attempt is closed
         return cls(lm.copy(**own), limiter, patience)
 
-    def attempt(self, request: Request, seconds_left: float | None = None) -> Response:
+    def attempt(self, request: Request, seconds_left: float | None = None, *, takes_broken: bool = False) -> Response:
         """Send a request once.
 
         Args:
             request: What to send.
             seconds_left: Of the budget; shortens the deadline.
+            takes_broken: Return an answer that is empty or cut off, too.
 
         Raises:
             LMError: What went wrong.
@@ -217,7 +225,8 @@ class Door:
         number, failure = self.limiter.enter(), None
         try:
             response = self._answer(request, deadline)
-            _refuse_broken(response, request)
+            if not takes_broken:
+                _refuse_broken(response, request)
         except Exception as error:
             failure = error
             raise

@@ -30,6 +30,7 @@ from preceptor.lm.dispatch import (
     BrokenAnswer,
     Door,
     Limiter,
+    NotSent,
     Patience,
     hide_secrets,
     may_be_billed,
@@ -162,15 +163,14 @@ class Meter:
             return self._send(lm, call)
 
     def _send(self, lm: dspy.LM, call: Call) -> Response:
-        door = self._door(lm)
+        door, broken = self._door(lm), 0
         for attempt in itertools.count():
             try:
-                return self._attempt(lm, door, call)
+                return self._attempt(lm, door, call, takes_broken=broken == BROKEN_RETRIES)
             except FATAL as error:
                 raise LMFailed(f"{lm.model} can't be asked: {reason(hide_secrets(error, lm))}.") from None
-            except BrokenAnswer as error:
-                if attempt == BROKEN_RETRIES:
-                    return self._accepted(lm, call, error)
+            except BrokenAnswer:
+                broken += 1
             except dspy.LMError as error:
                 if isinstance(error.__cause__, PreceptorError):  # an engine of ours says what is wrong with the input
                     raise error.__cause__ from None
@@ -179,13 +179,16 @@ class Meter:
                 door.pause(attempt, error)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
 
-    def _attempt(self, lm: dspy.LM, door: Door, call: Call) -> Response:
-        """Send a call once and record its answer, or what its failure may have cost."""
+    def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
+        """Send a call once and record its answer, or what its failure may have cost.
+
+        An answer that came broken every time is what the model has to say.
+        """
         most = self._bound(lm, call.request)
         self.account.reserve(most)
         start = time.perf_counter()
         try:
-            response = door.attempt(call.request, self.account.seconds_left)
+            response = door.attempt(call.request, self.account.seconds_left, takes_broken=takes_broken)
             answer = self._answer(lm, response, time.perf_counter() - start)
             self.ledger.write([(call, answer)])
         except BaseException as error:
@@ -195,6 +198,9 @@ class Meter:
         return response
 
     def _lose(self, lm: dspy.LM, call: Call, most: Cost, error: BaseException) -> None:
+        if isinstance(error, NotSent):
+            self.account.settle(most, Cost(), billed=True)
+            return
         cost = Cost(1)
         if isinstance(error, BrokenAnswer):
             answer = self._answer(lm, error.response, 0.0)
@@ -204,13 +210,6 @@ class Meter:
         self.account.lose(most, cost)
         if isinstance(error, dspy.LMError):
             self.ledger.write_failure(call, reason(hide_secrets(error, lm)), cost.tokens, cost.dollars)
-
-    def _accepted(self, lm: dspy.LM, call: Call, error: BrokenAnswer) -> Response:
-        """Take an answer that came broken every time for what the model has to say; it is paid for already."""
-        answer = self._answer(lm, error.response, 0.0)
-        self.ledger.write([(call, answer)])
-        self._replay(answer)
-        return error.response
 
     def _door(self, lm: dspy.LM) -> Door:
         with self._lock:

@@ -13,11 +13,13 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Config, Message, Request, Response
+from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import LMRateLimitError
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
-from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.budget import Account, Budget, Cost, Purse
 from preceptor.lm.cohort import Cohort
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Call, Ledger, drawing
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
@@ -332,3 +334,54 @@ def test_nothing_is_kept_of_a_call_that_is_over(ledger: Ledger) -> None:
     for number in range(20):
         lm(f"text {number}")
     assert len(metering._asked) == 0
+
+
+class Moody:
+    """Answers nothing, and fails at some of its calls."""
+
+    def __init__(self, fails_at: tuple[int, ...] = ()) -> None:
+        self.calls = 0
+        self._fails_at = fails_at
+
+    def complete(self, request: Request) -> Response:
+        self.calls += 1
+        assert self.calls < 20, "it is asked on and on"
+        if self.calls in self._fails_at:
+            raise LMRateLimitError("slow down")
+        message = Message.assistant([TextPart("")])
+        usage = Usage(input_tokens=10, output_tokens=0)
+        return Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage)
+
+
+def asked_once(ledger: Ledger, engine: Moody, account: Account) -> Response:
+    lm = dspy.LM("test/m", engine=engine, cache=False)
+    metered = Meter(ledger, account, patience=Patience(first_wait=0))
+    return metered.ask_one(lm, Call(request(lm, "one")))
+
+
+@pytest.mark.parametrize("fails_at", [(), (1,), (4,), (2, 5)])
+def test_an_answer_that_comes_broken_four_times_is_taken_whatever_fails_between(
+    ledger: Ledger, fails_at: tuple[int, ...]
+) -> None:
+    engine = Moody(fails_at)
+    assert asked_once(ledger, engine, Account(Budget())).message.text == ""
+    assert engine.calls == 4 + len(fails_at)
+
+
+@pytest.mark.parametrize("account", [Account(Budget()), Purse(Budget(), Cost(), Cost())])
+def test_an_answer_taken_broken_counts_once_and_as_no_failure(ledger: Ledger, account: Account) -> None:
+    asked_once(ledger, Moody(), account)
+    assert account.spent == account.billed == Cost(1, 10)
+    assert account.lost == Cost(3, 30)
+    assert (ledger.paid, ledger.failures) == ((1, 10, 0.0), (3, 30, 0.0))
+
+
+def test_calls_that_were_not_sent_are_no_failures(ledger: Ledger, server: ChatServer) -> None:
+    metered = meter(ledger)
+    lm = server.lm()
+    metered.ask_one(lm, Call(request(lm, "one")))
+    metered.give_up()
+    [refused] = metered.ask(lm, [Call(request(lm, "two"))])
+    assert str(refused) == "Not sent: the compile has stopped."
+    assert (metered.account.lost, ledger.failures) == (Cost(), (0, 0, 0.0))
+    assert metered.account.spent == Cost(1, 2)
