@@ -195,7 +195,9 @@ def _setting(text: str) -> tuple[str, Any]:
 class _Bench:
     """One task of the benchmark."""
 
-    def __init__(self, task: Published, data_dir: Path | None, lm: dspy.LM, report: Report, with_curve: bool) -> None:
+    def __init__(
+        self, task: Published, data_dir: Path | None, lm: dspy.LM, report: Report, with_curve: bool = True
+    ) -> None:
         self.task, self.data_dir, self.report, self.with_curve = task, data_dir, report, with_curve
         self.lm = lm.copy(max_tokens=task.max_tokens)
         self.metric = task.scorer()
