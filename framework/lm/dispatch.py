@@ -36,6 +36,7 @@ from dspy.utils.exceptions import (
 from preceptor.errors import ConfigError, PreceptorError
 from preceptor.lm.redaction import hidden
 from preceptor.lm.seam import said
+from preceptor.lm.usage import taken
 
 FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
 """What no further call can cure; the compile stops at the first."""
@@ -226,7 +227,7 @@ class Door:
         try:
             response = self._answer(request, deadline)
             if not takes_broken:
-                _refuse_broken(response, request)
+                _refuse_broken(self.lm, response, request)
         except Exception as error:
             failure = error
             raise
@@ -309,14 +310,14 @@ def hide_secrets(error: LMError, lm: dspy.LM) -> LMError:
     return error
 
 
-def _refuse_broken(response: Response, request: Request) -> None:
+def _refuse_broken(lm: dspy.LM, response: Response, request: Request) -> None:
     """Raise if an answer is empty, or cut off before its own limit.
 
     Raises:
         BrokenAnswer: With the answer.
     """
     if response.finish_reason == "length":
-        bound, used = request.config.max_tokens, response.usage.output_tokens
+        bound, (_, used) = request.config.max_tokens, taken(lm, response.usage)
         if bound is not None and used is not None and used < bound:
             raise BrokenAnswer(f"The answer was cut off after {used} of {bound} tokens.", response)
     elif not said(response.message) and all(map(_is_talk, response.message.parts)):

@@ -13,15 +13,15 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import ConfigError, InputTooLong, LMFailed, PreceptorError
-from preceptor.lm import prices
+from preceptor.errors import ConfigError, LMFailed, PreceptorError
+from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
@@ -39,12 +39,9 @@ from preceptor.lm.dispatch import (
 from preceptor.lm.ledger import Answer, Call, Ledger, drawn
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.seam import Around, InThread
-from preceptor.lm.soft import EmbeddingSpace, soft_tokens
+from preceptor.lm.soft import EmbeddingSpace
 
 Result: TypeAlias = Response | Exception
-
-_TEMPLATE_BYTES: Final = 64
-"""Room per message for a chat template's own tokens, where the tokenizer isn't at hand."""
 
 
 class BatchingEngine(Protocol):
@@ -189,7 +186,7 @@ class Meter:
         start = time.perf_counter()
         try:
             response = door.attempt(call.request, self.account.seconds_left, takes_broken=takes_broken)
-            answer = self._answer(lm, response, time.perf_counter() - start)
+            answer = self._answer(lm, call, response, time.perf_counter() - start)
             self.ledger.write([(call, answer)])
         except BaseException as error:
             self._lose(lm, call, most, error)
@@ -203,7 +200,7 @@ class Meter:
             return
         cost = Cost(1)
         if isinstance(error, BrokenAnswer):
-            answer = self._answer(lm, error.response, 0.0)
+            answer = self._answer(lm, call, error.response, 0.0)
             cost = Cost(1, answer.tokens, answer.dollars)
         elif may_be_billed(error):
             cost = most
@@ -258,7 +255,7 @@ class Meter:
                 share = (time.perf_counter() - start) / len(batch)
                 most = sum((bounds[index] for index, _ in batch), Cost())
                 answers = [
-                    (calls[index], self._answer(lm, result, share))
+                    (calls[index], self._answer(lm, calls[index], result, share))
                     for index, result in batch
                     if isinstance(result, Response)
                 ]
@@ -272,25 +269,15 @@ class Meter:
             self.account.settle(reserved, Cost(), billed=True)
 
     def _bound(self, lm: dspy.LM, request: Request) -> Cost:
-        """Return the most one call can cost.
-
-        Prompt tokens are counted where the tokenizer is at hand, else bounded by the prompt's bytes: no
-        tokenizer makes more tokens than that. Output is bounded by `max_tokens`.
-        """
+        """Return the most one call can cost in the budget's units."""
         budget = self.account.budget
         if budget.tokens is None and budget.dollars is None:
             return Cost(1)
-        engine = batching_engine(lm)
-        try:
-            prompt = engine.count_tokens(request) if engine is not None else most_tokens(request)
-        except InputTooLong:  # the engine refuses it, at no cost
-            return Cost(1)
-        answer = request.config.max_tokens or 0
-        return Cost(1, prompt + answer, prices.price(lm, prompt, answer, budget.prices))
+        return usage.bound(lm, request, batching_engine(lm), budget.prices)
 
-    def _answer(self, lm: dspy.LM, response: Response, seconds: float) -> Answer:
-        given, made = response.usage.input_tokens or 0, response.usage.output_tokens or 0
-        return Answer(response, given + made, prices.price(lm, given, made, self.account.budget.prices), seconds)
+    def _answer(self, lm: dspy.LM, call: Call, response: Response, seconds: float) -> Answer:
+        took = usage.cost(lm, call.request, response, self.account.budget.prices)
+        return Answer(response, took.tokens, took.dollars, seconds)
 
     def _replay(self, answer: Answer) -> None:
         self.account.replay(Cost(1, answer.tokens, answer.dollars))
@@ -334,12 +321,6 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
-
-
-def most_tokens(request: Request) -> int:
-    """Return a bound on a prompt's tokens where the tokenizer isn't at hand: its bytes, and room for a template."""
-    texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
-    return sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
 
 
 def give_up(lm: dspy.LM) -> None:
