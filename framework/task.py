@@ -19,7 +19,9 @@ from dspy.lm15 import Request, Response, request_from_openai_chat
 from preceptor.errors import ConfigError, LMFailed
 from preceptor.lineage import Birth
 from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
+from preceptor.lm.budget import Cost
 from preceptor.lm.dispatch import reason
+from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
@@ -90,6 +92,7 @@ class Task:
     drawn: Tally[str] = field(default_factory=Tally[str])
     born: set[str] = field(default_factory=set[str])
     rates: list[float] = field(default_factory=list[float])
+    rooms: list[Cost] = field(default_factory=list[Cost])
 
     @property
     def signatures(self) -> Mapping[str, type[dspy.Signature]]:
@@ -316,11 +319,20 @@ class Task:
     def _counted(self, evaluator: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs, and keep back for the confirmation what rows have been seen to take."""
         account = self.meter.account
-        before = account.spent.calls
+        before, unused = account.spent.calls, account.unused
         outcomes = evaluator.run(jobs)
-        self.rates.append((account.spent.calls - before) / max(1, len(jobs)))
-        account.hold(math.ceil(self.confirms * self.confirm_rows * self.calls_a_row))
+        calls = account.spent.calls - before
+        self.rates.append(calls / max(1, len(jobs)))
+        kept = math.ceil(self.confirms * self.confirm_rows * self.calls_a_row)
+        self.rooms.append(self._room(account.unused - unused, calls, kept))
+        most = Cost(0, max(room.tokens for room in self.rooms), max(room.dollars for room in self.rooms))
+        account.hold(kept, most)
         return outcomes
+
+    def _room(self, unused: Cost, calls: int, kept: int) -> Cost:
+        """Return what as many calls as are let through together might take beyond what they do."""
+        share = min(kept, let_through(self.lm)) / max(1, calls)
+        return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
 
     def _evaluator(self, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
         return evaluator(self, rows, what, has_steps=has_steps)

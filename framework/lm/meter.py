@@ -155,7 +155,7 @@ class Meter:
         with self._once(call.key):
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
                 return answer.response
             return self._send(lm, call)
 
@@ -234,7 +234,7 @@ class Meter:
                 continue
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
                 found[call.key] = answer.response
             else:
                 missing[call.key] = call
@@ -242,7 +242,7 @@ class Meter:
         for call in repeated:  # counts as it will when the run is resumed
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
         return [found[call.key] for call in calls]
 
     def _run(self, lm: dspy.LM, engine: BatchingEngine, calls: list[Call], found: dict[str, Result]) -> None:
@@ -279,8 +279,8 @@ class Meter:
         took = usage.cost(lm, call.request, response, self.account.budget.prices)
         return Answer(response, took.tokens, took.dollars, seconds)
 
-    def _replay(self, answer: Answer) -> None:
-        self.account.replay(Cost(1, answer.tokens, answer.dollars))
+    def _replay(self, lm: dspy.LM, call: Call, answer: Answer) -> None:
+        self.account.replay(self._bound(lm, call.request), Cost(1, answer.tokens, answer.dollars))
 
     @contextmanager
     def _once(self, key: str) -> Generator[None]:
