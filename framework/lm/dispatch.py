@@ -9,6 +9,7 @@ decrease, as in TCP). A Retry-After holds back every call to that model.
 from __future__ import annotations
 
 import contextvars
+import math
 import random
 import threading
 import time
@@ -33,7 +34,7 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
-from preceptor.errors import ConfigError, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, PreceptorError
 from preceptor.lm.redaction import hidden
 from preceptor.lm.seam import said
 from preceptor.lm.usage import taken
@@ -48,6 +49,9 @@ BROKEN_RETRIES: Final = 3
 """Times an answer that came empty or cut off is asked for again, at once, before it is taken as it is."""
 NOT_SENT: Final = "Not sent: the compile has stopped."
 """What a call fails with that waited when others failed for good."""
+
+TOO_LATE: Final = "The next call would pass the budget's seconds; nothing was sent. Resume with a larger budget."
+"""What a call fails with that waited, or would, until the time budgeted was over."""
 
 _REDIRECT: Final = 300
 _UNAVAILABLE: Final = 503
@@ -136,20 +140,26 @@ class Limiter:
         """Calls that may be in flight now."""
         return max(1, int(self._limit))
 
-    def enter(self) -> int:
+    def enter(self, seconds: float = math.inf) -> int:
         """Wait for a place; return the number of this call.
 
         Raises:
             NotSent: If no more calls are let in.
+            BudgetExhausted: If there is no place within so many seconds.
         """
+        late = self._clock() + seconds
         with self._changed:
             while True:
                 if self._is_closed:
                     raise NotSent
-                pause = self._open_again - self._clock()
+                now = self._clock()
+                if now >= late:
+                    raise BudgetExhausted(TOO_LATE)
+                pause = self._open_again - now
                 if pause <= 0 and self._flying < self.limit:
                     break
-                self._changed.wait(pause if pause > 0 else None)
+                wait = min(late - now, pause if pause > 0 else math.inf)
+                self._changed.wait(wait if wait < math.inf else None)
             self._flying += 1
             self._sent += 1
             return self._sent
@@ -216,16 +226,17 @@ class Door:
 
         Args:
             request: What to send.
-            seconds_left: Of the budget; shortens the deadline.
+            seconds_left: Of the budget; bounds the wait for a place, and shortens the deadline by what that took.
             takes_broken: Return an answer that is empty or cut off, too.
 
         Raises:
             LMError: What went wrong.
+            BudgetExhausted: If there was no place in time.
         """
-        deadline = self.patience.timeout if seconds_left is None else min(self.patience.timeout, seconds_left)
-        number, failure = self.limiter.enter(), None
+        late = time.monotonic() + (math.inf if seconds_left is None else seconds_left)
+        number, failure = self.limiter.enter(late - time.monotonic()), None
         try:
-            response = self._answer(request, deadline)
+            response = self._answer(request, min(self.patience.timeout, late - time.monotonic()))
             if not takes_broken:
                 _refuse_broken(self.lm, response, request)
         except Exception as error:
@@ -235,9 +246,16 @@ class Door:
             self.limiter.leave(number, failure)
         return response
 
-    def pause(self, attempt: int, error: Exception) -> None:
-        """Wait before the next attempt."""
-        self.limiter.sleep(self.patience.wait(attempt, error, self.jitter.random()))
+    def pause(self, attempt: int, error: Exception, seconds_left: float | None = None) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            BudgetExhausted: At once, if the budget's time would be over by then.
+        """
+        seconds = self.patience.wait(attempt, error, self.jitter.random())
+        if seconds_left is not None and seconds >= seconds_left:
+            raise BudgetExhausted(TOO_LATE) from None
+        self.limiter.sleep(seconds)
 
     def _answer(self, request: Request, deadline: float) -> Response:
         engine: Any = self.lm.engine

@@ -20,13 +20,14 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import ConfigError, LMFailed, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
     BROKEN_RETRIES,
     FATAL,
+    TOO_LATE,
     BrokenAnswer,
     Door,
     Limiter,
@@ -173,7 +174,7 @@ class Meter:
                     raise error.__cause__ from None
                 if not door.patience.allows(attempt, error):
                     raise hide_secrets(error, lm) from None
-                door.pause(attempt, error)
+                door.pause(attempt, error, self.account.seconds_left)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
 
     def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
@@ -195,7 +196,7 @@ class Meter:
         return response
 
     def _lose(self, lm: dspy.LM, call: Call, most: Cost, error: BaseException) -> None:
-        if isinstance(error, NotSent):
+        if isinstance(error, (NotSent, BudgetExhausted)):
             self.account.settle(most, Cost(), billed=True)
             return
         cost = Cost(1)
@@ -264,6 +265,8 @@ class Meter:
                 spent = sum((Cost(1, answer.tokens, answer.dollars) for _, answer in answers), Cost())
                 self.account.settle(most, spent, billed=True)
                 reserved -= most
+                if reserved.calls and self.account.seconds_left == 0:
+                    raise BudgetExhausted(TOO_LATE)
                 start = time.perf_counter()
         finally:
             self.account.settle(reserved, Cost(), billed=True)

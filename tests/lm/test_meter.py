@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
-from dspy.utils.exceptions import LMRateLimitError
+from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
 from preceptor.lm.budget import Account, Budget, Cost, Purse
@@ -385,3 +386,72 @@ def test_calls_that_were_not_sent_are_no_failures(ledger: Ledger, server: ChatSe
     assert str(refused) == "Not sent: the compile has stopped."
     assert (metered.account.lost, ledger.failures) == (Cost(), (0, 0, 0.0))
     assert metered.account.spent == Cost(1, 2)
+
+
+def test_who_waits_for_a_place_is_refused_when_the_time_is_over(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("hang",)))
+    lm = server.lm()
+    patience, start = Patience(timeout=30, retries=0), time.monotonic()
+    metered = Meter(ledger, Account(Budget(seconds=0.4)), threads=1, patience=patience)
+    with ThreadPoolExecutor(2) as pool:
+        sent, waiting = (pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two"))
+    assert time.monotonic() - start < 5
+    errors = [sent.exception(), waiting.exception()]
+    assert {type(error) for error in errors} == {LMTimeoutError, BudgetExhausted}
+    assert "pass the budget's seconds; nothing was sent" in str(errors)
+    assert (server.count, metered.account.lost.calls) == (1, 1)
+
+
+def test_a_deadline_is_what_the_wait_for_a_place_has_left(ledger: Ledger, server: ChatServer) -> None:
+    def slow(body: dict[str, Any]) -> str:
+        time.sleep(1.5)
+        return "yes"
+
+    server.answer = slow
+    lm = server.lm()
+    metered = Meter(ledger, Account(Budget(seconds=2.5)), threads=1, patience=Patience(retries=0))
+    with ThreadPoolExecutor(2) as pool:
+        asked_for = [pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two")]
+    assert sorted(type(each.exception()).__name__ for each in asked_for) == ["LMTimeoutError", "NoneType"]
+
+
+def test_a_retry_that_would_come_too_late_is_not_waited_for(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("rate_limit_after",), retry_after=30))
+    lm, start = server.lm(), time.monotonic()
+    with pytest.raises(BudgetExhausted, match="pass the budget's seconds"):
+        meter(ledger, Budget(seconds=20)).ask_one(lm, Call(request(lm, "one")))
+    assert time.monotonic() - start < 10
+    assert server.count == 1
+
+
+class Halves:
+    """A batching engine that takes a while for each request."""
+
+    supports_choices = False
+
+    def count_tokens(self, request: Request) -> int:
+        return 1
+
+    def complete(self, request: Request) -> Response:
+        raise AssertionError("asked one by one")
+
+    def batches(self, requests: list[Request]) -> Iterator[list[tuple[int, Response | Exception]]]:
+        for at in range(len(requests)):
+            time.sleep(0.15)
+            message = Message.assistant([TextPart("yes")])
+            usage = Usage(input_tokens=1, output_tokens=1)
+            yield [(at, Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage))]
+
+
+def test_no_batch_is_run_once_the_time_is_over_and_those_run_are_kept(ledger: Ledger) -> None:
+    lm = dspy.LM("test/m", engine=Halves(), cache=False)
+    calls = [Call(request(lm, str(number))) for number in range(20)]
+    metered = meter(ledger, Budget(seconds=0.4))
+    with pytest.raises(BudgetExhausted, match="pass the budget's seconds"):
+        metered.ask(lm, calls)
+    assert 1 <= len(ledger) == metered.account.spent.calls <= 4
+    assert metered.account.calls_left is None
+
+    few = calls[: len(ledger) + 1]
+    in_time = meter(ledger, Budget(seconds=0.1))
+    assert len(in_time.ask(lm, few)) == len(few), "the last batch is no reason to throw it away"
