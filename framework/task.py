@@ -19,11 +19,13 @@ from dspy.lm15 import Request, Response, request_from_openai_chat
 from preceptor.errors import ConfigError, LMFailed
 from preceptor.lineage import Birth
 from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
+from preceptor.lm.budget import Cost
 from preceptor.lm.dispatch import reason
+from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import predictors, said
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
@@ -93,6 +95,7 @@ class Task:
     drawn: Tally[str] = field(default_factory=Tally[str])
     born: set[str] = field(default_factory=set[str])
     rates: list[float] = field(default_factory=list[float])
+    rooms: list[Cost] = field(default_factory=list[Cost])
 
     @property
     def signatures(self) -> Mapping[str, type[dspy.Signature]]:
@@ -249,7 +252,7 @@ class Task:
         """Return a response's text; where it holds the odds of several, one drawn by them."""
         top: Sequence[Any] = response.logprobs[0].top if response.logprobs else ()
         if len(top) < 2 or not temperature:
-            return response.message.text or ""
+            return said(response.message)
         odds = [
             math.exp((choice.logprob - top[0].logprob) / temperature) for choice in top
         ]  # the first is the likeliest
@@ -283,7 +286,7 @@ class Task:
 
     def _texts(self, calls: Sequence[Call]) -> list[str | None]:
         results = self._answers(calls)
-        return [(result.message.text or "") if isinstance(result, Response) else None for result in results]
+        return [said(result.message) if isinstance(result, Response) else None for result in results]
 
     def _answers(self, calls: Sequence[Call]) -> list[Response | Exception]:
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))
@@ -319,11 +322,20 @@ class Task:
     def _counted(self, evaluator: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs, and keep back for the confirmation what rows have been seen to take."""
         account = self.meter.account
-        before = account.spent.calls
+        before, unused = account.spent.calls, account.unused
         outcomes = evaluator.run(jobs)
-        self.rates.append((account.spent.calls - before) / max(1, len(jobs)))
-        account.hold(math.ceil(self.confirms * self.confirm_rows * self.calls_a_row))
+        calls = account.spent.calls - before
+        self.rates.append(calls / max(1, len(jobs)))
+        kept = math.ceil(self.confirms * self.confirm_rows * self.calls_a_row)
+        self.rooms.append(self._room(account.unused - unused, calls, kept))
+        most = Cost(0, max(room.tokens for room in self.rooms), max(room.dollars for room in self.rooms))
+        account.hold(kept, most)
         return outcomes
+
+    def _room(self, unused: Cost, calls: int, kept: int) -> Cost:
+        """Return what as many calls as are let through together might take beyond what they do."""
+        share = min(kept, let_through(self.lm)) / max(1, calls)
+        return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
 
     def _evaluator(self, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
         return evaluator(self, rows, what, has_steps=has_steps)

@@ -355,3 +355,14 @@ def test_another_model_may_answer_a_choice_as_it_likes(make: Open) -> None:
         assert sorted(map(str, task.choose(2 * [("Which?", ["1", "2"])], SAMPLING))) == ["2", "The second."]
     assert len({request.config.seed for request in asked(proposer)}) == 2
     assert all(request.config.extensions is None for request in asked(proposer))
+
+
+def test_a_proposal_is_read_without_the_thoughts_before_it(make: Open) -> None:
+    def think(completion: dict[str, Any]) -> None:
+        completion["choices"][0]["message"]["reasoning"] = "Let me think of an instruction."
+
+    with ChatServer(lambda body: "Repeat the last word.") as server:
+        server.shape = think
+        with make(simulated(answer), proposer=server.lm()) as task:
+            assert task.propose(["Write one."], SAMPLING, samples=2) == ["Repeat the last word."] * 2
+            assert task.choose([("Pick one.", ["Repeat the last word."])], SAMPLING) == ["Repeat the last word."]

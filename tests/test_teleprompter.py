@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Request
+from dspy.lm15 import Request, Response
 
 from preceptor import load
 from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, MetricError, RunError, Unaffordable
@@ -563,7 +563,7 @@ class Thorough(Tries):
         raise AssertionError("the budget has not ended")
 
 
-@pytest.mark.parametrize("budget", [Budget(calls=101), Budget(tokens=2000)], ids=["calls", "tokens"])
+@pytest.mark.parametrize("budget", [Budget(calls=101), Budget(tokens=3000)], ids=["calls", "tokens"])
 @pytest.mark.parametrize(
     "stops", [(), (20, 30), (75, 90)], ids=["whole", "stopped in the search", "stopped at its end"]
 )
@@ -599,8 +599,44 @@ def test_all_processes_of_a_run_together_pay_no_more_than_the_budget(
     assert tokens <= (budget.tokens or tokens)
     assert left == []
     assert len(programs) == 6
-    if budget.calls:  # of tokens, a call reserves more than one that is replayed, so a resumed search gets further
-        assert all(program == programs[0] for program in programs)
+    assert all(program == programs[0] for program in programs)
+
+
+class Batched:
+    """An engine that answers many requests at once, and counts their tokens as words."""
+
+    supports_choices = False
+
+    def __init__(self) -> None:
+        self._engine: Any = simulated(answer).engine
+        self.complete = self._engine.complete
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Batched:
+        return self
+
+    def count_tokens(self, request: Request) -> int:
+        return len(f"{system(request)} {prompt(request)}".split())
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Response | Exception]]]:
+        for at in range(0, len(requests), 8):
+            yield [(at + n, self.complete(request)) for n, request in enumerate(requests[at : at + 8])]
+
+
+@pytest.mark.parametrize("bound", ["tokens", "dollars"])
+@pytest.mark.parametrize("is_batched", [True, False], ids=["batched", "one a call"])
+def test_a_search_that_ends_on_its_budget_leaves_what_the_confirmation_may_take(
+    tmp_path: Path, bound: str, is_batched: bool
+) -> None:
+    engine: Any = Batched() if is_batched else simulated(answer).engine
+    for number, size in enumerate((7000, 7700, 8400)):
+        lm = dspy.LM("test/model", engine=engine, cache=False, max_tokens=100)
+        prices = {"test/model": (1e6, 1e6)}  # a dollar a token
+        budget = Budget(tokens=size) if bound == "tokens" else Budget(dollars=size, prices=prices)
+        method = Thorough(metric="accuracy", lm=lm, run_dir=tmp_path / f"run {number}", budget=budget)
+        evidence = compiled_by(method).evidence
+        assert evidence.replaced
+        assert f"could take {bound} to" in evidence.stopped
+        assert evidence.spent.calls >= 2 * CONFIRM + TRAIN
 
 
 def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_path: Path) -> None:

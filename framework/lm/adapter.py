@@ -21,6 +21,8 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, request_from_openai_chat
 from dspy.utils.exceptions import AdapterParseError
 
+from preceptor.lm.seam import said
+
 Signature = type[dspy.Signature]
 T = TypeVar("T")
 
@@ -119,7 +121,7 @@ class DirectAdapter(dspy.Adapter):
         return dataclasses.replace(request, config=dataclasses.replace(request.config, extensions={"choices": answers}))
 
     def _answered(self, signature: Signature, response: Response) -> dict[str, Any]:
-        value = self.parse(signature, response.message.text or "")
+        value = self.parse(signature, said(response.message))
         top = response.logprobs[0].top if response.logprobs else ()
         return {**value, "logprobs": {choice.token: choice.logprob for choice in top}} if top else value
 

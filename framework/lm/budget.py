@@ -126,7 +126,9 @@ class Account:
         self._paid = paid or Cost()
         self._reserved = Cost()
         self._paying = Cost()
+        self._bounded = Cost()
         self._held = 0
+        self._room = Cost()
         self._clock = clock
         self._start = clock()
         self._lock = threading.Lock()
@@ -154,25 +156,38 @@ class Account:
         """Tokens, dollars and seconds that may still be spent, what is held back excluded; None if unbounded."""
         with self._lock:
             used, bounds = self.spent + self.lost + self._reserved, (self.budget.tokens, self.budget.dollars)
-            held = [self._held_back(self.spent.tokens), self._held_back(self.spent.dollars)]
+            held = self._held_back()
         tokens, dollars = (
             None if bound is None else max(0.0, bound - taken - kept)
             for bound, taken, kept in zip(bounds, (used.tokens, used.dollars), held, strict=True)
         )
         return tokens, dollars, self.seconds_left
 
-    def hold_more(self, calls: int) -> None:
-        """Keep `calls` back, unless more are kept back already."""
+    @property
+    def unused(self) -> Cost:
+        """What the calls so far might have taken beyond what they did; no count of calls."""
+        with self._lock:
+            return self._bounded - self.spent
+
+    def hold_more(self, calls: int, room: Cost | None = None) -> None:
+        """Keep `calls` and `room` back, unless more are kept back already."""
+        room = room or Cost()
         with self._lock:
             self._held = max(self._held, calls)
+            self._room = Cost(0, max(self._room.tokens, room.tokens), max(self._room.dollars, room.dollars))
 
-    def hold(self, calls: int) -> None:
+    def hold(self, calls: int, room: Cost | None = None) -> None:
         """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
 
         Of tokens and dollars, as much is kept back as so many calls have taken so far, and a tenth more.
+
+        Args:
+            calls: How many.
+            room: Tokens and dollars kept back besides, for a call is let through by the most it can take.
         """
         with self._lock:
             self._held = calls
+            self._room = room or Cost()
 
     def reserve(self, most: Cost, *, billed: bool = True) -> None:
         """Set aside the most the next calls can cost; wait for calls under way if what they give back may do.
@@ -201,19 +216,20 @@ class Account:
         with self._lock:
             self._reserved -= most
             self.spent += actual
+            self._bounded += most if actual.calls else Cost()
             if billed:
                 self._paying -= most
                 self.billed += actual
             self._given_back.notify_all()
 
-    def replay(self, cost: Cost) -> None:
-        """Count an answer that is in the ledger already.
+    def replay(self, most: Cost, cost: Cost) -> None:
+        """Count an answer that is in the ledger already, and let through as the call was that it answered.
 
         Raises:
             BudgetExhausted: If that might pass the budget.
         """
-        self.reserve(cost, billed=False)
-        self.settle(cost, cost, billed=False)
+        self.reserve(most, billed=False)
+        self.settle(most, cost, billed=False)
 
     def lose(self, most: Cost, cost: Cost) -> None:
         """Give a reservation back after a failed attempt that may have cost something."""
@@ -223,9 +239,10 @@ class Account:
             self.lost += cost
             self._given_back.notify_all()
 
-    def _held_back(self, spent: float) -> float:
-        """Return what the calls held back will take, if they take a tenth more than those so far."""
-        return _SPARE * self._held * spent / self.spent.calls if self.spent.calls else 0.0
+    def _held_back(self) -> tuple[float, float]:
+        """Return the tokens and dollars kept back: what the calls held will take, if a tenth more than those so far."""
+        a_call = _SPARE * self._held / self.spent.calls if self.spent.calls else 0.0
+        return a_call * self.spent.tokens + self._room.tokens, a_call * self.spent.dollars + self._room.dollars
 
     def _refusal(self, most: Cost, billed: bool, *, alone: bool = False) -> str:
         """Return which bound the next calls could pass, "" if none; `alone`: once all others have given back the rest.
@@ -244,11 +261,11 @@ class Account:
 
     def _passed(self, whose: str, calls: int, after: Cost) -> str:
         """Return which bound so much would pass, "" if none."""
-        budget = self.budget
+        budget, (held_tokens, held_dollars) = self.budget, self._held_back()
         bounds = [
             ("calls", calls + self._held, budget.calls),
-            ("tokens", after.tokens + self._held_back(self.spent.tokens), budget.tokens),
-            ("dollars", after.dollars + self._held_back(self.spent.dollars), budget.dollars),
+            ("tokens", after.tokens + held_tokens, budget.tokens),
+            ("dollars", after.dollars + held_dollars, budget.dollars),
             ("seconds", self.seconds, budget.seconds),
         ]
         for what, taken, bound in bounds:
@@ -276,5 +293,5 @@ class Purse(Account):
         super().__init__(budget, lost)
         self.spent = paid
 
-    def replay(self, cost: Cost) -> None:
+    def replay(self, most: Cost, cost: Cost) -> None:
         """Count nothing."""

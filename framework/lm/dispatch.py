@@ -9,6 +9,7 @@ decrease, as in TCP). A Retry-After holds back every call to that model.
 from __future__ import annotations
 
 import contextvars
+import math
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any, Final, cast
 
 import dspy
 from dspy.clients.errors import error_boundary
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Request, Response, TextPart, ThinkingPart
 from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
@@ -33,8 +34,10 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
-from preceptor.errors import ConfigError, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, PreceptorError
 from preceptor.lm.redaction import hidden
+from preceptor.lm.seam import said
+from preceptor.lm.usage import taken
 
 FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
 """What no further call can cure; the compile stops at the first."""
@@ -46,6 +49,9 @@ BROKEN_RETRIES: Final = 3
 """Times an answer that came empty or cut off is asked for again, at once, before it is taken as it is."""
 NOT_SENT: Final = "Not sent: the compile has stopped."
 """What a call fails with that waited when others failed for good."""
+
+TOO_LATE: Final = "The next call would pass the budget's seconds; nothing was sent. Resume with a larger budget."
+"""What a call fails with that waited, or would, until the time budgeted was over."""
 
 _REDIRECT: Final = 300
 _UNAVAILABLE: Final = 503
@@ -95,6 +101,13 @@ class Patience:
         return min(_LONGEST_WAIT, self.first_wait * 2.0**attempt) * (1 - luck / 2)
 
 
+class NotSent(LMError):
+    """A call that waited when others failed for good: no attempt was made."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_SENT)
+
+
 class BrokenAnswer(LMTransportError):
     """An answer that arrived, but not whole: empty, or cut before its own limit."""
 
@@ -127,20 +140,26 @@ class Limiter:
         """Calls that may be in flight now."""
         return max(1, int(self._limit))
 
-    def enter(self) -> int:
+    def enter(self, seconds: float = math.inf) -> int:
         """Wait for a place; return the number of this call.
 
         Raises:
-            LMError: If no more calls are let in.
+            NotSent: If no more calls are let in.
+            BudgetExhausted: If there is no place within so many seconds.
         """
+        late = self._clock() + seconds
         with self._changed:
             while True:
                 if self._is_closed:
-                    raise LMError(NOT_SENT)
-                pause = self._open_again - self._clock()
+                    raise NotSent
+                now = self._clock()
+                if now >= late:
+                    raise BudgetExhausted(TOO_LATE)
+                pause = self._open_again - now
                 if pause <= 0 and self._flying < self.limit:
                     break
-                self._changed.wait(pause if pause > 0 else None)
+                wait = min(late - now, pause if pause > 0 else math.inf)
+                self._changed.wait(wait if wait < math.inf else None)
             self._flying += 1
             self._sent += 1
             return self._sent
@@ -202,21 +221,24 @@ class Door:
             own["timeout"] = patience.timeout  # so that the socket of an abandoned attempt is closed
         return cls(lm.copy(**own), limiter, patience)
 
-    def attempt(self, request: Request, seconds_left: float | None = None) -> Response:
+    def attempt(self, request: Request, seconds_left: float | None = None, *, takes_broken: bool = False) -> Response:
         """Send a request once.
 
         Args:
             request: What to send.
-            seconds_left: Of the budget; shortens the deadline.
+            seconds_left: Of the budget; bounds the wait for a place, and shortens the deadline by what that took.
+            takes_broken: Return an answer that is empty or cut off, too.
 
         Raises:
             LMError: What went wrong.
+            BudgetExhausted: If there was no place in time.
         """
-        deadline = self.patience.timeout if seconds_left is None else min(self.patience.timeout, seconds_left)
-        number, failure = self.limiter.enter(), None
+        late = time.monotonic() + (math.inf if seconds_left is None else seconds_left)
+        number, failure = self.limiter.enter(late - time.monotonic()), None
         try:
-            response = self._answer(request, deadline)
-            _refuse_broken(response, request)
+            response = self._answer(request, min(self.patience.timeout, late - time.monotonic()))
+            if not takes_broken:
+                _refuse_broken(self.lm, response, request)
         except Exception as error:
             failure = error
             raise
@@ -224,9 +246,16 @@ class Door:
             self.limiter.leave(number, failure)
         return response
 
-    def pause(self, attempt: int, error: Exception) -> None:
-        """Wait before the next attempt."""
-        self.limiter.sleep(self.patience.wait(attempt, error, self.jitter.random()))
+    def pause(self, attempt: int, error: Exception, seconds_left: float | None = None) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            BudgetExhausted: At once, if the budget's time would be over by then.
+        """
+        seconds = self.patience.wait(attempt, error, self.jitter.random())
+        if seconds_left is not None and seconds >= seconds_left:
+            raise BudgetExhausted(TOO_LATE) from None
+        self.limiter.sleep(seconds)
 
     def _answer(self, request: Request, deadline: float) -> Response:
         engine: Any = self.lm.engine
@@ -299,15 +328,20 @@ def hide_secrets(error: LMError, lm: dspy.LM) -> LMError:
     return error
 
 
-def _refuse_broken(response: Response, request: Request) -> None:
+def _refuse_broken(lm: dspy.LM, response: Response, request: Request) -> None:
     """Raise if an answer is empty, or cut off before its own limit.
 
     Raises:
         BrokenAnswer: With the answer.
     """
     if response.finish_reason == "length":
-        bound, used = request.config.max_tokens, response.usage.output_tokens
+        bound, (_, used) = request.config.max_tokens, taken(lm, response.usage)
         if bound is not None and used is not None and used < bound:
             raise BrokenAnswer(f"The answer was cut off after {used} of {bound} tokens.", response)
-    elif not response.message.parts or response.message.text == "":
+    elif not said(response.message) and all(map(_is_talk, response.message.parts)):
         raise BrokenAnswer("The answer is empty.", response)
+
+
+def _is_talk(part: object) -> bool:
+    """Return True for text and thoughts; calls of tools and refusals are answers without a word."""
+    return isinstance(part, (TextPart, ThinkingPart))

@@ -30,6 +30,12 @@ _AHEAD: Final = 32
 """Rows per thread that are begun or done while an earlier one is still waited for."""
 
 
+def let_through(lm: dspy.LM) -> int:
+    """Return how many calls to a model a budget must have room for at once: waves, or one as long as two."""
+    engine = batching_engine(lm)
+    return 2 if engine is None else COHORT * int(getattr(engine, "places", 1))
+
+
 def in_order(lm: dspy.LM, items: Iterable[T], does: Callable[[T], R], threads: int) -> Generator[R]:
     """Yield what `does` makes of each item, in order; memory doesn't grow with their number.
 

@@ -13,23 +13,25 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import ConfigError, InputTooLong, LMFailed, PreceptorError
-from preceptor.lm import prices
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, PreceptorError
+from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
     BROKEN_RETRIES,
     FATAL,
+    TOO_LATE,
     BrokenAnswer,
     Door,
     Limiter,
+    NotSent,
     Patience,
     hide_secrets,
     may_be_billed,
@@ -38,12 +40,9 @@ from preceptor.lm.dispatch import (
 from preceptor.lm.ledger import Answer, Call, Ledger, drawn
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.seam import Around, InThread
-from preceptor.lm.soft import EmbeddingSpace, soft_tokens
+from preceptor.lm.soft import EmbeddingSpace
 
 Result: TypeAlias = Response | Exception
-
-_TEMPLATE_BYTES: Final = 64
-"""Room per message for a chat template's own tokens, where the tokenizer isn't at hand."""
 
 
 class BatchingEngine(Protocol):
@@ -157,36 +156,38 @@ class Meter:
         with self._once(call.key):
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
                 return answer.response
             return self._send(lm, call)
 
     def _send(self, lm: dspy.LM, call: Call) -> Response:
-        door = self._door(lm)
+        door, broken = self._door(lm), 0
         for attempt in itertools.count():
             try:
-                return self._attempt(lm, door, call)
+                return self._attempt(lm, door, call, takes_broken=broken == BROKEN_RETRIES)
             except FATAL as error:
                 raise LMFailed(f"{lm.model} can't be asked: {reason(hide_secrets(error, lm))}.") from None
-            except BrokenAnswer as error:
-                if attempt == BROKEN_RETRIES:
-                    return self._accepted(lm, call, error)
+            except BrokenAnswer:
+                broken += 1
             except dspy.LMError as error:
                 if isinstance(error.__cause__, PreceptorError):  # an engine of ours says what is wrong with the input
                     raise error.__cause__ from None
                 if not door.patience.allows(attempt, error):
                     raise hide_secrets(error, lm) from None
-                door.pause(attempt, error)
+                door.pause(attempt, error, self.account.seconds_left)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
 
-    def _attempt(self, lm: dspy.LM, door: Door, call: Call) -> Response:
-        """Send a call once and record its answer, or what its failure may have cost."""
+    def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
+        """Send a call once and record its answer, or what its failure may have cost.
+
+        An answer that came broken every time is what the model has to say.
+        """
         most = self._bound(lm, call.request)
         self.account.reserve(most)
         start = time.perf_counter()
         try:
-            response = door.attempt(call.request, self.account.seconds_left)
-            answer = self._answer(lm, response, time.perf_counter() - start)
+            response = door.attempt(call.request, self.account.seconds_left, takes_broken=takes_broken)
+            answer = self._answer(lm, call, response, time.perf_counter() - start)
             self.ledger.write([(call, answer)])
         except BaseException as error:
             self._lose(lm, call, most, error)
@@ -195,22 +196,18 @@ class Meter:
         return response
 
     def _lose(self, lm: dspy.LM, call: Call, most: Cost, error: BaseException) -> None:
+        if isinstance(error, (NotSent, BudgetExhausted)):
+            self.account.settle(most, Cost(), billed=True)
+            return
         cost = Cost(1)
         if isinstance(error, BrokenAnswer):
-            answer = self._answer(lm, error.response, 0.0)
+            answer = self._answer(lm, call, error.response, 0.0)
             cost = Cost(1, answer.tokens, answer.dollars)
         elif may_be_billed(error):
             cost = most
         self.account.lose(most, cost)
         if isinstance(error, dspy.LMError):
             self.ledger.write_failure(call, reason(hide_secrets(error, lm)), cost.tokens, cost.dollars)
-
-    def _accepted(self, lm: dspy.LM, call: Call, error: BrokenAnswer) -> Response:
-        """Take an answer that came broken every time for what the model has to say; it is paid for already."""
-        answer = self._answer(lm, error.response, 0.0)
-        self.ledger.write([(call, answer)])
-        self._replay(answer)
-        return error.response
 
     def _door(self, lm: dspy.LM) -> Door:
         with self._lock:
@@ -238,7 +235,7 @@ class Meter:
                 continue
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
                 found[call.key] = answer.response
             else:
                 missing[call.key] = call
@@ -246,7 +243,7 @@ class Meter:
         for call in repeated:  # counts as it will when the run is resumed
             answer = self.ledger.find(call.key)
             if answer is not None:
-                self._replay(answer)
+                self._replay(lm, call, answer)
         return [found[call.key] for call in calls]
 
     def _run(self, lm: dspy.LM, engine: BatchingEngine, calls: list[Call], found: dict[str, Result]) -> None:
@@ -259,7 +256,7 @@ class Meter:
                 share = (time.perf_counter() - start) / len(batch)
                 most = sum((bounds[index] for index, _ in batch), Cost())
                 answers = [
-                    (calls[index], self._answer(lm, result, share))
+                    (calls[index], self._answer(lm, calls[index], result, share))
                     for index, result in batch
                     if isinstance(result, Response)
                 ]
@@ -268,33 +265,25 @@ class Meter:
                 spent = sum((Cost(1, answer.tokens, answer.dollars) for _, answer in answers), Cost())
                 self.account.settle(most, spent, billed=True)
                 reserved -= most
+                if reserved.calls and self.account.seconds_left == 0:
+                    raise BudgetExhausted(TOO_LATE)
                 start = time.perf_counter()
         finally:
             self.account.settle(reserved, Cost(), billed=True)
 
     def _bound(self, lm: dspy.LM, request: Request) -> Cost:
-        """Return the most one call can cost.
-
-        Prompt tokens are counted where the tokenizer is at hand, else bounded by the prompt's bytes: no
-        tokenizer makes more tokens than that. Output is bounded by `max_tokens`.
-        """
+        """Return the most one call can cost in the budget's units."""
         budget = self.account.budget
         if budget.tokens is None and budget.dollars is None:
             return Cost(1)
-        engine = batching_engine(lm)
-        try:
-            prompt = engine.count_tokens(request) if engine is not None else most_tokens(request)
-        except InputTooLong:  # the engine refuses it, at no cost
-            return Cost(1)
-        answer = request.config.max_tokens or 0
-        return Cost(1, prompt + answer, prices.price(lm, prompt, answer, budget.prices))
+        return usage.bound(lm, request, batching_engine(lm), budget.prices)
 
-    def _answer(self, lm: dspy.LM, response: Response, seconds: float) -> Answer:
-        given, made = response.usage.input_tokens or 0, response.usage.output_tokens or 0
-        return Answer(response, given + made, prices.price(lm, given, made, self.account.budget.prices), seconds)
+    def _answer(self, lm: dspy.LM, call: Call, response: Response, seconds: float) -> Answer:
+        took = usage.cost(lm, call.request, response, self.account.budget.prices)
+        return Answer(response, took.tokens, took.dollars, seconds)
 
-    def _replay(self, answer: Answer) -> None:
-        self.account.replay(Cost(1, answer.tokens, answer.dollars))
+    def _replay(self, lm: dspy.LM, call: Call, answer: Answer) -> None:
+        self.account.replay(self._bound(lm, call.request), Cost(1, answer.tokens, answer.dollars))
 
     @contextmanager
     def _once(self, key: str) -> Generator[None]:
@@ -335,12 +324,6 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
-
-
-def most_tokens(request: Request) -> int:
-    """Return a bound on a prompt's tokens where the tokenizer isn't at hand: its bytes, and room for a template."""
-    texts = [message.text or "" for message in request.messages] + [str(request.system or "")]
-    return sum(len(text.encode()) + _TEMPLATE_BYTES for text in texts) + len(soft_tokens(request))
 
 
 def give_up(lm: dspy.LM) -> None:

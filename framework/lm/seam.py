@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Protocol, Self, cast
 
 import dspy
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Message, Request, Response, TextPart
 
 
 def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
@@ -19,6 +19,11 @@ def text_of_parts(parts: Any) -> str:
     if not parts:
         return ""
     return parts if isinstance(parts, str) else "".join(str(part.text) for part in parts)
+
+
+def said(message: Message) -> str:
+    """Return what a model answered, without what it thought before: a message's own `text` is None where it did."""
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
 class Engine(Protocol):

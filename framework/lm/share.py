@@ -35,9 +35,9 @@ class Share(Account):
         )
         self._whole = whole
 
-    def hold(self, calls: int) -> None:
-        """Keep `calls` back in the whole, if it keeps back fewer."""
-        self._whole.hold_more(calls)
+    def hold(self, calls: int, room: Cost | None = None) -> None:
+        """Keep `calls` and `room` back in the whole, if it keeps back less."""
+        self._whole.hold_more(calls, room)
 
     def reserve(self, most: Cost, *, billed: bool = True) -> None:
         """Set aside the most the next calls can cost, here and in the whole.

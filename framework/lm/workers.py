@@ -25,9 +25,10 @@ from dspy.lm15 import Request, Response
 
 from preceptor.errors import ConfigError, ModelError
 from preceptor.lm.local import LocalLM
-from preceptor.lm.meter import batching_engine, most_tokens
+from preceptor.lm.meter import batching_engine
 from preceptor.lm.seam import InThread
 from preceptor.lm.soft import EmbeddingSpace
+from preceptor.lm.usage import most_tokens
 
 Result: TypeAlias = Response | Exception
 

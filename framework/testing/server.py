@@ -83,6 +83,7 @@ class ChatServer:
     Attributes:
         answer: As above; may be replaced at any time.
         requests: Every request for a completion, in order of arrival, but those without the right key.
+        shape: Changes a completion before it is sent, such as its usage; may be replaced at any time.
         answered: Good answers sent whole, slow ones included.
         faults: Kind of fault -> how many requests met it.
         most_concurrent: The most requests that were being answered at a time.
@@ -103,6 +104,7 @@ class ChatServer:
         latency: float = 0.0,
     ) -> None:
         self.answer = answer
+        self.shape: Callable[[Body], None] = lambda completion: None
         self.requests: list[Received] = []
         self.answered = 0
         self.faults: Counter[Kind] = Counter()
@@ -188,6 +190,7 @@ class ChatServer:
             completion = wire.completion(body, text[: len(text) // 2], "length")
         else:
             completion = wire.completion(body, text, "stop")
+        self.shape(completion)
         if kind == "misshapen":
             del completion["choices"]
         if body.get("stream"):

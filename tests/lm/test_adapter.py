@@ -18,12 +18,12 @@ from dspy.lm15 import request_from_openai_chat
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, takes_choices
+from preceptor.lm.adapter import DirectAdapter, choices, declare, is_direct, predicted, takes_choices
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter
 from preceptor.modules import Classify
-from preceptor.testing import asked, prompt, scripted, simulated, system
+from preceptor.testing import ChatServer, asked, prompt, scripted, simulated, system
 
 
 class Mood(enum.Enum):
@@ -358,3 +358,19 @@ def test_the_request_carries_settings_choices_and_no_connection() -> None:
     assert request.config.extensions is None  # no provider takes them; the system message lists them
     asked_for = ADAPTER.request(lm, {}, SENTIMENT, [], {"text": "t"}, ["good"])
     assert asked_for.config.extensions == {"choices": ["good"]}
+
+
+def thoughtful(completion: dict[str, Any]) -> None:
+    completion["choices"][0]["message"]["reasoning_content"] = "It says lovely, so it is good."
+
+
+def test_the_answer_of_a_model_that_also_sends_its_thoughts_is_read(server: ChatServer, tmp_path: Path) -> None:
+    signature = dspy.Signature("text -> label: Literal['good', 'bad']", "Judge the review.")
+    server.answer, server.shape = (lambda body: "Good"), thoughtful
+    plain = server.lm()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    metered = Meter(ledger, Account(Budget())).wrap(plain)
+    for lm in (plain, metered):
+        with dspy.context(lm=lm):
+            assert predicted(dspy.Predict(signature), {"text": "Lovely."}).label == "good"
+    ledger.close()

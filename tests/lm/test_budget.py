@@ -272,7 +272,7 @@ def test_a_bound_that_is_no_number_is_refused() -> None:
 def test_a_purse_counts_what_earlier_processes_paid_and_no_replayed_answer() -> None:
     purse = Purse(Budget(calls=3, tokens=100), Cost(2, 40), Cost(1, 20))
     for _ in range(5):
-        purse.replay(Cost(1, 30))
+        purse.replay(Cost(1, 90), Cost(1, 30))
     assert (purse.spent, purse.billed, purse.lost) == (Cost(2, 40), Cost(), Cost(1, 20))
     with pytest.raises(BudgetExhausted):
         purse.reserve(Cost(1, 41))
@@ -291,7 +291,7 @@ def test_what_all_processes_of_a_run_pay_together_stays_in_the_budget_and_what_i
     with pytest.raises(BudgetExhausted, match=refusal):
         account.reserve(Cost(1))
     for _ in range(5):
-        account.replay(Cost(1))  # paid for already
+        account.replay(Cost(1), Cost(1))  # paid for already
     assert (account.spent, account.billed, account.calls_left) == (Cost(7), Cost(2), 1)
     account.hold(0)
     account.reserve(Cost(2))
@@ -310,3 +310,30 @@ def test_tokens_and_dollars_of_earlier_processes_are_paid_for_too() -> None:
     account.reserve(Cost(1, 30, 0.375))
     account.settle(Cost(1, 30, 0.375), Cost(1, 10, 0.125), billed=True)
     account.reserve(Cost(1, 20, 0.25))
+
+
+def test_room_is_kept_back_beside_the_calls_held() -> None:
+    account = Account(Budget(tokens=1000, dollars=100.0))
+    account.hold(5)
+    for _ in range(4):
+        account.reserve(Cost(1, 50, 5.0))
+        account.settle(Cost(1, 50, 5.0), Cost(1, 10, 1.0), billed=True)
+    assert account.unused == Cost(0, 160, 16.0)
+    account.hold(5, Cost(0, 120, 12.0))
+    with pytest.raises(BudgetExhausted, match="tokens to 1001, past"):
+        account.reserve(Cost(1, 786))  # 40 + 786 + 1.1 * 5 * 10 + 120
+    account.reserve(Cost(1, 785))
+    assert account.left[:2] == pytest.approx((0, 100 - 4 - 5.5 - 12))
+
+    account.hold_more(6, Cost(0, 90, 13.0))
+    assert account.left[:2] == pytest.approx((0, 100 - 4 - 6.6 - 13))
+    account.hold(0)
+    assert account.left == (175, 96.0, None)
+
+
+def test_a_replayed_answer_is_let_through_as_its_call_was() -> None:
+    account = Account(Budget(tokens=100))
+    account.replay(Cost(1, 90), Cost(1, 20))
+    with pytest.raises(BudgetExhausted, match="tokens to 110"):
+        account.replay(Cost(1, 90), Cost(1, 20))
+    assert account.spent == Cost(1, 20)

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
+from dspy.lm15 import Config, Message, RefusalPart, Request, Response, TextPart, ThinkingPart, Usage
 from dspy.utils.exceptions import (
     LMAuthError,
     LMError,
@@ -36,11 +36,11 @@ from preceptor.lm.dispatch import (
 from preceptor.testing import simulated
 
 
-def response(text: str, reason: Any = "stop", tokens: int | None = 1) -> Response:
+def response(text: str, reason: Any = "stop", tokens: int | None = 1, before: Any = None) -> Response:
     return Response(
         id=None,
         model="m",
-        message=Message.assistant([TextPart(text)]),
+        message=Message.assistant([TextPart(text)] if before is None else [before, TextPart(text)]),
         finish_reason=reason,
         usage=Usage(input_tokens=1, output_tokens=tokens),
     )
@@ -211,6 +211,9 @@ def test_what_was_asked_in_time_is_returned_or_raised() -> None:
     ("answer", "bound", "message"),
     [
         (response("", tokens=0), None, "The answer is empty."),
+        (response("", before=ThinkingPart("Hm.")), None, "The answer is empty."),
+        (response("yes", before=ThinkingPart("Hm.")), None, None),
+        (response("", before=RefusalPart("I won't.")), None, None),
         (response("half of", "length", 2), 16, "The answer was cut off after 2 of 16 tokens."),
         (response("all of it", "length", 16), 16, None),
         (response("all of it", "length", None), 16, None),

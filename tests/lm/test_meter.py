@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Config, Message, Request, Response
+from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
-from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.budget import Account, Budget, Cost, Purse
 from preceptor.lm.cohort import Cohort
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Call, Ledger, drawing
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
@@ -265,10 +268,10 @@ def test_a_batch_the_budget_can_not_pay_for_is_not_run(ledger: Ledger, smollm: d
 def test_tokens_of_a_batch_are_bounded_by_the_tokenizer(ledger: Ledger, smollm: dspy.LM, engine: LocalEngine) -> None:
     call = choice(smollm, "Is water wet?")
     length = engine.count_tokens(call)
-    [result] = meter(ledger, Budget(tokens=length + 1)).ask(smollm, [Call(call)])
+    [result] = meter(ledger, Budget(tokens=length + 4)).ask(smollm, [Call(call)])
     assert text(result) in {"yes", "no"}
-    with pytest.raises(BudgetExhausted, match=f"past the budget of {length - 1}"):
-        meter(ledger, Budget(tokens=length - 1)).ask(smollm, [Call(choice(smollm, "Is water dry?"))])
+    with pytest.raises(BudgetExhausted, match=f"past the budget of {length + 2}"):
+        meter(ledger, Budget(tokens=length + 2)).ask(smollm, [Call(choice(smollm, "Is water dry?"))])
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(tokens=100_000)])
@@ -332,3 +335,123 @@ def test_nothing_is_kept_of_a_call_that_is_over(ledger: Ledger) -> None:
     for number in range(20):
         lm(f"text {number}")
     assert len(metering._asked) == 0
+
+
+class Moody:
+    """Answers nothing, and fails at some of its calls."""
+
+    def __init__(self, fails_at: tuple[int, ...] = ()) -> None:
+        self.calls = 0
+        self._fails_at = fails_at
+
+    def complete(self, request: Request) -> Response:
+        self.calls += 1
+        assert self.calls < 20, "it is asked on and on"
+        if self.calls in self._fails_at:
+            raise LMRateLimitError("slow down")
+        message = Message.assistant([TextPart("")])
+        usage = Usage(input_tokens=10, output_tokens=0)
+        return Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage)
+
+
+def asked_once(ledger: Ledger, engine: Moody, account: Account) -> Response:
+    lm = dspy.LM("test/m", engine=engine, cache=False)
+    metered = Meter(ledger, account, patience=Patience(first_wait=0))
+    return metered.ask_one(lm, Call(request(lm, "one")))
+
+
+@pytest.mark.parametrize("fails_at", [(), (1,), (4,), (2, 5)])
+def test_an_answer_that_comes_broken_four_times_is_taken_whatever_fails_between(
+    ledger: Ledger, fails_at: tuple[int, ...]
+) -> None:
+    engine = Moody(fails_at)
+    assert asked_once(ledger, engine, Account(Budget())).message.text == ""
+    assert engine.calls == 4 + len(fails_at)
+
+
+@pytest.mark.parametrize("account", [Account(Budget()), Purse(Budget(), Cost(), Cost())])
+def test_an_answer_taken_broken_counts_once_and_as_no_failure(ledger: Ledger, account: Account) -> None:
+    asked_once(ledger, Moody(), account)
+    assert account.spent == account.billed == Cost(1, 10)
+    assert account.lost == Cost(3, 30)
+    assert (ledger.paid, ledger.failures) == ((1, 10, 0.0), (3, 30, 0.0))
+
+
+def test_calls_that_were_not_sent_are_no_failures(ledger: Ledger, server: ChatServer) -> None:
+    metered = meter(ledger)
+    lm = server.lm()
+    metered.ask_one(lm, Call(request(lm, "one")))
+    metered.give_up()
+    [refused] = metered.ask(lm, [Call(request(lm, "two"))])
+    assert str(refused) == "Not sent: the compile has stopped."
+    assert (metered.account.lost, ledger.failures) == (Cost(), (0, 0, 0.0))
+    assert metered.account.spent == Cost(1, 2)
+
+
+def test_who_waits_for_a_place_is_refused_when_the_time_is_over(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("hang",)))
+    lm = server.lm()
+    patience, start = Patience(timeout=30, retries=0), time.monotonic()
+    metered = Meter(ledger, Account(Budget(seconds=0.4)), threads=1, patience=patience)
+    with ThreadPoolExecutor(2) as pool:
+        sent, waiting = (pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two"))
+    assert time.monotonic() - start < 5
+    errors = [sent.exception(), waiting.exception()]
+    assert {type(error) for error in errors} == {LMTimeoutError, BudgetExhausted}
+    assert "pass the budget's seconds; nothing was sent" in str(errors)
+    assert (server.count, metered.account.lost.calls) == (1, 1)
+
+
+def test_a_deadline_is_what_the_wait_for_a_place_has_left(ledger: Ledger, server: ChatServer) -> None:
+    def slow(body: dict[str, Any]) -> str:
+        time.sleep(1.5)
+        return "yes"
+
+    server.answer = slow
+    lm = server.lm()
+    metered = Meter(ledger, Account(Budget(seconds=2.5)), threads=1, patience=Patience(retries=0))
+    with ThreadPoolExecutor(2) as pool:
+        asked_for = [pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two")]
+    assert sorted(type(each.exception()).__name__ for each in asked_for) == ["LMTimeoutError", "NoneType"]
+
+
+def test_a_retry_that_would_come_too_late_is_not_waited_for(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("rate_limit_after",), retry_after=30))
+    lm, start = server.lm(), time.monotonic()
+    with pytest.raises(BudgetExhausted, match="pass the budget's seconds"):
+        meter(ledger, Budget(seconds=20)).ask_one(lm, Call(request(lm, "one")))
+    assert time.monotonic() - start < 10
+    assert server.count == 1
+
+
+class Halves:
+    """A batching engine that takes a while for each request."""
+
+    supports_choices = False
+
+    def count_tokens(self, request: Request) -> int:
+        return 1
+
+    def complete(self, request: Request) -> Response:
+        raise AssertionError("asked one by one")
+
+    def batches(self, requests: list[Request]) -> Iterator[list[tuple[int, Response | Exception]]]:
+        for at in range(len(requests)):
+            time.sleep(0.15)
+            message = Message.assistant([TextPart("yes")])
+            usage = Usage(input_tokens=1, output_tokens=1)
+            yield [(at, Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage))]
+
+
+def test_no_batch_is_run_once_the_time_is_over_and_those_run_are_kept(ledger: Ledger) -> None:
+    lm = dspy.LM("test/m", engine=Halves(), cache=False)
+    calls = [Call(request(lm, str(number))) for number in range(20)]
+    metered = meter(ledger, Budget(seconds=0.4))
+    with pytest.raises(BudgetExhausted, match="pass the budget's seconds"):
+        metered.ask(lm, calls)
+    assert 1 <= len(ledger) == metered.account.spent.calls <= 4
+    assert metered.account.calls_left is None
+
+    few = calls[: len(ledger) + 1]
+    in_time = meter(ledger, Budget(seconds=0.1))
+    assert len(in_time.ask(lm, few)) == len(few), "the last batch is no reason to throw it away"
