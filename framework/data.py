@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args, get_origin
 
 import dspy
+import pydantic
 
 from preceptor.errors import DataError
 from preceptor.lm.adapter import bare, takes_none
@@ -26,6 +27,8 @@ READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json
 
 HUB_ID: Final = "a hub id (owner/name, or owner/name:configuration@revision)"
 _HUB_ID: Final = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(:(?P<name>[^@]+))?(@(?P<revision>.+))?")
+_LISTS: Final = (list, tuple, set, frozenset)
+_CONTAINERS: Final = (*_LISTS, dict)
 _TOLD: Final = 400
 """Characters of what others say about an error."""
 
@@ -43,11 +46,19 @@ def load_rows(
     Raises:
         DataError: If there is no such file, it can't be read, or it has no rows.
     """
-    path = Path(source)
+    try:
+        return _loaded(Path(source), str(source), part, where or {})
+    except OSError as error:
+        raise DataError(f"{source} can't be read: {error.strerror or error}.") from error
+
+
+def _loaded(path: Path, source: str, part: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
     if path.is_dir():
         return load_rows(file_in(path, part))
+    if path.suffix.lower() not in READERS and not path.is_file():
+        return _from_hub(source, part, where)
     if path.suffix.lower() not in READERS:
-        return _from_hub(str(source), part, where or {})
+        raise DataError(f"{path}: rows come from files that end in {', '.join(READERS)}, not in {path.suffix!r}.")
     if not path.is_file():
         raise DataError(f"No file {path}.")
     if path.stat().st_size == 0:
@@ -81,7 +92,9 @@ def _read(reader: str, path: Path) -> list[dict[str, Any]]:
         shown = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache, **options)
+            named = Path(cache) / f"rows{path.suffix}"  # what datasets is given is a pattern, as in mails[1].csv
+            named.symlink_to(path.absolute())
+            table = datasets.load_dataset(reader, data_files=str(named), split="train", cache_dir=cache, **options)
             return cast("list[dict[str, Any]]", table.to_list())
         except (DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
             if "corresponds to no data" in str(error):
@@ -121,7 +134,7 @@ def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[
             with contextlib.suppress(csv.Error):  # a text longer than csv's limit; pandas has none
                 return header, next(filter(None, lines), [])
             return header, []
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {error}.") from error
 
 
@@ -210,8 +223,9 @@ def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:
     first: dict[Any, int] = {}
     for number, row in enumerate(rows, 1):
         key = row.get("id")
-        if key is None:
+        if key is None or key == "":
             continue
+        key = repr(key) if isinstance(key, (list, dict)) else key
         if key in first:
             raise DataError(f"{source}: rows {first[key]} and {number} have the same id {key!r}.")
         first[key] = number
@@ -229,8 +243,29 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return labels[str(value)]
     if kind in (int, float, bool):
         return _number(value, kind, where)
+    if isinstance(value, str) and is_json(kind):
+        return _parsed(value, kind, where)
     if kind is str and not isinstance(value, str):
         raise DataError(f"{where}: expected text, got {type(value).__name__} {value!r}.")
+    return value
+
+
+def is_json(kind: Any) -> bool:
+    """Return True for lists, mappings and records, which a file of texts holds as JSON."""
+    plain = get_origin(kind) or kind
+    is_record = isinstance(plain, type) and issubclass(plain, pydantic.BaseModel) and not issubclass(plain, dspy.Type)
+    return is_record or plain in _CONTAINERS
+
+
+def _parsed(text: str, kind: Any, where: str) -> Any:
+    """Return what a text says in JSON, which must be of the type, as the plain values it would be in a JSON file."""
+    try:
+        value = json.loads(text)
+        pydantic.TypeAdapter(kind).validate_python(value)
+    except (ValueError, RecursionError) as error:
+        name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+        example = '{"name": "value"}' if (get_origin(kind) or kind) not in _LISTS else '["a", "b"]'
+        raise DataError(f"{where}: {text!r:.80} is no {name}; write it in JSON, as in {example}.") from error
     return value
 
 

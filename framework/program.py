@@ -80,9 +80,8 @@ def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: s
         raise ArtifactError(f"{path} exists already; nothing was overwritten. Choose another folder.")
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
+        fresh.mkdir(parents=True)
         files = {"program.json": _json(_described(program, lm)), "evidence.json": _json(_replayable(evidence))}
         _write(fresh, files | ({routed.FILE: routed.written(program)} if _is_routed(program) else {}))
         _read(fresh)
@@ -94,6 +93,8 @@ def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: s
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"Can't write the program to {path}: {_reason(error)}.") from error
     finally:
+        if old.is_dir() and not path.exists():
+            old.rename(path)
         shutil.rmtree(fresh, ignore_errors=True)
 
 

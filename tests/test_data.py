@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import dspy
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preceptor.cli.inputs import rows_of
 from preceptor.data import check_examples, examples, load_rows, split, stratified, unseen
 from preceptor.errors import DataError
+from preceptor.scoring.metrics import wrap
 
 ROWS = [{"text": "Hello, you", "label": "1"}, {"text": 'She said "no"', "label": "NA"}]
 LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
@@ -294,3 +300,101 @@ def test_rows_that_are_all_seen_are_refused() -> None:
     )
     with pytest.raises(DataError, match=message):
         unseen(rows[2:4], rows, name="valset")
+
+
+class Ticket(pydantic.BaseModel):
+    queue: str
+    urgent: bool
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (list[str], '["a", "b"]', ["a", "b"]),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        (list[Ticket], '[{"queue": "tax", "urgent": true}]', [{"queue": "tax", "urgent": True}]),
+        (Ticket, '{"queue": "tax", "urgent": true}', {"queue": "tax", "urgent": True}),
+        (list, "[1]", [1]),
+        (list[str] | None, "[]", []),
+    ],
+)
+def test_a_list_or_a_record_is_written_as_json_where_all_is_text(kind: Any, text: str, value: Any) -> None:
+    row = checked({"text": text, "label": text}, inputs={"text": kind}, outputs={"label": kind})[0]
+    assert (row.text, row.label) == (value, value)
+
+
+def test_a_label_of_csv_that_is_a_list_scores_as_the_answer_does(tmp_path: Path) -> None:
+    place = written(tmp_path, "rows.csv", 'text,tags\nhello,"[""mail"", ""work""]"\n')
+    [row] = rows_of(dspy.Predict("text -> tags: list[str]"), str(place))
+    assert wrap("exact_match", "tags")(row, dspy.Prediction(tags=["mail", "work"])) == 1
+    assert wrap("exact_match", "tags")(row, dspy.Prediction(tags=["mail"])) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (
+            list[str],
+            "mail, work",
+            r"label: 'mail, work' is no list\[str\]; write it in JSON, as in \[\"a\", \"b\"\]\.$",
+        ),
+        (list[int], '["x"]', r"label: '\[\"x\"\]' is no list\[int\]; write it in JSON"),
+        (Ticket, '{"queue": "tax"}', r"is no Ticket; write it in JSON, as in \{\"name\": \"value\"\}\.$"),
+    ],
+)
+def test_what_is_no_such_json_is_refused_with_an_example(kind: Any, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^rows\.csv, row 1, .*{message}"):
+        checked({"text": "hi", "label": text}, outputs={"label": kind})
+
+
+def test_a_name_is_no_pattern_of_names(tmp_path: Path) -> None:
+    for name in ("mails[1].csv", "mails1.csv", "a*b?.csv", "a::b.jsonl"):
+        content = f"text\n{name}\n" if name.endswith("csv") else json.dumps({"text": name})
+        written(tmp_path, name, content)
+    for name in ("mails[1].csv", "a*b?.csv", "a::b.jsonl"):
+        assert load_rows(tmp_path / name) == [{"text": name}]
+
+
+def test_a_file_that_others_may_not_see_is_named(tmp_path: Path) -> None:
+    place = written(tmp_path, "rows.csv", as_csv())
+    tmp_path.chmod(0)
+    try:
+        with without_rights(), pytest.raises(DataError, match=r"rows\.csv can't be read: Permission denied\.$"):
+            load_rows(place)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@contextlib.contextmanager
+def without_rights() -> Iterator[None]:
+    """As any user, for whom a folder that is closed is closed."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_header_that_is_too_long_to_be_one_is_refused(tmp_path: Path) -> None:
+    place = written(tmp_path, "rows.csv", f'"{"x" * 200_000}",label\nhi,a\n')
+    with pytest.raises(DataError, match=r"rows\.csv can't be read as CSV: field larger than field limit"):
+        load_rows(place)
+
+
+def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    written(tmp_path, "data/rows.csv.gz", "text\nhi\n")
+    with pytest.raises(
+        DataError, match=r"^data/rows\.csv\.gz: rows come from files that end in \.csv, .*, not in '\.gz"
+    ):
+        load_rows("data/rows.csv.gz")
+
+
+def test_an_id_may_be_left_blank_or_be_an_object() -> None:
+    rows = [{"id": key, "text": "hi", "label": "a"} for key in ("", "", {"n": 1}, {"n": 2}, [1])]
+    assert len(checked(*rows)) == 5
+    with pytest.raises(DataError, match=r"^rows\.csv: rows 3 and 6 have the same id \"\{'n': 1\}\"\.$"):
+        checked(*rows, rows[2])

@@ -244,6 +244,27 @@ def test_a_save_that_fails_half_way_leaves_the_old_artifact(tmp_path: Path) -> N
     assert read(tmp_path / "saved").evidence == {"method": "APE"}
 
 
+def test_a_save_that_cannot_take_the_old_artifact_s_place_puts_that_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Pipeline(), tmp_path / "saved")
+    before = files(tmp_path / "saved")
+    rename = Path.rename
+
+    def tidied(self: Path, target: Path) -> Path:
+        if self.name == "saved":  # somebody tidies up in the meantime
+            shutil.rmtree(tmp_path / ".saved.new")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", tidied)
+        with pytest.raises(ArtifactError, match=r"Can't write the program to .*saved: No such file or directory\.$"):
+            put(Classify("text -> ok: bool"), tmp_path / "saved", replace=True)
+
+    assert files(tmp_path / "saved") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
 def test_no_connection_and_no_key_is_saved(tmp_path: Path) -> None:
     student = Pipeline()
     student.set_lm(

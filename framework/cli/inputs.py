@@ -15,7 +15,7 @@ import dspy
 
 from preceptor.checks import forward_inputs
 from preceptor.cli.view import download
-from preceptor.data import examples, load_rows
+from preceptor.data import examples, is_json, load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.lm.catalogue import DEFAULT
@@ -202,8 +202,8 @@ def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[st
 
 
 def _checked(kind: Any) -> Any:
-    """Return the type a label is checked against; containers and records are left to the metric."""
-    return kind if kind in (str, int, float, bool) or get_origin(kind) is not None else Any
+    """Return the type a label is checked against; what is left is left to the metric."""
+    return kind if kind in (str, int, float, bool) or get_origin(kind) is not None or is_json(kind) else Any
 
 
 def rows_of(program: dspy.Module, source: str, *, part: str = "train") -> list[dspy.Example]:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Service
-from preceptor.serving.settings import LOOPBACK, Keys
+from preceptor.serving.settings import Keys, is_loopback
 from preceptor.serving.watch import note, since
 
 OPEN: Final = ("/", "/page.css", "/page.js", "/healthz", "/readyz")
@@ -139,7 +139,7 @@ class Door:
                 raise Refused(
                     401, "Send one of the server's tokens: Authorization: Bearer ...", "no_token", headers=headers
                 )
-        elif not self._is_public and _name(visit.headers.get("host", "")) not in LOOPBACK:
+        elif not self._is_public and not is_loopback(_name(visit.headers.get("host", ""))):
             raise Refused(421, "This server has no token, so it answers on localhost only.", "wrong_host")
 
     async def _body(self, visit: Visit, receive: Receive) -> bytes:

@@ -18,9 +18,6 @@ VARIABLE: Final = "PRECEPTOR_TOKEN"
 SHORTEST: Final = 16
 """Characters of a token; shorter ones can be guessed."""
 
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-
-
 _LEAST: Final = {"queue": 0.0, "seconds": 0.001, "drain_seconds": 0.0}
 """Of a limit, where it isn't 1."""
 
@@ -92,7 +89,7 @@ class Keys:
         tokens = os.environ.get(VARIABLE, "").split()
         if file is not None:
             try:
-                lines = file.read_text(encoding="utf-8").split()
+                lines = file.read_text(encoding="utf-8-sig").split()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"Can't read the tokens in {file}: {type(error).__name__}.") from error
             if not lines:
@@ -109,11 +106,11 @@ class Keys:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach a server that listens there.
+    """Return True if a name or an address is this machine's own, which nobody else can reach.
 
     Example:
-        >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "example.org")]
-        [True, True, True, False, False]
+        >>> [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "localhost", "::1", "0.0.0.0", "example.org")]
+        [True, True, True, True, False, False]
     """
     try:
         return ipaddress.ip_address(host).is_loopback

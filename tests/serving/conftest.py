@@ -85,13 +85,14 @@ def serve() -> Generator[Serve]:
             keys: Keys | None = None,
             is_public: bool = False,
             load: Any = artifact.load,
+            host: str = "127.0.0.1",
             **settings: Any,
         ) -> Running:
             model = lm or simulated(mail)
             source = Source(path, lm=lambda name: model, load=load)
             service = Service(source, limits or Limits(drain_seconds=1), **settings)
-            listening = listen("127.0.0.1", 0)
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            listening = listen(host, 0)
+            url = f"http://{host}:{listening.getsockname()[1]}"
             server = Server(application(service, keys, is_public=is_public), service)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
             thread.start()

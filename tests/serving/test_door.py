@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preceptor.serving.door import OPEN
-from preceptor.serving.settings import Keys, Limits
+from preceptor.serving.settings import Keys, Limits, refuse_exposed
 from preceptor.serving.watch import LOGGER, Lines
 
 TOKEN = "a-token-of-the-tests"
@@ -64,10 +64,19 @@ def test_without_a_token_only_what_tells_nothing_is_open(save: Save, serve: Serv
 def test_a_page_of_another_site_cant_ask_by_a_name_of_its_own(save: Save, serve: Serve) -> None:
     path = save()
     own, public = serve(path).client, serve(path, is_public=True).client
-    for host, is_served in (("evil.example", False), ("localhost:1", True), ("127.0.0.1", True), ("[::1]:80", True)):
+    loopback = ("localhost:1", "127.0.0.1", "127.0.0.2:8000", "[::1]:80", "LOCALHOST")
+    others = ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "0.0.0.0", "")
+    for host, is_served in [*((host, True) for host in loopback), *((host, False) for host in others)]:
         response = own.get("/program", headers={"Host": host})
         assert response.status_code == (200 if is_served else 421), host
         assert public.get("/program", headers={"Host": host}).status_code == 200
+
+
+def test_a_server_answers_at_whatever_address_of_this_machine_it_was_let_listen_on(save: Save, serve: Serve) -> None:
+    refuse_exposed("127.0.0.2", Keys(), is_told_twice=False)
+    running = serve(save(), host="127.0.0.2")
+    assert running.url.startswith("http://127.0.0.2:")
+    assert running.post("/predict", {"text": "a"}).json()["answer"] == {"label": "mail"}
 
 
 def test_a_form_of_another_site_cant_ask(save: Save, serve: Serve) -> None:

@@ -33,6 +33,8 @@ def test_a_key_opens_with_any_of_its_tokens_as_a_bearer() -> None:
 def test_tokens_come_from_a_file_and_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"{TOKENS[0]}\n\n{TOKENS[1]}\n", encoding="utf-8")
+    assert Keys.found(file) == Keys.of(TOKENS)
+    file.write_text(f"{TOKENS[0]}\r\n{TOKENS[1]}\r\n", encoding="utf-8-sig")  # as some editors write it
     monkeypatch.setenv("PRECEPTOR_TOKEN", "third-token-of-tests")
     assert Keys.found(file) == Keys.of(["third-token-of-tests", *TOKENS])
     assert Keys.found() == Keys.of(["third-token-of-tests"])
@@ -55,6 +57,7 @@ def test_tokens_that_cant_be_read_or_can_be_guessed_are_refused(tmp_path: Path) 
     ("host", "has_token", "is_told_twice", "is_let"),
     [
         ("127.0.0.1", False, False, True),
+        ("127.0.0.2", False, False, True),
         ("::1", False, False, True),
         ("localhost", False, False, True),
         ("0.0.0.0", False, False, False),
