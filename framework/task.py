@@ -25,7 +25,7 @@ from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors, said
+from preceptor.lm.seam import predictors, said, whole
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
@@ -285,8 +285,10 @@ class Task:
         return [text or "" for text in self._texts(calls)]
 
     def _texts(self, calls: Sequence[Call]) -> list[str | None]:
-        results = self._answers(calls)
-        return [said(result.message) if isinstance(result, Response) else None for result in results]
+        texts = [whole(result) if isinstance(result, Response) else None for result in self._answers(calls)]
+        if None in texts:
+            self.report(f"{texts.count(None)} of {len(texts)} proposals failed or were cut: left out", 0, len(texts))
+        return texts
 
     def _answers(self, calls: Sequence[Call]) -> list[Response | Exception]:
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))

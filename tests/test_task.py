@@ -366,3 +366,24 @@ def test_a_proposal_is_read_without_the_thoughts_before_it(make: Open) -> None:
         with make(simulated(answer), proposer=server.lm()) as task:
             assert task.propose(["Write one."], SAMPLING, samples=2) == ["Repeat the last word."] * 2
             assert task.choose([("Pick one.", ["Repeat the last word."])], SAMPLING) == ["Repeat the last word."]
+
+
+def test_of_a_proposal_cut_at_its_bound_what_is_whole_is_kept_and_one_without_is_told_of(make: Open) -> None:
+    texts = {
+        "whole": "Say it in one",
+        "tagged": "<START>Name it.<END> <START>Say it in",
+        "lines": "Name it.\nSay it in",
+        "cut": "Say it in",
+    }
+
+    def cut(completion: dict[str, Any]) -> None:
+        text = completion["choices"][0]["message"]["content"]
+        completion["choices"][0]["finish_reason"] = "stop" if text == texts["whole"] else "length"
+        completion["usage"]["completion_tokens"] = SAMPLING.max_tokens
+
+    told: list[str] = []
+    with ChatServer(lambda body: texts[body["messages"][-1]["content"]]) as server:
+        server.shape = cut
+        with make(simulated(answer), proposer=server.lm(), report=lambda what, done, total: told.append(what)) as task:
+            assert task.draw([*texts], SAMPLING) == ["Say it in one", "<START>Name it.<END>", "Name it.\n", None]
+    assert "1 of 4 proposals failed or were cut: left out" in told

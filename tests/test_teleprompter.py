@@ -563,6 +563,20 @@ class Thorough(Tries):
         raise AssertionError("the budget has not ended")
 
 
+def test_a_search_that_ends_on_its_seconds_leaves_the_confirmation_its_time(tmp_path: Path) -> None:
+    def slow(request: Request) -> str:
+        time.sleep(0.005)
+        return answer(request)
+
+    budget = Budget(seconds=4)
+    method = Thorough(metric="accuracy", lm=simulated(slow), run_dir=tmp_path / "run", budget=budget, threads=2)
+    evidence = compiled_by(method, trainset=rows(TRAIN)).evidence
+
+    assert "seconds" in evidence.stopped
+    assert evidence.comparison.rows == CONFIRM
+    assert evidence.replaced
+
+
 @pytest.mark.parametrize("budget", [Budget(calls=101), Budget(tokens=3000)], ids=["calls", "tokens"])
 @pytest.mark.parametrize(
     "stops", [(), (20, 30), (75, 90)], ids=["whole", "stopped in the search", "stopped at its end"]

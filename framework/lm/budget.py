@@ -16,6 +16,7 @@ from preceptor.lm.prices import Prices
 BOUNDS: Final = ("calls", "tokens", "dollars", "seconds")
 """What a budget can bound."""
 
+_SPARE_TIME: Final = 1.5
 _SPARE: Final = 1.1
 _UNITS: Final = {"": 1, "k": 1_000, "m": 1_000_000}
 _FORM: Final = re.compile(r"(\w+)=(\d+(?:\.\d+)?|\.\d+)([kKmM]?)")
@@ -141,7 +142,13 @@ class Account:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the budget ends, at least 0; None if unbounded."""
+        """Seconds that may still be spent, those held back excluded, at least 0; None if unbounded."""
+        left = self.seconds_to_go
+        return None if left is None else max(0.0, left - self._seconds_held())
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """Seconds until the budget ends, what is held back included, at least 0; None if unbounded."""
         return None if self.budget.seconds is None else max(0.0, self.budget.seconds - self.seconds)
 
     @property
@@ -179,7 +186,8 @@ class Account:
     def hold(self, calls: int, room: Cost | None = None) -> None:
         """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
 
-        Of tokens and dollars, as much is kept back as so many calls have taken so far, and a tenth more.
+        Of tokens and dollars, as much is kept back as so many calls have taken so far, and a tenth more; of seconds,
+        which vary more, half as much again and one, but no more than half of the budget, for a first call may be slow.
 
         Args:
             calls: How many.
@@ -203,7 +211,7 @@ class Account:
         """
         with self._lock:
             while self._reserved.calls and self._refusal(most, billed) and not self._refusal(most, billed, alone=True):
-                self._given_back.wait(self.seconds_left)
+                self._given_back.wait(self.seconds_to_go)
             refusal = self._refusal(most, billed)
             if refusal:
                 raise BudgetExhausted(f"{refusal} Resume with a larger budget.")
@@ -244,6 +252,12 @@ class Account:
         a_call = _SPARE * self._held / self.spent.calls if self.spent.calls else 0.0
         return a_call * self.spent.tokens + self._room.tokens, a_call * self.spent.dollars + self._room.dollars
 
+    def _seconds_held(self) -> float:
+        sent = self.billed.calls + self._paying.calls
+        if self.budget.seconds is None or not self._held or not sent:
+            return 0.0
+        return min(_SPARE_TIME * self._held * self.seconds / sent + 1, self.budget.seconds / 2)
+
     def _refusal(self, most: Cost, billed: bool, *, alone: bool = False) -> str:
         """Return which bound the next calls could pass, "" if none; `alone`: once all others have given back the rest.
 
@@ -266,7 +280,7 @@ class Account:
             ("calls", calls + self._held, budget.calls),
             ("tokens", after.tokens + held_tokens, budget.tokens),
             ("dollars", after.dollars + held_dollars, budget.dollars),
-            ("seconds", self.seconds, budget.seconds),
+            ("seconds", self.seconds + self._seconds_held(), budget.seconds),
         ]
         for what, taken, bound in bounds:
             if bound is not None and taken > bound:

@@ -174,7 +174,7 @@ class Meter:
                     raise error.__cause__ from None
                 if not door.patience.allows(attempt, error):
                     raise hide_secrets(error, lm) from None
-                door.pause(attempt, error, self.account.seconds_left)
+                door.pause(attempt, error, self.account.seconds_to_go)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
 
     def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
@@ -186,7 +186,7 @@ class Meter:
         self.account.reserve(most)
         start = time.perf_counter()
         try:
-            response = door.attempt(call.request, self.account.seconds_left, takes_broken=takes_broken)
+            response = door.attempt(call.request, self.account.seconds_to_go, takes_broken=takes_broken)
             answer = self._answer(lm, call, response, time.perf_counter() - start)
             self.ledger.write([(call, answer)])
         except BaseException as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, Self, cast
+import re
+from typing import Any, Final, Protocol, Self, cast
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart
+
+_ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
 
 
 def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
@@ -24,6 +27,15 @@ def text_of_parts(parts: Any) -> str:
 def said(message: Message) -> str:
     """Return what a model answered, without what it thought before: a message's own `text` is None where it did."""
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def whole(response: Response) -> str | None:
+    """Return an answer's text; of one cut at its bound what is whole, up to a closing tag or the end of a line."""
+    text = said(response.message)
+    if response.finish_reason != "length":
+        return text
+    ends = [end.end() for end in _ENDS.finditer(text)]
+    return text[: ends[-1]] if ends else None
 
 
 class Engine(Protocol):

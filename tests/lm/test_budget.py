@@ -206,6 +206,42 @@ def test_time_runs_out_by_the_clock() -> None:
         account.reserve(Cost(1))
 
 
+def test_time_is_kept_back_as_the_calls_so_far_took_it_but_no_more_than_half() -> None:
+    now = [0.0]
+    account = Account(Budget(seconds=60), clock=lambda: now[0])
+    account.hold(20)
+    account.reserve(Cost(1))
+    now[0] = 10.0  # a slow start
+    account.settle(Cost(1), Cost(1), billed=True)
+    assert account.seconds_left == pytest.approx(60 - 30 - 10)
+
+    for _ in range(19):
+        account.reserve(Cost(1))
+        account.settle(Cost(1), Cost(1), billed=True)
+    now[0] = 20.0  # 20 calls: as many again may take 1.5 * 20, and a second more
+    account.hold(10)
+    assert account.seconds_left == pytest.approx(60 - 15 - 1 - 20)
+    assert account.seconds_to_go == pytest.approx(40)
+    account.hold(20)
+    now[0] = 30.5
+    with pytest.raises(BudgetExhausted, match="seconds to"):
+        account.reserve(Cost(1))
+    assert account.seconds_left == 0.0
+
+    account.hold(0)
+    assert account.seconds_left == pytest.approx(29.5)
+    account.reserve(Cost(1))
+
+
+def test_answers_from_the_ledger_take_no_time_to_go_by() -> None:
+    now = [5.0]
+    account = Account(Budget(seconds=60), clock=lambda: now[0])
+    account.hold(1000)
+    account.replay(Cost(1), Cost(1))
+    now[0] = 10.0
+    assert account.seconds_left == pytest.approx(55)
+
+
 def test_sixty_four_racing_threads_never_pass_the_budget() -> None:
     account = Account(Budget(calls=1000, tokens=5000))
     start = threading.Barrier(64)
