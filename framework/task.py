@@ -189,6 +189,7 @@ class Task:
         whom = "a candidate" if candidate else "the seed"
         evaluator = self._evaluator(len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
         outcomes = self._counted(evaluator, [Job(program, self.train[row]) for row in rows])
+        self.meter.accept_failures()
         return [(outcome, outcome.steps) for outcome in outcomes]
 
     def made(self, candidate: Candidate, parent: Candidate, predictor: str, how: str, because: str = "") -> None:
@@ -294,6 +295,7 @@ class Task:
                 f"The proposer {self.proposer.model} failed {len(failed)} of {len(calls)} requests; "
                 f"the first with: {reason(failed[0])}."
             )
+        self.meter.accept_failures()
         return results
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
@@ -345,6 +347,7 @@ class Task:
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
         refuse_failures(outcomes)
+        self.meter.accept_failures()
         is_score = all((outcome.score or 0) >= 0 for outcome in outcomes)
         aggregate = self.metric.aggregate if is_score else mean
         trials: list[Trial] = []

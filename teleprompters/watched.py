@@ -138,6 +138,7 @@ class Watch:
             program = self._run(optimize)
             if self._drawing.failure is not None and not self._drawing.answered:
                 raise self._drawing.failure
+            self._task.meter.accept_failures()
             return program
         except dspy.LMError as error:  # a row's own was noted
             give_up(self.lm)
