@@ -20,7 +20,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
@@ -245,9 +245,7 @@ class Meter:
     def _ask_safely(self, lm: dspy.LM, call: Call) -> Result:
         try:
             return self.ask_one(lm, call)
-        except PreceptorError:
-            raise
-        except dspy.LMError as error:
+        except (dspy.LMError, InputTooLong) as error:
             return error
 
     def _ask_together(self, lm: dspy.LM, engine: BatchingEngine, calls: Sequence[Call]) -> list[Result]:
