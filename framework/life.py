@@ -209,7 +209,9 @@ class Compile:
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""
         task.meter.account.hold(0)
-        return evaluator(task, len(jobs), f"confirming on {len(self.confirm)} untouched rows").run(jobs)
+        outcomes = evaluator(task, len(jobs), f"confirming on {len(self.confirm)} untouched rows").run(jobs)
+        task.meter.accept_failures()
+        return outcomes
 
     def decide(
         self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome], **told: Any

@@ -9,6 +9,7 @@ import random
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -152,7 +153,7 @@ class Task:
         trial = Trial(candidate, tuple(rows), tuple(outcomes), self.metric.aggregate(outcomes))
         self.scored.append(trial)
         spent = self.meter.account.spent.calls if calls is None else calls
-        self.run.write_trials([trial], self.metric.aggregate, spent, self._interval)
+        self.run.write_trials([trial], self.metric.aggregate, spent, partial(interval, metric=self.metric))
         return trial
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
@@ -192,6 +193,7 @@ class Task:
         whom = "a candidate" if candidate else "the seed"
         evaluator = self._evaluator(len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
         outcomes = self._counted(evaluator, [Job(program, self.train[row]) for row in rows])
+        self.meter.accept_failures()
         return [(outcome, outcome.steps) for outcome in outcomes]
 
     def made(self, candidate: Candidate, parent: Candidate, predictor: str, how: str, because: str = "") -> None:
@@ -299,6 +301,7 @@ class Task:
                 f"The proposer {self.proposer.model} failed {len(failed)} of {len(calls)} requests; "
                 f"the first with: {reason(failed[0])}."
             )
+        self.meter.accept_failures()
         return results
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
@@ -350,6 +353,7 @@ class Task:
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
         refuse_failures(outcomes)
+        self.meter.accept_failures()
         is_score = all((outcome.score or 0) >= 0 for outcome in outcomes)
         aggregate = self.metric.aggregate if is_score else mean
         trials: list[Trial] = []
@@ -358,12 +362,9 @@ class Task:
             own = tuple(islice(left, len(rows)))
             trials.append(Trial(candidate, tuple(rows), own, aggregate(own)))
         self.scored.extend(trials)
-        spread = self._interval if is_score else None
+        spread = partial(interval, metric=self.metric) if is_score else None
         self.run.write_trials(trials, aggregate, self.meter.account.spent.calls, spread)
         return trials
-
-    def _interval(self, outcomes: Sequence[Outcome]) -> tuple[float, float]:
-        return interval(outcomes, self.metric)
 
 
 def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import predictors
@@ -138,6 +138,7 @@ class Watch:
             program = self._run(optimize)
             if self._drawing.failure is not None and not self._drawing.answered:
                 raise self._drawing.failure
+            self._task.meter.accept_failures()
             return program
         except dspy.LMError as error:  # a row's own was noted
             give_up(self.lm)
@@ -210,13 +211,15 @@ class Watch:
 
     @contextmanager
     def _call(self) -> Generator[None]:
-        """Let one call through, unless the search has ended; an error of ours ends it."""
+        """Let one call through, unless the search has ended; an error of ours ends it, but for a row's own."""
         with self._turn:
             if self._is_closed or self.error is not None:
                 raise _Stopped
             self._calls += 1
         try:
             yield
+        except InputTooLong:
+            raise
         except PreceptorError as error:
             raise self._stop(error) from error
         finally:
@@ -287,9 +290,9 @@ class Watch:
                 prediction = forward(program, **inputs)
             except AdapterParseError as error:
                 note.outcome = Outcome("unparsable", 0.0, error=str(error).splitlines()[0])
-            except PreceptorError as error:
-                raise self._stop(error) from error
-            except Exception as error:  # noqa: BLE001  the user's code; what it raised is recorded
+            except Exception as error:
+                if isinstance(error, PreceptorError) and not isinstance(error, InputTooLong):
+                    raise self._stop(error) from error
                 note.outcome = Outcome("failed", None, error=f"{type(error).__name__}: {error}")
         if not isinstance(prediction, dspy.Prediction):
             got = type(prediction).__name__

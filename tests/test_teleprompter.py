@@ -670,6 +670,32 @@ def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_pat
     assert compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT)).evidence.replaced
 
 
+@pytest.mark.parametrize("at", ["search", "confirmation", "proposals"])
+def test_a_finished_run_made_again_asks_no_failed_call_anew(tmp_path: Path, at: str) -> None:
+    """Its answer could lead another way, and would be paid beyond the budget."""
+    is_up = threading.Event()
+    broken = {"search": "row 3 ", "confirmation": "row 45 ", "proposals": "number 7."}[at]
+
+    def moody(request: Request) -> str:
+        if not is_up.is_set() and broken in prompt(request) and (at != "search" or SEED in system(request)):
+            raise ConnectionError("no route")
+        return answer(request) if system(request) else RIGHT
+
+    def compiled() -> Any:
+        lm = simulated(moody)
+        method = Tries(metric="accuracy", lm=lm, proposer=lm, asks=20, run_dir=tmp_path / "run", threads=8)
+        evidence = compiled_by(method, trainset=rows(40), valset=rows(40, start=40)).evidence
+        return evidence, artifact(tmp_path / "run"), len(asked(lm))
+
+    first, program, _ = compiled()
+    is_up.set()
+    second, again, sent = compiled()
+
+    assert (sent, second.billed.calls) == (0, 0)
+    assert again == program
+    assert (second.spent, second.lost, second.comparison) == (first.spent, first.lost, first.comparison)
+
+
 def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
     def judged(example: Any, prediction: Any) -> bool:
         for judge in "abc":  # calls that nobody reckoned with

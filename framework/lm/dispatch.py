@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 import dspy
 from dspy.clients.errors import error_boundary
 from dspy.lm15 import Request, Response, TextPart, ThinkingPart
+from dspy.utils import exceptions
 from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
@@ -317,6 +318,20 @@ def reason(error: BaseException) -> str:
     """Return an error's name and first line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def failure_of(error: LMError) -> tuple[str, str]:
+    """Return an error's kind and text, as they can be kept."""
+    return type(error).__name__, str(error)
+
+
+def as_it_failed(kind: str, text: str) -> LMError:
+    """Return the error that was kept so."""
+    made = getattr(exceptions, kind, LMError)
+    try:
+        return cast("LMError", made(message=text))
+    except TypeError:  # it takes more than a message
+        return LMError(text)
 
 
 def hide_secrets(error: LMError, lm: dspy.LM) -> LMError:

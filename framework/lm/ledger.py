@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,12 +36,17 @@ CREATE TABLE IF NOT EXISTS failures (
     key TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL,
     written TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 ) STRICT;
+CREATE TABLE IF NOT EXISTS given_up (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, error TEXT NOT NULL,
+    written TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+) STRICT;
 """
 _INSERT: Final = (
     "INSERT OR IGNORE INTO answers (key, model, request, sample, response, tokens, dollars, seconds)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_FAILURE: Final = "INSERT INTO failures (key, model, error, tokens, dollars) VALUES (?, ?, ?, ?, ?)"
+_INSERT_GIVEN_UP: Final = "INSERT OR IGNORE INTO given_up (key, kind, error) VALUES (?, ?, ?)"
 _CHECKPOINT_PAGES: Final = 10_000
 """Pages of 4 kB written between checkpoints: one that waits for the disk keeps every caller waiting."""
 
@@ -141,6 +146,8 @@ class Ledger:
             self._set_up()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            rows = self._db.execute("SELECT key, kind, error FROM given_up")
+            self._given_up: dict[str, tuple[str, str]] = {key: (kind, error) for key, kind, error in rows}
             if is_alone:
                 self._keys = {key for (key,) in self._db.execute("SELECT key FROM answers")}
         except sqlite3.Error as error:
@@ -213,13 +220,13 @@ class Ledger:
             for batch in waiting:
                 batch.is_written = True
 
-    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+    def _insert(self, rows: list[tuple[Any, ...]], into: str = _INSERT) -> None:
         if len(rows) == 1:  # a transaction of its own
-            self._db.execute(_INSERT, rows[0])
+            self._db.execute(into, rows[0])
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(_INSERT, rows)
+            self._db.executemany(into, rows)
             self._db.execute("COMMIT")
         except BaseException:
             self._db.rollback()
@@ -237,6 +244,24 @@ class Ledger:
                 self._db.execute(_INSERT_FAILURE, row)
         except sqlite3.Error as problem:
             raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
+
+    def given_up(self, key: str) -> tuple[str, str] | None:
+        """Return the kind and the text of the error that a call is known to end in, if any."""
+        return self._given_up.get(key)
+
+    def give_up(self, errors: Mapping[str, tuple[str, str]]) -> None:
+        """Record, by their keys, calls that are to fail from now on without being made; all or none.
+
+        Raises:
+            RunError: If the disk is full or the file can't be written.
+        """
+        rows = [(key, kind, _storable(error)) for key, (kind, error) in errors.items()]
+        try:
+            with self._lock:
+                self._insert(rows, _INSERT_GIVEN_UP)
+        except sqlite3.Error as problem:
+            raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
+        self._given_up.update(errors)
 
     @property
     def failures(self) -> tuple[int, int, float]:

@@ -20,7 +20,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.cohort import current
@@ -33,6 +33,8 @@ from preceptor.lm.dispatch import (
     Limiter,
     NotSent,
     Patience,
+    as_it_failed,
+    failure_of,
     hide_secrets,
     may_be_billed,
     reason,
@@ -78,12 +80,26 @@ class Meter:
         self._doors: dict[int, Door] = {}
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
+        self._failed: dict[str, tuple[str, str]] = {}
 
     def within(self, account: Account) -> Meter:
         """Return a meter that counts on another account; recorded answers and calls in flight are shared."""
         other = copy.copy(self)
         other.account = account
+        other._failed = {}
         return other
+
+    def accept_failures(self) -> None:
+        """Let the calls that failed for good so far fail alike whenever the run is made again; none is asked anew.
+
+        For a round whose few failures are tolerated: were they mended in a later process, it would go another way.
+        A round that fails as a whole isn't accepted, so that its calls can succeed once the model is back.
+        """
+        with self._lock:
+            failed = dict(self._failed)
+            self._failed.clear()
+        if failed:
+            self.ledger.give_up(failed)
 
     def wrap(self, lm: dspy.LM) -> dspy.LM:
         """Return a `dspy.LM` of the same name and settings whose calls are metered."""
@@ -158,6 +174,9 @@ class Meter:
             if answer is not None:
                 self._replay(lm, call, answer)
                 return answer.response
+            failure = self.ledger.given_up(call.key)
+            if failure is not None:
+                raise as_it_failed(*failure)
             return self._send(lm, call)
 
     def _send(self, lm: dspy.LM, call: Call) -> Response:
@@ -173,9 +192,15 @@ class Meter:
                 if isinstance(error.__cause__, PreceptorError):  # an engine of ours says what is wrong with the input
                     raise error.__cause__ from None
                 if not door.patience.allows(attempt, error):
-                    raise hide_secrets(error, lm) from None
+                    raise self._noted(call, hide_secrets(error, lm)) from None
                 door.pause(attempt, error, self.account.seconds_to_go)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
+
+    def _noted(self, call: Call, error: dspy.LMError) -> dspy.LMError:
+        if not isinstance(error, NotSent):
+            with self._lock:
+                self._failed[call.key] = failure_of(error)
+        return error
 
     def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
         """Send a call once and record its answer, or what its failure may have cost.
@@ -220,9 +245,7 @@ class Meter:
     def _ask_safely(self, lm: dspy.LM, call: Call) -> Result:
         try:
             return self.ask_one(lm, call)
-        except PreceptorError:
-            raise
-        except dspy.LMError as error:
+        except (dspy.LMError, InputTooLong) as error:
             return error
 
     def _ask_together(self, lm: dspy.LM, engine: BatchingEngine, calls: Sequence[Call]) -> list[Result]:
@@ -237,6 +260,8 @@ class Meter:
             if answer is not None:
                 self._replay(lm, call, answer)
                 found[call.key] = answer.response
+            elif (failure := self.ledger.given_up(call.key)) is not None:
+                found[call.key] = as_it_failed(*failure)
             else:
                 missing[call.key] = call
         self._run(lm, engine, list(missing.values()), found)
@@ -262,6 +287,9 @@ class Meter:
                 ]
                 self.ledger.write(answers)
                 found.update({calls[index].key: result for index, result in batch})
+                for index, result in batch:
+                    if isinstance(result, dspy.LMError):
+                        self._noted(calls[index], result)
                 spent = sum((Cost(1, answer.tokens, answer.dollars) for _, answer in answers), Cost())
                 self.account.settle(most, spent, billed=True)
                 reserved -= most

@@ -16,7 +16,7 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.lm.flow import in_order
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import predictors
@@ -127,8 +127,9 @@ class Evaluator:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
         except Exception as error:
             known = ours(error)
-            if known is not None:
+            if known is not None and not isinstance(known, InputTooLong):  # which is this row's own
                 raise known from error
+            error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
         try:
             score = self.metric(job.example, prediction)

@@ -365,12 +365,11 @@ def thoughtful(completion: dict[str, Any]) -> None:
 
 
 def test_the_answer_of_a_model_that_also_sends_its_thoughts_is_read(server: ChatServer, tmp_path: Path) -> None:
-    signature = dspy.Signature("text -> label: Literal['good', 'bad']", "Judge the review.")
     server.answer, server.shape = (lambda body: "Good"), thoughtful
     plain = server.lm()
     ledger = Ledger(tmp_path / "ledger.sqlite")
     metered = Meter(ledger, Account(Budget())).wrap(plain)
     for lm in (plain, metered):
         with dspy.context(lm=lm):
-            assert predicted(dspy.Predict(signature), {"text": "Lovely."}).label == "good"
+            assert predicted(dspy.Predict(SENTIMENT), {"text": "Lovely."}).label == "good"
     ledger.close()

@@ -10,6 +10,7 @@ import dspy
 import pytest
 from dspy.lm15 import Config, Message, RefusalPart, Request, Response, TextPart, ThinkingPart, Usage
 from dspy.utils.exceptions import (
+    ContextWindowExceededError,
     LMAuthError,
     LMError,
     LMInvalidRequestError,
@@ -18,6 +19,7 @@ from dspy.utils.exceptions import (
     LMServerError,
     LMTimeoutError,
     LMTransportError,
+    LMUnsupportedFeatureError,
 )
 
 from preceptor.errors import ConfigError
@@ -26,6 +28,8 @@ from preceptor.lm.dispatch import (
     Door,
     Limiter,
     Patience,
+    as_it_failed,
+    failure_of,
     hide_secrets,
     is_overload,
     is_transient,
@@ -253,3 +257,18 @@ def test_a_reason_is_one_line_without_the_key() -> None:
     assert reason(hide_secrets(error, lm)) == "LMAuthError: Wrong key [hidden] for [hidden]"
     assert (error.message, error.__cause__) == ("Wrong key [hidden] for [hidden]\nSecond line", None)
     assert reason(ValueError()) == "ValueError: no message"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LMServerError("down", model="openai/x"),
+        ContextWindowExceededError(message="too long"),
+        LMUnsupportedFeatureError("no tools"),
+        LMError("x"),
+    ],
+)
+def test_an_error_is_made_again_from_what_is_kept_of_it(error: LMError) -> None:
+    again = as_it_failed(*failure_of(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert type(as_it_failed("TheirOwnError", "x")) is LMError

@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
-from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
+from dspy.utils.exceptions import LMInvalidRequestError, LMRateLimitError, LMServerError, LMTimeoutError
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
 from preceptor.lm.budget import Account, Budget, Cost, Purse
@@ -455,3 +455,48 @@ def test_no_batch_is_run_once_the_time_is_over_and_those_run_are_kept(ledger: Le
     few = calls[: len(ledger) + 1]
     in_time = meter(ledger, Budget(seconds=0.1))
     assert len(in_time.ask(lm, few)) == len(few), "the last batch is no reason to throw it away"
+
+
+def test_failures_that_were_accepted_come_back_as_they_were_and_others_are_mended(tmp_path: Path) -> None:
+    is_up = threading.Event()
+
+    def moody(request: Request) -> str:
+        if not is_up.is_set():
+            raise LMInvalidRequestError("It is too long.")
+        return "yes"
+
+    lm = simulated(moody)
+    calls = [Call(request(lm, text)) for text in ("one", "two")]
+    first = Ledger(tmp_path / "ledger.sqlite")
+    failing = meter(first)
+    other = failing.within(Account(Budget()))
+    told = [str(failing.ask(lm, calls[:1])[0]), str(other.ask(lm, calls[1:])[0])]
+    failing.accept_failures()
+    first.close()
+
+    is_up.set()
+    second = Ledger(tmp_path / "ledger.sqlite")
+    again = meter(second)
+    given_up, answered = again.ask(lm, calls)
+    assert isinstance(given_up, LMInvalidRequestError)
+    assert (str(given_up), text(answered)) == (told[0], "yes")
+    assert (again.account.spent.calls, again.account.lost.calls) == (1, 0)
+    second.close()
+
+
+def test_a_failure_in_a_batch_is_kept_like_any_other(tmp_path: Path) -> None:
+    class Failing(Halves):
+        def batches(self, requests: list[Request]) -> Iterator[list[tuple[int, Response | Exception]]]:
+            self.asked = len(requests)
+            yield [(at, LMServerError("out of memory")) for at in range(len(requests))]
+
+    engine = Failing()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    lm = dspy.LM("test/m", engine=engine, cache=False)
+    metered = meter(ledger)
+    metered.ask(lm, [Call(request(lm, "one"))])
+    metered.accept_failures()
+    one, two = metered.ask(lm, [Call(request(lm, "one")), Call(request(lm, "two"))])
+    assert (type(one), str(one), type(two)) == (LMServerError, "out of memory", LMServerError)
+    assert engine.asked == 1
+    ledger.close()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
-from preceptor.errors import BudgetExhausted, LMFailed, MetricError
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
@@ -263,6 +263,39 @@ def test_a_batch_beyond_the_budget_is_not_asked(ledger: Ledger) -> None:
         batching(ledger, engine, 63).run(jobs(program(), rows(70)))
 
     assert engine.sizes == []
+
+
+def too_long_for(broken: Callable[[int], bool]) -> Callable[[Request], str]:
+    def answer(request: Request) -> str:
+        if broken(number(request)):
+            raise InputTooLong("the model reads at most 8 tokens")
+        return "a"
+
+    return answer
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("is_metered", [True, False])
+def test_an_input_too_long_is_a_failure_of_its_own_row(ledger: Ledger, threads: int, is_metered: bool) -> None:
+    lm = simulated(too_long_for(lambda row: row == 3))
+    outcomes = evaluator(metered(ledger, lm, 100) if is_metered else lm, threads=threads).run(jobs(program(), rows(40)))
+    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [3]
+    assert outcomes[3].error == "InputTooLong: the model reads at most 8 tokens"
+
+
+def test_inputs_that_are_all_too_long_end_the_evaluation_saying_so(ledger: Ledger) -> None:
+    lm = metered(ledger, simulated(too_long_for(lambda row: True)), 100)
+    with pytest.raises(LMFailed, match=r"rows failed .*; the first with: InputTooLong: the model reads at most 8"):
+        evaluator(lm).run(jobs(program(), rows(40)))
+
+
+def test_one_row_too_long_for_the_local_model_fails_alone(ledger: Ledger, smollm: dspy.LM) -> None:
+    examples = rows(21)
+    examples[20] = dspy.Example(text="word " * 9000, label="a").with_inputs("text")
+    lm = Meter(ledger, Account(Budget())).wrap(smollm)
+    outcomes = Evaluator(lm, ACCURACY, "label", together=True).run(jobs(program(), examples))
+    assert [outcome.kind for outcome in outcomes] == ["scored"] * 20 + ["failed"]
+    assert "InputTooLong: local/smollm2-135m" in outcomes[20].error
 
 
 def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:

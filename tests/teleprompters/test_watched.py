@@ -14,6 +14,7 @@ import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from dspy.utils.exceptions import AdapterParseError
 
+from preceptor.errors import InputTooLong
 from preceptor.lm.adapter import declare
 from preceptor.lm.ledger import Call
 from preceptor.lm.seam import InThread, predictors
@@ -90,6 +91,29 @@ def test_a_row_that_failed_gets_the_seeds_mean_in_the_optimizers_eyes(tmp_path: 
     [trial] = seen
     assert [outcome.kind for outcome in trial.outcomes].count("failed") == 1
     assert trial.score == pytest.approx(9 / 19)
+
+
+def test_a_row_too_long_for_the_model_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    seen: list[Trial] = []
+    too_long = "to be set"
+
+    def answer(request: Request) -> str:
+        if "Guess." in system(request) and too_long in prompt(request):
+            raise InputTooLong("at most 8 tokens")
+        return "no"
+
+    def steps(watch: Watch) -> None:
+        nonlocal too_long
+        too_long, program = watch.judged[0].text, told(watch, "Guess.")
+        for row in watch.judged:
+            watch.score(row, program(**row.inputs()))
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(answer), tmp_path)
+
+    [trial] = seen
+    [failed] = [outcome for outcome in trial.outcomes if outcome.kind == "failed"]
+    assert "at most 8 tokens" in failed.error
 
 
 def test_an_answer_that_cant_be_read_is_a_wrong_one(tmp_path: Path) -> None:
