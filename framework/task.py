@@ -136,8 +136,8 @@ class Task:
         jobs = [Job(program, self.train[row]) for program, rows in programs for row in rows]
         lengths = sorted({len(rows) for _, rows in walks})
         what = f"scoring {len(walks)} candidates on {' to '.join(map(str, lengths[:1] + lengths[1:][-1:]))} rows"
-        evaluator = self._evaluator(len(jobs), what, has_steps=len(self.signatures) > 1)
-        return self._trials(walks, self._counted(evaluator, jobs))
+        scorer = evaluator(self, len(jobs), what, has_steps=len(self.signatures) > 1)
+        return self._trials(walks, self._counted(scorer, jobs))
 
     def record(
         self, candidate: Candidate, rows: Sequence[int], outcomes: Sequence[Outcome], calls: int | None = None
@@ -191,8 +191,8 @@ class Task:
         """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""
         program = apply(self.student, candidate or self.seed)
         whom = "a candidate" if candidate else "the seed"
-        evaluator = self._evaluator(len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
-        outcomes = self._counted(evaluator, [Job(program, self.train[row]) for row in rows])
+        scorer = evaluator(self, len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
+        outcomes = self._counted(scorer, [Job(program, self.train[row]) for row in rows])
         self.meter.accept_failures()
         return [(outcome, outcome.steps) for outcome in outcomes]
 
@@ -324,11 +324,11 @@ class Task:
         """Ties each proposal's draw to the order of the rows, which the compile's seed decides."""
         return ",".join(map(str, self.order[:8]))
 
-    def _counted(self, evaluator: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
+    def _counted(self, scorer: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs, and keep back for the confirmation what rows have been seen to take."""
         account = self.meter.account
         before, unused = account.spent.calls, account.unused
-        outcomes = evaluator.run(jobs)
+        outcomes = scorer.run(jobs)
         calls = account.spent.calls - before
         self.rates.append(calls / max(1, len(jobs)))
         kept = math.ceil(self.confirms * self.confirm_rows * self.calls_a_row)
@@ -341,9 +341,6 @@ class Task:
         """Return what as many calls as are let through together might take beyond what they do."""
         share = min(kept, let_through(self.lm)) / max(1, calls)
         return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
-
-    def _evaluator(self, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
-        return evaluator(self, rows, what, has_steps=has_steps)
 
     def _label_request(self, predictor: Any, candidate: Candidate, name: str, example: dspy.Example) -> Request:
         signature = predictor.signature.with_instructions(candidate.instructions[name])
