@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments, standalone_mode=True)
     except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else 0
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         if code == INTERRUPTED:
             say(
                 "Interrupted. What was answered is kept; the same command, or preceptor resume RUN, goes on from there."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping
-from functools import partial
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, get_origin
 
 import dspy
@@ -48,11 +52,14 @@ def program_of(target: str, instructions: str | None) -> dspy.Module:
         return _declared(_signature(target), instructions)
     found = _named(target, "a module, a signature, or a function that returns one")
     if inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, dspy.Module)):
-        found = found()
+        with _users(f"{target}, called without arguments,"):
+            found = found()
     if inspect.isclass(found) and issubclass(found, dspy.Signature):
         return _declared(found, instructions)
     if not isinstance(found, dspy.Module):
         raise ConfigError(f"{target} is a {type(found).__name__}; it must be a dspy.Module or a dspy.Signature.")
+    if not predictors(found):
+        raise ConfigError(f"{target} has no predictor, such as dspy.Predict, whose instructions could be improved.")
     if instructions is not None:
         raise ConfigError("--instructions goes with a signature; a module has its own.")
     return found
@@ -81,18 +88,50 @@ def _named(target: str, wanted: str) -> Any:
         raise ConfigError(f"{target!r} is not FILE.py:NAME, where NAME is {wanted}.")
     if not path.is_file():
         raise ConfigError(f"No file {path}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} can't be imported.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} raised {type(error).__name__} when imported: {error}") from error
+    module = _imported(path.resolve(), path.stat().st_mtime_ns)
     if not hasattr(module, name):
         public = [each for each in vars(module) if not each.startswith("_")]
         raise ConfigError(f"{path} has no {name!r}; it has {', '.join(public)}.")
     return getattr(module, name)
+
+
+@cache
+def _imported(path: Path, changed: int) -> ModuleType:
+    """Return a file of the user's as a module, executed once as long as it isn't changed; it may import its neighbours.
+
+    It has the file's name, unless another module has that.
+    """
+    del changed
+    known, name = {*sys.modules, *sys.stdlib_module_names}, path.stem
+    if name in known or not name.isidentifier() or importlib.util.find_spec(name) is not None:
+        name = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} can't be imported.")
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[name] = module
+    try:
+        with _users(f"{path}, imported,"):
+            spec.loader.exec_module(module)
+    except ConfigError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _users(what: str) -> Generator[None]:
+    """Run code of the user's.
+
+    Raises:
+        ConfigError: With whatever it raised.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None) -> dspy.LM:
@@ -173,7 +212,12 @@ def metric_of(name: str | None, program: dspy.Module) -> Any:
     if name is None:
         signature = predictors(program)[-1][1].signature
         return "accuracy" if is_direct(signature) and choices(signature) else "exact_match"
-    return _named(name, "a metric") if ".py:" in name else name
+    if ".py:" not in name:
+        return name
+    found = _named(name, "a metric")
+    if not callable(found):
+        raise ConfigError(f"{name} is a {type(found).__name__}; a metric is a function of an example and a prediction.")
+    return found
 
 
 def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

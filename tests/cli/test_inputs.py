@@ -1,0 +1,112 @@
+"""A file of the user's as a program or a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preceptor.cli import run
+from preceptor.cli.inputs import metric_of, program_of
+from preceptor.errors import ConfigError
+
+TICKETS = """
+from __future__ import annotations
+import dataclasses
+import enum
+import dspy
+from shared_words import SEED
+
+with open(__file__ + ".log", "a") as log:
+    log.write("x")
+
+class Queue(enum.Enum):
+    TAX = "tax"
+    REST = "rest"
+
+@dataclasses.dataclass
+class Rule:
+    kind: dataclasses.InitVar[int] = 0
+
+class Desk(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        fields = {"text": (str, dspy.InputField()), "queue": (Queue, dspy.OutputField())}
+        self.predict = dspy.Predict(dspy.Signature(fields, SEED))
+
+class Needy(Desk):
+    def __init__(self, size):
+        super().__init__()
+
+class Empty(dspy.Module):
+    def forward(self, text):
+        return dspy.Prediction(queue="tax")
+
+def judge(example, prediction):
+    return prediction.queue is Queue.TAX
+
+THRESHOLD = 0.5
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "tickets_of_mine.py"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_file_is_executed_once_and_may_import_its_neighbours(tmp_path: Path, written: Callable[[str], Path]) -> None:
+    (tmp_path / "shared_words.py").write_text("SEED = 'Sort.'\n", encoding="utf-8")
+    path = written(TICKETS)
+
+    program, metric = program_of(f"{path}:Desk", None), metric_of(f"{path}:judge", program_of(f"{path}:Desk", None))
+
+    queue = program.predict.signature.output_fields["queue"].annotation  # type: ignore[attr-defined]
+    assert metric.__globals__["Queue"] is queue
+    assert program.predict.signature.instructions == "Sort."  # type: ignore[attr-defined]
+    assert Path(f"{path}.log").read_text(encoding="utf-8") == "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Needy",
+            r"Needy, called without arguments, raised TypeError: .* missing 1 required positional argument: 'size'",
+        ),
+        ("Empty", r"Empty has no predictor, such as dspy\.Predict, whose instructions could be improved\.$"),
+    ],
+)
+def test_what_is_no_program_to_improve_is_refused(
+    tmp_path: Path, written: Callable[[str], Path], name: str, message: str
+) -> None:
+    (tmp_path / "shared_words.py").write_text("SEED = 'Sort.'\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        program_of(f"{written(TICKETS)}:{name}", None)
+
+
+def test_a_number_is_no_metric(tmp_path: Path, written: Callable[[str], Path]) -> None:
+    (tmp_path / "shared_words.py").write_text("SEED = 'Sort.'\n", encoding="utf-8")
+    path = written(TICKETS)
+    with pytest.raises(ConfigError, match=r"THRESHOLD is a float; a metric is a function of an example and a predict"):
+        metric_of(f"{path}:THRESHOLD", program_of(f"{path}:Desk", None))
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit('no licence')", "raise SystemExit(0)", "1 / 0"])
+def test_a_file_that_ends_the_process_is_a_wrong_use(
+    written: Callable[[str], Path], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(code)
+    assert run(["compile", f"{path}:Desk", "--data", "rows.csv"]) == 2
+    assert "tickets_of_mine.py, imported, raised " in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_was_changed_is_read_again(written: Callable[[str], Path]) -> None:
+    program = "import dspy\nProgram = dspy.Predict('text -> {}')\n"
+    assert list(program_of(f"{written(program.format('a'))}:Program", None).signature.output_fields) == ["a"]  # type: ignore[attr-defined]
+    assert list(program_of(f"{written(program.format('b'))}:Program", None).signature.output_fields) == ["b"]  # type: ignore[attr-defined]
