@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import dspy
@@ -97,7 +97,7 @@ class Stubborn(dspy.Module):
     def forward(self, text: str) -> dspy.Prediction:
         for _ in range(2):
             try:
-                return cast("dspy.Prediction", self.predict(text=text))
+                return self.predict(text=text)
             except dspy.LMError as error:
                 self.failures.put(type(error).__name__)
         raise ValueError(text)
