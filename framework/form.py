@@ -24,6 +24,15 @@ MOST_REGIONS: Final = 1_000
 MOST_DEMOS: Final = 10_000
 """Demonstrations of one predictor."""
 
+BOUNDS: Final = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "allow_inf_nan")
+"""Bounds of a field's values, by Pydantic's names."""
+
+SETTINGS: Final = (
+    *("temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "seed", "rollout_id"),
+    *("presence_penalty", "frequency_penalty", "reasoning_effort", "stop"),
+)
+"""Settings of a predictor's calls that are taken from a file."""
+
 _LARGEST: Final = 1e300
 """Whole numbers above it can't be written as decimals."""
 _WORDS: Final[Mapping[type, str]] = {str: "a text", dict: "an object", list: "a list", bool: "true or false"}
@@ -103,10 +112,42 @@ def _check_predictor(saved: Mapping[str, Any], place: str) -> None:
             where = f"{place}.{side}.{name}"
             _printable(_need(_is(field, dict, where), "type", str, where), f"{where}.type")
             _need(field, "description", str, where)
+            _check_named(field.get("bounds", {}), f"{where}.bounds", is_bound)
+    _check_named(saved.get("config", {}), f"{place}.config", is_setting)
+    for own in _is(saved.get("own", []), list, f"{place}.own"):
+        _printable(_is(own, str, f"{place}.own"), f"{place}.own")
     demos: list[Any] = _need(saved, "demos", list, place)
     _refuse_more(demos, MOST_DEMOS, f"{place}.demos")
     for demo in demos:
         _is(demo, dict, f"a demonstration of {place}")
+
+
+def _check_named(values: Any, where: str, is_known: Callable[[str, Any], bool]) -> None:
+    for name, value in _is(values, dict, where).items():
+        if not is_known(name, value):
+            raise Malformed(f"{_short(f'{where}.{name}')} can't be {shown(value)}")
+
+
+def is_bound(name: str, value: Any) -> bool:
+    """Return True for a bound of a field that a file may hold."""
+    if name == "allow_inf_nan":
+        return type(value) is bool
+    if name in ("min_length", "max_length"):
+        return type(value) is int and 0 <= value < 2**31
+    return name in BOUNDS and _is_plain(value) and (name != "multiple_of" or value > 0)
+
+
+def is_setting(name: str, value: Any) -> bool:
+    """Return True for a setting of a predictor's calls that a file may hold: it sends no call elsewhere."""
+    if name == "stop":
+        return isinstance(value, list) and all(type(each) is str for each in value)
+    if name == "reasoning_effort":
+        return type(value) is str
+    return name in SETTINGS and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 2**53
 
 
 def check_evidence(evidence: Mapping[str, Any]) -> None:

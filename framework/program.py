@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
@@ -27,12 +26,15 @@ from typing import Any, Final, cast
 
 import dspy
 
-from preceptor import form, routed, untrusted
+from preceptor import declared, form, routed, untrusted
+from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
+
+__all__ = ["Artifact", "apply", "candidate_of", "copy_of", "load", "read", "save", "type_text"]
 
 SCHEMA: Final = 1
 _FILES: Final = ("program.json", "evidence.json")
@@ -127,9 +129,7 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
     is_routed = _is_routed(program)
     described = {
         name: {
-            "instructions": str(predictor.signature.instructions),
-            "inputs": {field: _field(info) for field, info in predictor.signature.input_fields.items()},
-            "outputs": {field: _field(info) for field, info in predictor.signature.output_fields.items()},
+            **declared.described(predictor),
             "demos": [dspy.Example(dict(demo)).toDict() for demo in predictor.demos],
         }
         for name, predictor in routed.labels(program, is_routed=is_routed).items()
@@ -144,32 +144,6 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }
-
-
-def _field(info: Any) -> dict[str, str]:
-    extra: dict[str, Any] = info.json_schema_extra or {}
-    return {"type": type_text(info.annotation), "description": str(extra.get("desc") or "")}
-
-
-def type_text(annotation: Any) -> str:
-    """Return a type as it is written in a signature.
-
-    Example:
-        >>> from typing import Literal
-        >>> type_text(Literal["a", "b"]), type_text(list[str]), type_text(int)
-        ("Literal['a', 'b']", 'list[str]', 'int')
-    """
-    origin = typing.get_origin(annotation)
-    if annotation is type(None):
-        return "None"
-    if origin is None:
-        return getattr(annotation, "__name__", str(annotation))
-    if origin is typing.Literal:
-        return f"Literal[{', '.join(map(repr, typing.get_args(annotation)))}]"
-    if origin is type(int | None):
-        return " | ".join(map(type_text, typing.get_args(annotation)))
-    inner = ", ".join(map(type_text, typing.get_args(annotation)))
-    return f"{getattr(origin, '__name__', origin)}[{inner}]"
 
 
 def _module_name(program: dspy.Module) -> str:
@@ -352,32 +326,26 @@ def _rebuilt(artifact: Artifact, predictors_saved: Mapping[str, Any]) -> dspy.Mo
     saved = list(predictors_saved.values())
     if len(saved) != 1:
         raise ArtifactError(f"{artifact.path} holds a {name} of {len(saved)} predictors; it has one.")
+    own: list[str] = saved[0].get("own", [])
+    if own:
+        raise ArtifactError(
+            f"{artifact.path} was saved without {', '.join(own)}, which no file holds; "
+            "pass an instance: load(path, student=...)."
+        )
     try:
-        signature = _signature(saved[0], drops_reasoning=name == "dspy.ChainOfThought")
+        signature = declared.signature(saved[0], drops_reasoning=name == "dspy.ChainOfThought")
     except Malformed as error:
         raise ArtifactError(
             f"{artifact.path} has a field of a type of its own ({error}); pass an instance: load(path, student=...)."
         ) from error
     try:
         kind = ours[name].load() if name in ours else _DSPY[name]
-        return cast("dspy.Module", kind(signature))
+        made = cast("dspy.Module", kind(signature))
+        for _, predictor in predictors(made):
+            predictor.config = dict(saved[0].get("config", {}))
+        return made
     except ValueError as error:
         raise ArtifactError(f"{artifact.path} holds a {name} that can't be one: {str(error)[:200]}") from error
-
-
-def _signature(saved: Mapping[str, Any], *, drops_reasoning: bool) -> Any:
-    fields: dict[str, Any] = {}
-    for side, make in (("inputs", dspy.InputField), ("outputs", dspy.OutputField)):
-        for name, field in saved[side].items():
-            if not name.isidentifier() or name.startswith("_") or name in form.PRIVILEGED:
-                raise Malformed(f"it has the name {shown(name)}")
-            fields[name] = (untrusted.annotation(field["type"]), make(desc=field["description"]))
-    if drops_reasoning:
-        fields.pop("reasoning", None)
-    try:
-        return cast("Any", dspy.Signature)(fields, saved["instructions"])
-    except (TypeError, ValueError) as error:  # names that Pydantic or DSPy keep for themselves
-        raise Malformed(f"DSPy refuses it: {str(error)[:200]}") from error
 
 
 def _refuse_other_fields(path: str, name: str, signature: Any, saved: Mapping[str, Any]) -> None:

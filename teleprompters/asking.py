@@ -23,7 +23,7 @@ from dspy.utils.exceptions import AdapterParseError
 from preceptor.errors import LMFailed
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import is_transient
-from preceptor.lm.ledger import Call
+from preceptor.lm.ledger import Call, drawn, one_of_several
 from preceptor.lm.meter import MeteredEngine
 from preceptor.lm.seam import InThread
 
@@ -66,8 +66,9 @@ class Remembering(MeteredEngine):
 
     def complete(self, request: Request) -> Response:
         """Answer one request."""
-        with self._gate():
-            return self._memory.answer(Call(request), lambda: MeteredEngine.complete(self, request))
+        with self._gate(), one_of_several():
+            call = Call(self.seeded(request), drawn())
+            return self._memory.answer(call, lambda: MeteredEngine.complete(self, request))
 
 
 class Drawing(Remembering):

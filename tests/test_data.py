@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -366,7 +366,7 @@ def test_a_file_that_others_may_not_see_is_named(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def without_rights() -> Iterator[None]:
+def without_rights() -> Generator[None]:
     """As any user, for whom a folder that is closed is closed."""
     user = os.geteuid()
     if user == 0:

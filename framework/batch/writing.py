@@ -139,7 +139,7 @@ def _storable(name: str, value: Any, kind: str) -> Any:
     try:
         return pa.scalar(value, _ARROW[kind]).as_py()
     except UNWRITABLE as error:
-        raise ValueError(f"{name}: {value!r} is no {_ARROW[kind]}: {error}") from error
+        raise ValueError(f"{name}: {value!r:.80} is no {_ARROW[kind]}: {error}") from error
 
 
 def join(parts: Iterable[Path], to: Path, kind: Kind) -> None:

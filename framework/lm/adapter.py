@@ -21,6 +21,7 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, request_from_openai_chat
 from dspy.utils.exceptions import AdapterParseError
 
+from preceptor.lm.ledger import rollout
 from preceptor.lm.seam import said
 
 Signature = type[dspy.Signature]
@@ -65,7 +66,8 @@ class DirectAdapter(dspy.Adapter):
         """Ask and parse; one call, whatever the answer."""
         answers: list[dict[str, Any]]
         if is_direct(signature) and (takes_choices(lm, signature) or _takes_requests(lm, lm_kwargs)):
-            response = _ask(lm, self.request(lm, lm_kwargs, signature, demos, inputs))
+            with rollout(lm_kwargs.get("rollout_id", lm.kwargs.get("rollout_id"))):
+                response = _ask(lm, self.request(lm, lm_kwargs, signature, demos, inputs))
             return [self._answered(signature, response)]
         asking = super().__call__ if is_direct(signature) else dspy.JSONAdapter().__call__
         answers = asking(lm, lm_kwargs, signature, demos, inputs)
@@ -82,7 +84,8 @@ class DirectAdapter(dspy.Adapter):
         """Ask and parse without blocking the event loop."""
         answers: list[dict[str, Any]]
         if is_direct(signature) and (takes_choices(lm, signature) or _takes_requests(lm, lm_kwargs)):
-            response = await lm.acall(self.request(lm, lm_kwargs, signature, demos, inputs))
+            with rollout(lm_kwargs.get("rollout_id", lm.kwargs.get("rollout_id"))):
+                response = await lm.acall(self.request(lm, lm_kwargs, signature, demos, inputs))
             return [self._answered(signature, cast("Response", response))]
         asking = super().acall if is_direct(signature) else dspy.JSONAdapter().acall
         answers = await asking(lm, lm_kwargs, signature, demos, inputs)

@@ -8,12 +8,13 @@ Values are JSON; nothing in the file is ever executed. Keys and connection setti
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -55,6 +56,14 @@ _BUSY_SECONDS: Final = 30
 
 
 _DRAW: ContextVar[int] = ContextVar("draw", default=0)
+_ROLLOUT: ContextVar[int] = ContextVar("rollout", default=0)
+_NEXT: ContextVar[Iterator[int] | None] = ContextVar("next", default=None)
+_PART: ContextVar[int] = ContextVar("part", default=0)
+_ROLLOUTS: Final = 1_000_000
+"""Between the draws of one rollout and those of the next."""
+
+_PARTS: Final = 1_000
+"""Between the draws of one answer and those of the next, of several asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +116,44 @@ def drawing(number: int) -> Generator[None]:
         _DRAW.reset(token)
 
 
+@contextmanager
+def rollout(number: int | None) -> Generator[None]:
+    """Let what is asked here be draws of a rollout's own, of the same `number` in every run; None or 0 is none."""
+    token = _ROLLOUT.set(_ROLLOUT.get() if number is None else number)
+    try:
+        yield
+    finally:
+        _ROLLOUT.reset(token)
+
+
+@contextmanager
+def several() -> Generator[None]:
+    """Let each call made here, one after the other, be another of the answers that one request asks for."""
+    token = _NEXT.set(itertools.count())
+    try:
+        yield
+    finally:
+        _NEXT.reset(token)
+
+
+@contextmanager
+def one_of_several() -> Generator[None]:
+    """Make one call; the next of several where there are any."""
+    parts = _NEXT.get()
+    if parts is None:
+        yield
+        return
+    tokens = _NEXT.set(None), _PART.set(next(parts))
+    try:
+        yield
+    finally:
+        _NEXT.reset(tokens[0])
+        _PART.reset(tokens[1])
+
+
 def drawn() -> int:
-    """Return the number of the draw that calls made here are, 0 unless `drawing` says otherwise."""
-    return _DRAW.get()
+    """Return the number of the draw that calls made here are, 0 unless something above says otherwise."""
+    return _DRAW.get() + _PARTS * _PART.get() + _ROLLOUTS * _ROLLOUT.get()
 
 
 @dataclass(slots=True, eq=False)

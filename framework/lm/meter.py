@@ -7,6 +7,7 @@ tracker is empty once evaluation uses threads, and exceptions in its callbacks a
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import threading
 import time
@@ -39,8 +40,9 @@ from preceptor.lm.dispatch import (
     may_be_billed,
     reason,
 )
-from preceptor.lm.ledger import Answer, Call, Ledger, drawn
+from preceptor.lm.ledger import Answer, Call, Ledger, drawn, one_of_several
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
+from preceptor.lm.rollout import RolloutLM
 from preceptor.lm.seam import Around, InThread
 from preceptor.lm.soft import EmbeddingSpace
 
@@ -111,7 +113,7 @@ class Meter:
         if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
             settings["max_tokens"] = settings.pop("max_completion_tokens")
         engine = MeteredEngine(lm, self)
-        return dspy.LM(
+        return RolloutLM(
             lm.model,
             model_type=cast("Any", lm.model_type),
             engine=engine,
@@ -333,13 +335,22 @@ class MeteredEngine(Around):
         """As the wrapped LM's engine says; None if it takes no soft tokens."""
         return getattr(self.lm.engine, "embedding_space", None)
 
+    def seeded(self, request: Request) -> Request:
+        """Return the request with a seed by its draw, where a model in this process would answer every draw alike."""
+        config, engine = request.config, self.lm.engine
+        is_free = config.seed is None and bool(config.temperature) and drawn() > 0
+        if not is_free or isinstance(engine, str) or "seed" not in getattr(engine, "supported_params", ()):
+            return request
+        return dataclasses.replace(request, config=dataclasses.replace(config, seed=drawn()))
+
     def complete(self, request: Request) -> Response:
         """Answer one request, together with the rest of its cohort where there is one."""
-        call, seat = Call(request, drawn()), current()
-        if seat is None or batching_engine(self.lm) is None:
-            return self.meter.ask_one(self.lm, call)
-        cohort, row = seat
-        return cast("Response", cohort.ask(row, (self, call)))
+        with one_of_several():
+            call, seat = Call(self.seeded(request), drawn()), current()
+            if seat is None or batching_engine(self.lm) is None:
+                return self.meter.ask_one(self.lm, call)
+            cohort, row = seat
+            return cast("Response", cohort.ask(row, (self, call)))
 
 
 def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:

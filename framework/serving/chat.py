@@ -203,7 +203,7 @@ class _Answering:
             if self._first is None:
                 await self._task
         except asyncio.CancelledError:
-            self.leave()
+            self._task.cancel()
             raise
 
     async def pieces(self) -> AsyncGenerator[str]:
@@ -224,8 +224,9 @@ class _Answering:
         return await self._task
 
     def leave(self) -> None:
-        """Stop asking; nobody listens any longer."""
-        self._task.cancel()
+        """Stop asking, if that isn't over; nobody listens any longer."""
+        if self._task.cancel():
+            self._service.metrics.failures.labels("client_gone").inc()
 
 
 async def _streamed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,12 @@ def test_a_file_is_executed_once_and_may_import_its_neighbours(tmp_path: Path, w
     (tmp_path / "shared_words.py").write_text("SEED = 'Sort.'\n", encoding="utf-8")
     path = written(TICKETS)
 
-    program, metric = program_of(f"{path}:Desk", None), metric_of(f"{path}:judge", program_of(f"{path}:Desk", None))
+    program: Any = program_of(f"{path}:Desk", None)
+    metric = metric_of(f"{path}:judge", program_of(f"{path}:Desk", None))
 
-    queue = program.predict.signature.output_fields["queue"].annotation  # type: ignore[attr-defined]
+    queue = program.predict.signature.output_fields["queue"].annotation
     assert metric.__globals__["Queue"] is queue
-    assert program.predict.signature.instructions == "Sort."  # type: ignore[attr-defined]
+    assert program.predict.signature.instructions == "Sort."
     assert Path(f"{path}.log").read_text(encoding="utf-8") == "x"
 
 
@@ -108,5 +110,6 @@ def test_a_file_that_ends_the_process_is_a_wrong_use(
 
 def test_a_file_that_was_changed_is_read_again(written: Callable[[str], Path]) -> None:
     program = "import dspy\nProgram = dspy.Predict('text -> {}')\n"
-    assert list(program_of(f"{written(program.format('a'))}:Program", None).signature.output_fields) == ["a"]  # type: ignore[attr-defined]
-    assert list(program_of(f"{written(program.format('b'))}:Program", None).signature.output_fields) == ["b"]  # type: ignore[attr-defined]
+    for name in ("a", "b"):
+        found: Any = program_of(f"{written(program.format(name))}:Program", None)
+        assert list(found.signature.output_fields) == [name]

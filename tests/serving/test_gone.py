@@ -10,15 +10,16 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import dspy
 import pytest
 
 from preceptor import program as artifact
+from preceptor.modules import Generate
 from preceptor.serving.settings import Limits
-from preceptor.testing import ChatServer
+from preceptor.testing import ChatServer, Faults
 
 Save = Callable[..., Path]
 Serve = Callable[..., Any]
@@ -85,6 +86,27 @@ def test_what_clients_that_have_gone_were_waiting_for_is_never_asked_for(
         assert running.metric(f'requests_total{{endpoint="{path}",status="499"}}') == count
 
 
+def test_a_stream_that_is_left_in_the_midst_is_counted_and_one_that_ends_is_not(
+    save: Save, serve: Serve, eventually: Any
+) -> None:
+    slow = Faults(kinds=("slow",), share=1.0, slow_seconds=20)
+    with ChatServer(lambda body: "one two three", faults=slow) as model:
+        running = serve(save(Generate("text -> summary", "Sum it up.")), model.lm(num_retries=0))
+        with asking(running.url, *BODIES["stream"]) as client:
+            told = b""
+            while b"one" not in told:
+                told += client.recv(65536)
+        eventually(lambda: running.service.gate.admitted == 0)
+        assert running.metric('failures_total{code="client_gone"}') == 1
+        assert b"three" not in told
+
+        model.inject(None)
+        whole = running.post(*BODIES["stream"]).text
+    assert "three" in whole
+    assert whole.endswith("data: [DONE]\n\n")
+    assert running.metric('failures_total{code="client_gone"}') == 1
+
+
 class Stubborn(dspy.Module):
     """A program that can't be awaited, and asks once more when it fails."""
 
@@ -97,7 +119,7 @@ class Stubborn(dspy.Module):
     def forward(self, text: str) -> dspy.Prediction:
         for _ in range(2):
             try:
-                return cast("dspy.Prediction", self.predict(text=text))
+                return self.predict(text=text)
             except dspy.LMError as error:
                 self.failures.put(type(error).__name__)
         raise ValueError(text)
