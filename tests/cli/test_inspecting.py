@@ -173,7 +173,8 @@ def test_a_place_without_lineage_is_a_wrong_use(saved: Path, capsys: pytest.Capt
 def kept(folder: Path, **changes: Any) -> Path:
     """Save a program that differs in what is given."""
     settings: dict[str, Any] = {"temperature": 0.0, "desc": "short", "demo": "hi", "instructions": "Sort.", **changes}
-    signature = dspy.Signature(
+    make: Any = dspy.Signature
+    signature = make(
         {"text": (str, dspy.InputField()), "label": (str, dspy.OutputField(desc=settings["desc"]))},
         settings["instructions"],
     )

@@ -487,14 +487,14 @@ def test_the_likelihood_picks_an_instruction_with_a_model_in_this_process(tmp_pa
     texts = ["Write the last word of the text: yes or no.", "Name a colour."]
     method = ape(tmp_path, scripted(texts), lm=smollm, candidates=2, subsamples=1, score="likelihood")
 
-    evidence = compiled_by(method, trainset=rows(8), valset=rows(2, start=8)).evidence
+    evidence = compiled_by(method, trainset=rows(8), valset=rows(6, start=8)).evidence
 
     seen = trials(tmp_path)
     assert [trial["instructions"]["predict"] for trial in seen] == [SEED, *texts]
     assert all(score < 0 for trial in seen for score in trial["scores"])
     assert [len(trial["rows"]) for trial in seen] == [8, 8, 8]
     assert evidence.search_score == max(trial["score"] for trial in seen)
-    assert evidence.spent.calls == 2 + 3 * 8 + (2 if evidence.has_candidate else 1) * 2
+    assert evidence.spent.calls == 2 + 3 * 8 + (2 if evidence.has_candidate else 1) * 6
 
 
 def test_equal_seeds_draw_equal_demonstrations_and_others_do_not(tmp_path: Path) -> None:

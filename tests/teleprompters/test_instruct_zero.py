@@ -362,7 +362,7 @@ def test_a_model_in_this_process_proposes_to_one_behind_http(tmp_path: Path, smo
 
 def test_fewer_than_two_rows_are_refused_with_the_number_needed_before_any_call(tmp_path: Path) -> None:
     proposer, lm = simulated(numbered), simulated(toy.answer)
-    message = r"^Too few rows: 1 to search on, 24 to confirm on; 2 each at least\.$"
+    message = r"^Too few rows: 1 to search on, 24 to confirm on; at least 2 and 6: "
     with pytest.raises(ConfigError, match=message):
         compiled(method(tmp_path, proposer, lm=lm, **FEW), train=1)
     assert (asked(proposer), asked(lm)) == ([], [])
