@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from preceptor.program import Artifact
 
@@ -24,14 +25,33 @@ Edit: TypeAlias = tuple[Literal["same", "gone", "new"], str]
 
 
 def compared(before: Artifact, after: Artifact) -> str:
-    """Return a unified diff of two saved programs' instructions, expert by expert, "" where they are equal.
+    """Return a unified diff of two saved programs, expert by expert, "" where they are equal.
 
-    Where only one of them has an expert, it is compared with what answers in its place in the other.
+    Compared are the instructions; and, where they differ, the fields with their labels, the settings of calls and
+    the demonstrations. Where only one program has an expert, it is compared with what answers in its place in the
+    other.
     """
     experts = dict.fromkeys([*before.predictors, *after.predictors])
     if before.is_routed or after.is_routed:
         experts.pop("", None)
-    return diff(before.instructions_of(experts), after.instructions_of(experts))
+    return diff(_texts(before, experts), _texts(after, experts))
+
+
+def _texts(program: Artifact, experts: Iterable[str]) -> dict[str, str]:
+    """Return all of a program as texts, by what they say."""
+    texts = program.instructions_of(experts)
+    for name, saved in program.answering(experts).items():
+        fields = {side: saved[side] for side in ("inputs", "outputs")}
+        texts[f"{name}, fields"] = "\n".join(
+            f"{field}: {_json(info)}" for side in fields.values() for field, info in side.items()
+        )
+        texts[f"{name}, settings"] = _json(saved["config"]) if saved.get("config") else ""
+        texts[f"{name}, demonstrations"] = "\n".join(map(_json, saved["demos"]))
+    return texts
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
@@ -90,6 +110,8 @@ def _runs(runs: Iterable[Edit]) -> list[Edit]:
 
 def _compared(name: str, before: str, after: str) -> Iterable[str]:
     old, new = before.splitlines(), after.splitlines()
+    if old == new:  # other ends of lines
+        old, new = before.split("\n"), after.split("\n")
     if before == after or max(len(old), len(new)) <= _MATCHED_LINES:
         return difflib.unified_diff(old, new, name, name, lineterm="") if before != after else ()
     head = (f"--- {name}", f"+++ {name}", f"@@ -1,{len(old)} +1,{len(new)} @@")

@@ -188,15 +188,15 @@ class Artifact:
         """Expert -> predictor name -> what was saved of it; the expert is "" where there are none."""
         return routed.grouped(self.program["predictors"], is_routed=self.is_routed)
 
-    def instructions_of(self, experts: Iterable[str]) -> dict[str, str]:
-        """Return the instructions that answer for each expert: its own, else the default's, and the router in words."""
+    def answering(self, experts: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the predictors that answer for each expert: its own, else the default's."""
         groups = self.predictors
-        answering = {expert: groups.get(expert) or groups.get(routed.DEFAULT) or groups[""] for expert in experts}
-        found = {
-            routed.label(expert, name): str(saved["instructions"])
-            for expert, group in answering.items()
-            for name, saved in group.items()
-        }
+        found = {expert: groups.get(expert) or groups.get(routed.DEFAULT) or groups[""] for expert in experts}
+        return {routed.label(expert, name): saved for expert, group in found.items() for name, saved in group.items()}
+
+    def instructions_of(self, experts: Iterable[str]) -> dict[str, str]:
+        """Return the instructions that answer for each expert, and the router in words."""
+        found = {name: str(saved["instructions"]) for name, saved in self.answering(experts).items()}
         return found | ({"router": self.router} if self.is_routed else {})
 
     @property
@@ -254,7 +254,9 @@ def _content(path: Path, name: str) -> bytes:
         return untrusted.content(path / name)
     except (FileNotFoundError, NotADirectoryError) as error:
         if name == "manifest.json":
-            raise Malformed(f"{path} is no saved program: it has no manifest.json") from error
+            own = path / "program"
+            hint = f"; the program of this run is {own}" if (own / name).is_file() else ""
+            raise Malformed(f"{path} is no saved program: it has no manifest.json{hint}") from error
         raise Malformed(f"{path} is incomplete: {name} is missing") from error
     except Malformed as error:
         raise Malformed(f"{path / name} {error}") from error

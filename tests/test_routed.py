@@ -123,12 +123,15 @@ def test_programs_are_compared_expert_by_expert(tmp_path: Path) -> None:
         "-For tools.",
         "+For all tools.",
     ]
+    told = ["--- region 2: predict, demonstrations", "+++ region 2: predict, demonstrations", "@@ -0,0 +1 @@"]
+    told += ['+{"label": "no", "text": "a tool"}']
     assert compared(read(plain), read(before)).splitlines() == [
         "--- region 2: predict",
         "+++ region 2: predict",
         "@@ -1 +1 @@",
         "-Default.",
         "+For tools.",
+        *told,
         "--- router",
         "+++ router",
         "@@ -0,0 +1,3 @@",

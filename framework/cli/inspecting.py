@@ -97,12 +97,12 @@ def _label(one: Descendant) -> Text:
 
 
 def diff(before: Program, after: Program, json: Json = False) -> None:
-    """Show how the instructions of two saved programs differ."""
+    """Show how two saved programs differ: instructions, fields, settings and demonstrations."""
     text = compared(artifact.read(before), artifact.read(after))
     if json:
         print_json({"equal": not text, "diff": text})
     else:
-        print_diff(text or "The instructions are equal.")
+        print_diff(text or "The programs are equal.")
 
 
 def verify(

@@ -19,11 +19,12 @@ def add_to(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, or the program saved in one.")],
-    file: Annotated[Path | None, typer.Option("--out", help="By default report.html in the run folder.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="A file, or a folder; by default the run's.")] = None,
 ) -> None:
     """Write a run's report: one page without scripts or requests, from what the run folder holds."""
     folder = run if (run / "run.json").is_file() or not (run.parent / "run.json").is_file() else run.parent
     path = file or folder / REPORT
+    path = path / REPORT if path.is_dir() else path
     try:
         write(folder, path)
     except OSError as error:

@@ -81,17 +81,17 @@ def serve(
         drain_seconds=drain,
     )
     make = partial(_model, lm, api_base, max_tokens)
-    source = _source(program, make, student)
-    second = _source(shadow, make, student, source.models) if shadow else None
-    service = Service(source, limits, shadow=second, share=shadow_share, logs_inputs=log_inputs)
-    listening = listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    _announce(service, address, keys, as_json=json)
-    log_lines()
-    allow_many_connections()
-    server = Server(application(service, keys, is_public=no_token and anyone_may_ask), service)
-    spare_garbage_collection()
-    server.run(sockets=[listening])
+    with listen(host, port) as listening:  # before a model is loaded: the port may be another's
+        source = _source(program, make, student)
+        second = _source(shadow, make, student, source.models) if shadow else None
+        service = Service(source, limits, shadow=second, share=shadow_share, logs_inputs=log_inputs)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        _announce(service, address, keys, as_json=json)
+        log_lines()
+        allow_many_connections()
+        server = Server(application(service, keys, is_public=no_token and anyone_may_ask), service)
+        spare_garbage_collection()
+        server.run(sockets=[listening])
 
 
 def _model(lm: str | None, api_base: str | None, max_tokens: int, name: str) -> dspy.LM:

@@ -18,8 +18,12 @@ from rich.text import Text
 from preceptor.difference import diff
 from preceptor.task import Report
 
-_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that steer a terminal, and those that turn the direction of writing."""
+_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal, those that turn the direction of writing, and halves of characters."""
+
+
+_LARGEST: Final = 10**300
+"""Whole numbers above it can't be written as decimals."""
 
 
 def out() -> Console:
@@ -43,8 +47,9 @@ def say(message: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object to stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON object to stdout; half a character is written as JSON's escape for it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
 
 
 @contextmanager
@@ -224,12 +229,17 @@ def _tested(result: Mapping[str, Any]) -> float:
     return float(result.get("tested_gain", result["gain"]))
 
 
-def _score(score: float | None) -> str:
-    return "" if score is None else f"{score:.3f}"
+def _score(score: Any) -> str:
+    return f"{score:.3f}" if _is_number(score) else ""
 
 
-def _points(gain: float | None) -> str:
-    return "" if gain is None else f"{100 * gain:+.1f} points"
+def _points(gain: Any) -> str:
+    return f"{100 * gain:+.1f} points" if _is_number(gain) else ""
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for what can be printed as a number; a file may hold anything."""
+    return type(value) is float or (type(value) is int and abs(value) < _LARGEST)
 
 
 def _interval(ci: Sequence[float] | None, scale: int) -> str:
@@ -242,7 +252,7 @@ def print_diff(text: str) -> None:
     """Print a unified diff, coloured on a terminal."""
     styles = {"+": "green", "-": "red", "@": "cyan"}
     console = out()
-    for line in text.splitlines():
+    for line in text.split("\n"):
         console.print(plain(line, styles.get(line[:1], "")), soft_wrap=True)
 
 

@@ -37,6 +37,9 @@ _PACK: Final = {"cpu": 384, "cuda": 2048}
 
 _DECODED_TOGETHER: Final = 32
 _EMBEDDED_TOGETHER: Final = 8192
+_MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What a model outside the catalogue is made of: weights, settings, vocabulary and chat template."""
+
 _PREFIXES: Final = 8
 """Prefixes whose keys and values are kept for the next batch."""
 
@@ -97,6 +100,14 @@ class LocalEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
         return self
+
+    @cached_property
+    def end(self) -> int:
+        """The token that ends an answer; of several, the one that the chat template puts after an assistant's."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes."}]
+        rendered: str = self._tokenizer.apply_chat_template(turns, tokenize=False)
+        after = self._tokens(rendered.rpartition("Yes.")[2])
+        return next((token for token in after if token in self._ends), min(self._ends))
 
     @property
     def context(self) -> int:
@@ -295,7 +306,7 @@ def mean_log_probability(response: Response) -> float:
 
 def branch_texts(engine: LocalEngine, texts: list[str]) -> tuple[Tokens, ...]:
     """Tokenize choices so that none is the beginning of another."""
-    return packing.branch([engine._tokens(text) for text in texts], min(engine._ends)) if texts else ()
+    return packing.branch([engine._tokens(text) for text in texts], engine.end) if texts else ()
 
 
 def _draw(prompt: _Prompt, context: int) -> sampling.Draw:
@@ -363,7 +374,7 @@ def _locate(model: str, progress: Progress | None) -> tuple[str, str]:
     folder = Path(model)
     if not (folder / "config.json").is_file():
         folder = _from_hub(model)
-    names = sorted(path for pattern in ("*.json", "*.safetensors") for path in folder.glob(pattern))
+    names = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
     return str(folder), hashlib.sha256("".join(map(sha256, names)).encode()).hexdigest()
 
 
@@ -376,7 +387,7 @@ def _from_hub(model: str) -> Path:
     if model.count("/") != 1:
         raise ModelError(f"No model {model!r}. {known}")
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(snapshot_download(model, allow_patterns=list(_MODEL_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
         raise ModelError(f"Hugging Face has no {model!r} within reach ({type(error).__name__}). {known}") from error
 

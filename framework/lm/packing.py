@@ -12,6 +12,7 @@ beside it.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -154,11 +155,10 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
         input_ids=torch.tensor([pack.tokens], device=device),
         position_ids=torch.tensor([pack.depths], device=device) + prefix,
         attention_mask=pack.mask(prefix, model.dtype).to(device),
-        past_key_values=cache,
+        past_key_values=_beside(cache),
         use_cache=True,
         **({"spans": pack.spans} if device.type == "cpu" and attention.is_used(model) else {}),
     )
-    cache.crop(-len(pack.tokens))
     pairs = [(index, token) for row in pack.steps for choice in row for index, token in choice]
     asked = sorted({index for index, _ in pairs})
     asked += asked[:1] * (-len(asked) % _TILE)
@@ -166,6 +166,13 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
     hidden = output.last_hidden_state[0, asked]
     found = iter(_tokens(model, hidden, [(place[index], token) for index, token in pairs]))
     return [[sum(next(found) for _ in choice) for choice in row] for row in pack.steps]
+
+
+def _beside(cache: Any) -> Any:
+    """Return a cache that grows by itself, from the same keys and values: a layer appends by making a longer copy."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in cache.layers]
+    return own
 
 
 def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[float]:

@@ -101,7 +101,7 @@ def _view(found: Findings) -> dict[str, Any]:
         "has_experts": any(not row.measures for row in found.rows),
         "tables": [one for one in tables if one is not None],
         "lineages": [(name, births) for name, births in lineages if births],
-        "command": repeat.command(asked) if isinstance(asked, dict) and asked else "",
+        "command": repeat.command({**asked, "run": str(found.folder)}) if isinstance(asked, dict) and asked else "",
         "resume": f"preceptor resume {shlex.quote(str(found.folder))}",
         "fingerprints": found.known.get("fingerprints", {}),
         "folder": str(found.folder),

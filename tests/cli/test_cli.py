@@ -53,7 +53,7 @@ def test_compile_show_eval_diff_verify_and_resume_work_together(
     assert evaluated["rows"] == sum(cell["rows"] for cell in evaluated["confusion"]) == 24
     assert evaluated["ci"][0] <= evaluated["score"] <= evaluated["ci"][1]
     assert run(["diff", program, program]) == 0
-    assert capsys.readouterr().out == "The instructions are equal.\n"
+    assert capsys.readouterr().out == "The programs are equal.\n"
     assert run(["verify", program, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"hashes": True, "probes": 3, "changed": []}
 

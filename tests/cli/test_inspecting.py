@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from preceptor import program as artifact
 from preceptor.cli import run
+from preceptor.cli.view import print_diff, print_json, print_regions, print_table
+from preceptor.difference import diff
 from preceptor.lm.adapter import declare
 from preceptor.teleprompters import ProTeGi
 from preceptor.testing import simulated, toy
@@ -165,3 +168,72 @@ def test_texts_in_the_tree_are_cut_and_cant_steer_the_terminal(
 def test_a_place_without_lineage_is_a_wrong_use(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", str(saved), "--lineage"]) == 2
     assert "is no run folder with a lineage.jsonl" in capsys.readouterr().err
+
+
+def kept(folder: Path, **changes: Any) -> Path:
+    """Save a program that differs in what is given."""
+    settings: dict[str, Any] = {"temperature": 0.0, "desc": "short", "demo": "hi", "instructions": "Sort.", **changes}
+    make: Any = dspy.Signature
+    signature = make(
+        {"text": (str, dspy.InputField()), "label": (str, dspy.OutputField(desc=settings["desc"]))},
+        settings["instructions"],
+    )
+    program = dspy.Predict(signature, temperature=settings["temperature"])
+    program.demos = [dspy.Example(text=settings["demo"], label="mail")]
+    artifact.save(program, folder, evidence={}, lm="openai/model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"instructions": "Sort. Now."}, ["-Sort.", "+Sort. Now."]),
+        ({"demo": "ho"}, ["--- self, demonstrations", '-{"label": "mail", "text": "hi"}']),
+        ({"desc": "long"}, ["--- self, fields", '+label: {"description": "long", "type": "str"}']),
+        ({"temperature": 0.5}, ["--- self, settings", '+{"temperature": 0.5}']),
+    ],
+)
+def test_programs_are_equal_only_where_all_is(
+    tmp_path: Path, changes: dict[str, Any], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, same, after = kept(tmp_path / "a"), kept(tmp_path / "b"), kept(tmp_path / "c", **changes)
+    assert run(["diff", str(before), str(same)]) == 0
+    assert capsys.readouterr().out == "The programs are equal.\n"
+    assert run(["diff", str(before), str(after)]) == 0
+    assert set(lines) <= {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    assert run(["diff", str(before), str(after), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["equal"] is False
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        ("Sort.", "Sort.\n", ["@@ -1 +1,2 @@", " Sort.", "+"]),
+        ("One.\nTwo.", "One.\r\nTwo.", ["@@ -1,2 +1,2 @@", "-One.", "+One.\\r", " Two."]),
+    ],
+)
+def test_lines_that_end_otherwise_are_told_apart(
+    before: str, after: str, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_diff(diff({"a": before}, {"a": after}))
+    assert capsys.readouterr().out.split("\n") == ["--- a", "+++ a", *lines, ""]
+
+
+def test_a_run_folder_says_where_its_program_is(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact.save(Rule(), saved, evidence={}, lm="openai/model")
+    assert run(["show", str(saved.parent)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"is no saved program: it has no manifest.json; the program of this run is {saved}." in message
+
+
+def test_a_region_of_anybodys_evidence_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    region = {"region": "a", "gain": "x", "seed": 10**400, "compiled": 0.5, "expert": "a", "train_rows": 3}
+    print_regions([region])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "3", "0.500", "a"]
+
+
+def test_half_a_character_of_an_answer_is_printed(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    print_json({"answer": "cut \ud83d"})
+    print_table("", ["answer"], [["cut \ud83d"]])
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out.count(b"cut \\ud83d") == 2

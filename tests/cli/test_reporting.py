@@ -42,6 +42,14 @@ def test_the_report_goes_elsewhere_if_asked(searched: Path, tmp_path: Path) -> N
     assert (tmp_path / "page.html").read_bytes() == (searched / REPORT).read_bytes()
 
 
+def test_the_report_goes_into_a_folder_if_asked(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", str(searched), "--out", "."]) == 0
+    assert (tmp_path / REPORT).read_bytes() == (searched / REPORT).read_bytes()
+
+
 def test_a_place_without_a_run_is_a_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(tmp_path)]) == 2
     assert "is no run folder: run.json is missing or unreadable." in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -46,6 +47,16 @@ def test_a_wider_address_without_a_token_is_a_wrong_use(
 def test_a_place_without_a_program_is_a_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path)]) == 2
     assert "is no saved program: it has no manifest.json" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_port_of_anothers_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    program = str(saved(tmp_path / "program"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "preceptor", "serve", program, "--lm", "local/gpt-9", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert f"Can't listen on 127.0.0.1:{port}" in " ".join(done.stderr.split())
 
 
 def test_a_server_reloads_on_hangup_and_ends_on_term_without_losing_a_request(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dspy.lm15 import Config, Message, Request, Response, TokenLogprob
 import preceptor
 from preceptor.errors import InputTooLong, ModelError
 from preceptor.lm.catalogue import lookup
-from preceptor.lm.local import LocalEngine, mean_log_probability
+from preceptor.lm.local import LocalEngine, _locate, branch_texts, mean_log_probability
 
 SYSTEM = "Say whether the review is good or bad."
 NOUNS = ("film", "soup", "chair", "concert", "hotel", "phone", "garden", "novel")
@@ -240,6 +240,16 @@ def test_one_choice_that_begins_another_can_win(engine: LocalEngine) -> None:
     assert response.usage.output_tokens == 2  # the token that closes it is scored too
 
 
+def test_of_several_end_tokens_the_chat_templates_closes_a_choice(engine: LocalEngine) -> None:
+    several = LocalEngine(engine._model, engine._tokenizer, "local/several")
+    several._ends = frozenset({0, 2})  # <|endoftext|> and <|im_end|>
+    assert branch_texts(several, ["yes", "yes and no"]) == branch_texts(engine, ["yes", "yes and no"])
+    assert {choice[-1] for choice in branch_texts(several, ["yes", "yes and no"])} == {2}
+    several = LocalEngine(engine._model, engine._tokenizer, "local/several")
+    several._ends = frozenset({1, 0})  # the template puts neither
+    assert several.end == 0
+
+
 def test_seeded_samples_differ_and_come_again(engine: LocalEngine) -> None:
     requests = [request("Name an animal.", temperature=1.0, seed=seed, max_tokens=8) for seed in (1, 2, 3)]
     first, again = ([text(result) for result in together(engine, requests)] for _ in range(2))
@@ -270,3 +280,16 @@ def test_a_folder_with_the_weights_is_a_model(engine: LocalEngine) -> None:
     assert len(fingerprint) == 12
     asked = choose("The film was wonderful.", "good", "bad")
     assert lm.engine.complete(asked).logprobs == engine.complete(asked).logprobs
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "merges.txt", "tokenizer.model", "config.json", "x.safetensors"]
+)
+def test_a_models_fingerprint_tells_of_each_of_its_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("A model.")
+    before = _locate(str(tmp_path), None)[1]
+    (tmp_path / "README.md").write_text("A good model.")
+    assert _locate(str(tmp_path), None)[1] == before
+    (tmp_path / name).write_text("{ }")
+    assert _locate(str(tmp_path), None)[1] != before

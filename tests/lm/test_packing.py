@@ -147,3 +147,35 @@ def test_packed_probabilities_are_those_of_one_sequence_at_a_time(precise: Local
 def test_packed_probabilities_stay_close_in_the_engines_own_precision(engine: LocalEngine) -> None:
     pairs = compare(engine, "<|im_start|>user\nHere is a word: ")
     assert [packed for packed, _ in pairs] == pytest.approx([plain for _, plain in pairs], abs=1.0, rel=0.03)
+
+
+def kept(cache: Any) -> list[tuple[int, int, int]]:
+    """Return where each layer's keys lie, how many tokens they are, and the bytes held for them."""
+    return [
+        (layer.keys.data_ptr(), layer.keys.shape[-2], layer.keys.untyped_storage().nbytes()) for layer in cache.layers
+    ]
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_pass_leaves_the_prefix_as_it_was_even_if_it_breaks_off(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    model, prefix = engine._model, list(engine._tokens("Here is a word:"))
+    rows = [Row(engine._tokens(text), (engine._tokens(" wet"),)) for text in TEXTS]
+    with torch.inference_mode():
+        cache = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True)
+        before, found = kept(cache), log_probabilities(model, cache, rows)
+        last = model.base_model.layers[-1].mlp
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            raise KeyboardInterrupt
+
+        if breaks:
+            monkeypatch.setattr(last, "forward", broken)
+            with pytest.raises(KeyboardInterrupt):
+                log_probabilities(model, cache, rows)
+            monkeypatch.undo()
+        assert kept(cache) == before
+        assert {length for _, length, _ in before} == {len(prefix)}
+        assert log_probabilities(model, cache, rows) == found

@@ -93,6 +93,10 @@ def test_a_model_in_this_process_answers_each_draw_in_its_own_way(ledger: Ledger
     assert len(set(told(seeded))) == 1, "a seed of the caller's own is kept"
 
 
+def answers_of(prediction: Any) -> list[str]:
+    return list(prediction.completions.answer)
+
+
 @pytest.mark.parametrize("adapter", [DirectAdapter(), dspy.ChatAdapter()])
 def test_several_answers_asked_for_at_once_are_several_draws_and_replayed(ledger: Ledger, adapter: Any) -> None:
     told = (f"[[ ## answer ## ]]\nanswer {number}" for number in range(9))
@@ -101,8 +105,8 @@ def test_several_answers_asked_for_at_once_are_several_draws_and_replayed(ledger
     lm = metered(ledger, inner)
     for asking in (lm, lm, lm.copy(n=3)):
         with dspy.context(lm=asking, adapter=adapter):
-            answers = asks(question="Which?").completions.answer
-            awaited = asyncio.run(asks.acall(question="Which?")).completions.answer
+            answers = answers_of(asks(question="Which?"))
+            awaited = answers_of(asyncio.run(asks.acall(question="Which?")))
         assert [answer[-8:] for answer in answers] == ["answer 0", "answer 1", "answer 2"]
         assert awaited == answers
     assert len(asked(inner)) == 3

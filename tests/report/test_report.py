@@ -234,6 +234,7 @@ def test_a_run_that_failed_has_a_report_that_says_how_to_go_on(tmp_path: Path) -
     (tmp_path / "run" / "run.json").write_text(json.dumps({"command": {"target": "text -> label"}}), encoding="utf-8")
     shown = Page(page(tmp_path / "run")).text
     assert f"go on with: preceptor resume {tmp_path / 'run'}" in shown
+    assert f"preceptor compile 'text -> label' \\ --run {tmp_path / 'run'}" in " ".join(shown.split())
 
 
 def test_a_run_that_is_stopped_after_it_had_a_result_keeps_its_report(replaced: Path) -> None:

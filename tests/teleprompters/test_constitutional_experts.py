@@ -428,10 +428,14 @@ def test_it_works_on_free_text(tmp_path: Path) -> None:
         return word[::-1] if "backwards" in system(request) else word
 
     proposer = simulated(choosing("Add", lambda text: "Write it backwards."), name="writer")
-    free = [dspy.Example(question=f"Say {word}", reply=word[::-1]).with_inputs("question") for word in POLICY]
+    free = [
+        dspy.Example(question=f"Say {n} {word}", reply=word[::-1]).with_inputs("question")
+        for n in range(5)
+        for word in POLICY
+    ]
     method = constitutional(tmp_path, proposer, lm=simulated(echo), metric="exact_match", steps=1)
     program = Generate("question -> reply", "Echo.")
-    compiled = compiled_by(method, 18, program, trainset=3 * free, valset=2 * free)
+    compiled = compiled_by(method, 18, program, trainset=free[: 3 * len(POLICY)], valset=free[3 * len(POLICY) :])
     assert compiled.evidence.compiled == 1.0
     assert "Echo.\n\nIt got this case wrong:\n\nInput: question: Say " in prompts(proposer)[0]
     assert "It has this form: If ..., then ...\nWrite" in next(

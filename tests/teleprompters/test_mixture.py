@@ -261,7 +261,7 @@ def test_half_of_the_calls_go_to_the_search_on_all_rows_and_the_rest_to_the_regi
             shares[len(task.train)] = task.meter.account.calls_left
             return []
 
-    train = [row for row in rows(40) if row.text.startswith("fruit")] + rows(20, 100)
+    train = [row for row in rows(40) if row.text.startswith("fruit")] + rows(20, 200)
     compiled_by(mixture(tmp_path, method=Noting, budget=Budget(calls=1000)), trainset=train)
 
     # 1000 - 3 * 64 are left to search with; nobody spends any: 30 and 10 train rows
@@ -328,7 +328,9 @@ def test_a_region_whose_search_refuses_its_rows_keeps_the_default(tmp_path: Path
 
 
 def test_demonstrations_of_an_expert_are_from_its_region(tmp_path: Path) -> None:
-    compiled = compiled_by(mixture(tmp_path, settings={"candidates": 8, "few_shot": 2}), trainset=rows(60))
+    compiled = compiled_by(
+        mixture(tmp_path, settings={"candidates": 8, "few_shot": 2}), trainset=rows(60), valset=rows(64, 60)
+    )
 
     for region, expert in compiled.experts.items():
         topics = {demo["text"].split()[0] for demo in expert.predict.demos}
