@@ -31,6 +31,7 @@ from preceptor.benchmarks.table import FOLDER, summary
 from preceptor.benchmarks.tasks import Published
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
 from preceptor.cli.view import print_json, progress, say
+from preceptor.data import unseen
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.catalogue import cache_folder
@@ -205,7 +206,7 @@ class _Bench:
     def measure(self, run: Run, kind: Callable[..., Teleprompter] | None) -> dict[str, Any]:
         """Compile with one method and seed, and score on the test rows."""
         drawn = self.task.rows(self.data_dir, run.seed)
-        parts = drawn._replace(test=drawn.test[: run.test_rows])
+        parts = drawn._replace(val=unseen(drawn.val, drawn.train, name="valset"), test=drawn.test[: run.test_rows])
         student = self.task.student()
         known = {
             "task": run.task,

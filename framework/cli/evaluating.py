@@ -17,7 +17,7 @@ from preceptor import program as artifact
 from preceptor.checks import check_metric, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
-from preceptor.cli.view import out, plain, print_json, print_table, progress
+from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
 from preceptor.lm.budget import Account, Budget, Cost
@@ -162,9 +162,12 @@ def _metered(
     parts = {
         "programs": [_state(entrant) for entrant in entrants],
         "rows": [[row.toDict() for row in entrant.rows] for entrant in entrants],
-        "models": [models[entrant.lm].model for entrant in entrants],
+        "models": [[models[entrant.lm].model, models[entrant.lm].kwargs.get("api_base")] for entrant in entrants],
     }
-    with open_ledger(cache_folder() / "evals" / fingerprint(parts), parts) as ledger:
+    folder = cache_folder() / "evals" / fingerprint(parts)
+    with open_ledger(folder, parts) as ledger:
+        if len(ledger):
+            say(f"  {len(ledger)} answers are of an earlier eval, kept in {folder}; delete it to ask anew")
         try:
             yield ledger, Account(budget, Cost(*ledger.failures), paid=Cost(*ledger.paid))
         except BudgetExhausted as error:

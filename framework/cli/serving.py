@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import dspy
 import typer
 
-from preceptor.cli.compiling import Json
+from preceptor.cli.compiling import Json, MaxTokens
 from preceptor.cli.evaluating import Student, load
-from preceptor.cli.inputs import lm_of
+from preceptor.cli.inputs import REASONING_TOKENS, lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
 from preceptor.serving.app import application
@@ -54,9 +54,7 @@ def serve(
     concurrency: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = DEFAULT.concurrency,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; others get 429.")] = DEFAULT.queue,
     timeout: Annotated[float, typer.Option(help="Seconds a request may take; more gets 504.")] = DEFAULT.seconds,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a model may write in one call.")] = (
-        DEFAULT.output_tokens
-    ),
+    max_tokens: MaxTokens = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Of one request; more gets 413.")] = DEFAULT.body_bytes,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to wait for requests in flight, told to stop.")] = (
         DEFAULT.drain_seconds
@@ -76,7 +74,7 @@ def serve(
         concurrency=concurrency,
         queue=queue,
         seconds=timeout,
-        output_tokens=max_tokens,
+        output_tokens=max_tokens or REASONING_TOKENS,  # a model's own bound is the lower one
         body_bytes=max_bytes,
         drain_seconds=drain,
     )
@@ -94,7 +92,7 @@ def serve(
         server.run(sockets=[listening])
 
 
-def _model(lm: str | None, api_base: str | None, max_tokens: int, name: str) -> dspy.LM:
+def _model(lm: str | None, api_base: str | None, max_tokens: int | None, name: str) -> dspy.LM:
     """Return the model of that name, or the one that was asked for in its place."""
     return lm_of(name if lm is None else lm, api_base, max_tokens)
 

@@ -76,6 +76,23 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
 
 
+def test_rows_to_confirm_on_that_are_train_rows_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overlapping(data: Path | None, seed: int) -> Parts:
+        drawn = TASK.rows(data, seed)
+        return drawn._replace(val=[*drawn.train[:3], *drawn.val])
+
+    lm = model()
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path))
+    task = dataclasses.replace(TASK, rows=overlapping)
+    whole = TASK.rows(tmp_path, 0)
+    found = _Bench(task, tmp_path, lm, lambda what, done, total: None).measure(
+        Run("toss", "ape", 0, 300, lm.model), APE
+    )
+    assert (found["confirm_rows"], len(overlapping(tmp_path, 0).val)) == (len(whole.val), len(whole.val) + 3)
+
+
 def test_labels_have_a_macro_f1_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = model()
     found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model), APE)

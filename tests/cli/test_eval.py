@@ -210,8 +210,12 @@ def test_an_eval_goes_on_with_the_answers_it_has(here: Path, capsys: pytest.Capt
 
         assert evaluated(capsys, *hosted(here, server, "--budget", "calls=40"))["score"] == 15 / 40
         assert server.count == 40
-        again = evaluated(capsys, *hosted(here, server))
-        assert (again["score"], server.count) == (15 / 40, 40)
+        assert run([*hosted(here, server), "--json"]) == 0
+        again = capsys.readouterr()
+        assert (json.loads(again.out)["score"], server.count) == (15 / 40, 40)
+        assert "40 answers are of an earlier eval, kept in " in " ".join(again.err.split())
+        with ChatServer(lambda body: "mail") as other:
+            assert evaluated(capsys, *hosted(here, other))["score"] == 25 / 40
 
         told = evaluated(capsys, *hosted(here, server, "--instructions", "Is it spam?"))
         assert (told["rows"], server.count) == (40, 80)  # other requests have other answers

@@ -17,8 +17,11 @@ import httpx
 import pytest
 
 from preceptor.cli import run
+from preceptor.cli.inputs import REASONING_TOKENS
+from preceptor.cli.serving import _model
 from preceptor.modules import Classify
 from preceptor.program import save
+from preceptor.serving.model import served
 from preceptor.testing import ChatServer
 
 SIGNATURE = "text -> label: Literal['spam', 'mail']"
@@ -47,6 +50,19 @@ def test_a_wider_address_without_a_token_is_a_wrong_use(
 def test_a_place_without_a_program_is_a_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path)]) == 2
     assert "is no saved program: it has no manifest.json" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "sent"),
+    [("m", None, 512), ("m", 900, 900), ("o4-mini", None, 16_000), ("o4-mini", 20_000, 20_000)],
+)
+def test_a_served_model_has_the_bound_that_was_asked_for_else_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, asked: int | None, sent: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with ChatServer(lambda body: "spam") as server:
+        served(_model(None, server.url, asked, f"openai/{name}"), asked or REASONING_TOKENS)("Spam?")
+        assert server.requests[0].body["max_completion_tokens"] == sent
 
 
 def test_a_port_of_anothers_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
