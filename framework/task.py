@@ -25,7 +25,7 @@ from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors, said
+from preceptor.lm.seam import predictors, said, sampled
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
@@ -300,11 +300,11 @@ class Task:
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
         settings = {name: value for name, value in self.proposer.kwargs.items() if name not in _NOT_SENT and value}
-        own: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        own["max_tokens"] = sampling.max_tokens
+        engine, drawn = _engine(self.proposer), (sampling.temperature, sampling.top_p)
+        own: dict[str, Any] = {**sampled(self.proposer.model, engine, *drawn), "max_tokens": sampling.max_tokens}
         if "max_completion_tokens" in settings:  # reasoning models take neither of the others
             own = {}
-        takes = getattr(_engine(self.proposer), "supported_params", ())
+        takes = getattr(engine, "supported_params", ())
         if "stop" in takes and sampling.stop:
             own["stop"] = list(sampling.stop)
         if "seed" in takes:

@@ -366,3 +366,31 @@ def test_a_proposal_is_read_without_the_thoughts_before_it(make: Open) -> None:
         with make(simulated(answer), proposer=server.lm()) as task:
             assert task.propose(["Write one."], SAMPLING, samples=2) == ["Repeat the last word."] * 2
             assert task.choose([("Pick one.", ["Repeat the last word."])], SAMPLING) == ["Repeat the last word."]
+
+
+@pytest.mark.parametrize(
+    ("name", "top_p", "sent"),
+    [
+        ("gpt-4o-mini", 0.9, {"temperature": 0.7, "top_p": 0.9}),
+        ("gpt-4o-mini", 1.0, {"temperature": 0.7}),
+        ("anthropic/claude-sonnet-4-5", 0.9, {"temperature": 0.7}),
+    ],
+)
+def test_a_hosted_proposer_is_sent_top_p_where_it_means_something_and_is_taken(
+    make: Open, name: str, top_p: float, sent: dict[str, float]
+) -> None:
+    with ChatServer(lambda body: "Repeat the last word.") as server:
+        with make(simulated(answer), proposer=server.lm(name)) as task:
+            task.propose(["Write one."], Sampling(0.7, top_p))
+        [received] = server.requests
+    assert {key: value for key, value in received.body.items() if key in {"temperature", "top_p"}} == sent
+
+
+def test_half_a_character_is_left_out_of_a_proposal(make: Open) -> None:
+    with (
+        ChatServer(lambda body: "Repeat \ud83d the last word.\ud83d") as server,
+        make(simulated(answer), proposer=server.lm()) as task,
+    ):
+        [text] = task.propose(["Write one."], SAMPLING)
+        assert text == "Repeat  the last word."
+        assert task.score([task.seed.with_instruction("predict", text)], [0, 1])[0].score == 1.0

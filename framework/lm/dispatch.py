@@ -27,6 +27,7 @@ from dspy.utils.exceptions import (
     LMBillingError,
     LMConfigurationError,
     LMError,
+    LMInvalidRequestError,
     LMProviderError,
     LMRateLimitError,
     LMServerError,
@@ -261,11 +262,16 @@ class Door:
     def _answer(self, request: Request, deadline: float) -> Response:
         engine: Any = self.lm.engine
         if isinstance(engine, str):
-            return within(
-                deadline, lambda: cast("Response", self.lm(request, cache=False))
-            )  # all draws are alike to it
+            return within(deadline, lambda: self._sent(request))
         with error_boundary(self.lm.model, unexpected=True):
             return cast("Response", engine.complete(request))
+
+    def _sent(self, request: Request) -> Response:
+        """Send a request by DSPy; its cache is off, for all draws are alike to it."""
+        try:
+            return cast("Response", self.lm(request, cache=False))
+        except (ValueError, TypeError) as error:  # what DSPy can't write down; no request has left
+            raise LMInvalidRequestError(f"It can't be sent: {error}", model=self.lm.model) from error
 
 
 def within(seconds: float, ask: Callable[[], Response]) -> Response:
