@@ -19,13 +19,16 @@ from preceptor.lm.meter import Meter
 from preceptor.modules import Classify
 from preceptor.program import candidate_of
 from preceptor.run import open_run
+from preceptor.scoring.evaluate import charged
 from preceptor.scoring.metrics import wrap
-from preceptor.scoring.trial import Candidate
+from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Sampling, Task
 from preceptor.testing import ChatServer, Simulated, asked, prompt, simulated, system
 
 SAMPLING = Sampling(0.9, 0.8, 77)
 GOOD = Candidate({"predict": "Repeat the last word."})
+
+OK, BAD = Outcome("scored", 1.0), Outcome("failed", None, error="Timeout: 30 s")
 
 Open = Callable[..., AbstractContextManager[Task]]
 
@@ -394,3 +397,22 @@ def test_half_a_character_is_left_out_of_a_proposal(make: Open) -> None:
         [text] = task.propose(["Write one."], SAMPLING)
         assert text == "Repeat  the last word."
         assert task.score([task.seed.with_instruction("predict", text)], [0, 1])[0].score == 1.0
+
+
+def test_a_candidate_that_most_rows_fail_with_does_not_win_by_the_others(make: Open) -> None:
+    def answering(request: Request) -> str:
+        if "Break" in system(request) and prompt(request).split()[-1] == "no":
+            raise ConnectionError("no route")
+        return answer(request)
+
+    breaking = Candidate({"predict": "Break."})
+    others = [Candidate({"predict": f"Say yes, {n}."}) for n in range(11)]
+    with make(simulated(answering), train=20) as task:
+        trials = task.score([breaking, *others], range(20))
+        assert [trial.score for trial in trials] == [0.5] * 12  # not 1.0, over the 10 rows that were answered
+        assert [outcome.kind for outcome in trials[0].outcomes].count("unparsable") == 10
+        assert "no route" in trials[0].outcomes[1].error
+
+    assert charged((OK, *[BAD] * 2), worst=-3.0) == (OK, *[dataclasses.replace(BAD, kind="unparsable", score=-3.0)] * 2)
+    assert charged((OK, BAD)) == (OK, BAD), "one may be bad luck"
+    assert charged((*[OK] * 38, BAD, BAD)) == (*[OK] * 38, BAD, BAD)
