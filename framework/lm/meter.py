@@ -159,7 +159,12 @@ class Meter:
         if engine is not None:
             return self._ask_together(lm, engine, calls)
         with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
+            try:
+                return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
+            except BaseException as error:
+                if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
+                    self.give_up()
+                raise
 
     def ask_one(self, lm: dspy.LM, call: Call) -> Response:
         """Answer one call; equal calls in other threads wait and share its answer.
