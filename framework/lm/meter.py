@@ -280,9 +280,8 @@ class Meter:
                 ]
                 self.ledger.write(answers)
                 found.update({calls[index].key: result for index, result in batch})
-                for index, result in batch:
-                    if isinstance(result, dspy.LMError):
-                        self._noted(calls[index], result)
+                for call, error in [(calls[at], error) for at, error in batch if isinstance(error, dspy.LMError)]:
+                    self._noted(call, error)
                 spent = sum((Cost(1, answer.tokens, answer.dollars) for _, answer in answers), Cost())
                 self.account.settle(most, spent, billed=True)
                 reserved -= most
