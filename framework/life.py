@@ -23,12 +23,12 @@ from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
-from preceptor.lm.meter import Meter
+from preceptor.lm.meter import Meter, check
 from preceptor.lm.seam import predictors
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job
-from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval, smallest_gain
 from preceptor.scoring.trial import Candidate, Outcome, Trial
@@ -129,17 +129,16 @@ class Compile:
 
     @contextmanager
     def open(self) -> Generator[Task]:
-        """Open the run folder and check that the budget can pay."""
+        """Check that the budget can pay, then open the run folder, whose records begin anew."""
         method, parts = self.method, self._parts()
+        own = [predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)]
+        for lm in (self.lm, self.proposer, *own):
+            check(lm, method.budget)
+        self._refuse_unaffordable()
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
         with open_run(folder, parts) as run:
             account = Account(method.budget, Cost(*run.ledger.failures), paid=Cost(*run.ledger.paid))
             meter = Meter(run.ledger, account, threads=method.threads, patience=method.patience)
-            own = [
-                predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)
-            ]
-            for lm in (self.lm, self.proposer, *own):
-                meter.check(lm)
             rng = random.Random(method.seed)
             task = Task(
                 student=with_models(self.student, meter),
@@ -158,7 +157,6 @@ class Compile:
                 confirm_rows=len(self.confirm),
                 confirms=method.confirmed,
             )
-            self._refuse_unaffordable(task)
             with reported(run.folder):
                 yield task
 
@@ -169,7 +167,7 @@ class Compile:
             trials = list(search(task))
         except BudgetExhausted as error:
             stopped = str(error)
-            trials = task.ranked or best_so_far(task.scored, self.metric.aggregate)
+            trials = task.ranked or best_so_far(task.scored, self._aggregate(task.scored))
         winner, copied = self._first_original(trials)
         return Found(winner, stopped, copied)
 
@@ -297,10 +295,14 @@ class Compile:
 
     def _seed_search_score(self, task: Task) -> float | None:
         """Return the seed's score over all train rows the search scored it on, None if there are none."""
-        trials = best_so_far(
-            [trial for trial in task.scored if trial.candidate.key == task.seed.key], self.metric.aggregate
-        )
+        own = [trial for trial in task.scored if trial.candidate.key == task.seed.key]
+        trials = best_so_far(own, self._aggregate(own))
         return trials[0].score if trials else None
+
+    def _aggregate(self, trials: Sequence[Trial]) -> Aggregate:
+        """Return what makes one score of many rows: the metric, but the mean of likelihoods, which are no answers."""
+        is_likelihood = any((outcome.score or 0) < 0 for trial in trials for outcome in trial.outcomes)
+        return mean if is_likelihood else self.metric.aggregate
 
     def so_far(self, task: Task) -> str:
         """Return what a compile that can't go on has spent, and how to resume it."""
@@ -319,10 +321,11 @@ class Compile:
         """Calls set aside for confirming: for as many programs as are confirmed, every row, every predictor."""
         return self.method.confirmed * len(self.confirm) * len(predictors(self.student))
 
-    def _refuse_unaffordable(self, task: Task) -> None:
+    def _refuse_unaffordable(self) -> None:
+        signatures = {name: predictor.signature for name, predictor in predictors(self.student)}
         confirm, calls = self.confirmation, self.method.budget.calls
         for_search = None if calls is None else calls - confirm
-        estimate = self.method.estimate(task.signatures, len(self.train), for_search)
+        estimate = self.method.estimate(signatures, len(self.train), for_search)
         if calls is not None and calls < confirm + estimate.least:
             raise Unaffordable(
                 f"{type(self.method).__name__} needs at least {confirm + estimate.least} calls here: {confirm} to "

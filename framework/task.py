@@ -26,11 +26,11 @@ from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors, said, whole
+from preceptor.lm.seam import predictors, said, sampled, whole
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
-from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, refuse_failures
+from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, charged, refuse_failures
 from preceptor.scoring.metrics import Metric, mean, references
 from preceptor.scoring.statistics import interval
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
@@ -126,7 +126,8 @@ class Task:
     def score_each(self, walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
         """Score every candidate on train rows of its own; costs one call per row and predictor.
 
-        The outcomes of a program of several predictors hold what each was given and answered.
+        The outcomes of a program of several predictors hold what each was given and answered. Rows that failed are
+        wrong answers of a candidate that several, and more than one of its rows in twenty, failed with.
 
         Raises:
             BudgetExhausted: If the budget ends.
@@ -306,11 +307,11 @@ class Task:
 
     def _proposal(self, prompt: str, sampling: Sampling, sample: int | SoftTokens) -> Request:
         settings = {name: value for name, value in self.proposer.kwargs.items() if name not in _NOT_SENT and value}
-        own: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        own["max_tokens"] = sampling.max_tokens
+        engine, drawn = _engine(self.proposer), (sampling.temperature, sampling.top_p)
+        own: dict[str, Any] = {**sampled(self.proposer.model, engine, *drawn), "max_tokens": sampling.max_tokens}
         if "max_completion_tokens" in settings:  # reasoning models take neither of the others
             own = {}
-        takes = getattr(_engine(self.proposer), "supported_params", ())
+        takes = getattr(engine, "supported_params", ())
         if "stop" in takes and sampling.stop:
             own["stop"] = list(sampling.stop)
         if "seed" in takes:
@@ -351,15 +352,15 @@ class Task:
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
         refuse_failures(outcomes)
         self.meter.accept_failures()
-        is_score = all((outcome.score or 0) >= 0 for outcome in outcomes)
-        aggregate = self.metric.aggregate if is_score else mean
+        worst = min([0.0, *(outcome.score or 0.0 for outcome in outcomes)])  # a likelihood is at most 0
+        aggregate = self.metric.aggregate if worst >= 0 else mean
         trials: list[Trial] = []
         left = iter(outcomes)
         for candidate, rows in walks:
-            own = tuple(islice(left, len(rows)))
+            own = charged(tuple(islice(left, len(rows))), worst)
             trials.append(Trial(candidate, tuple(rows), own, aggregate(own)))
         self.scored.extend(trials)
-        spread = partial(interval, metric=self.metric) if is_score else None
+        spread = partial(interval, metric=self.metric) if worst >= 0 else None
         self.run.write_trials(trials, aggregate, self.meter.account.spent.calls, spread)
         return trials
 

@@ -19,13 +19,16 @@ from preceptor.lm.meter import Meter
 from preceptor.modules import Classify
 from preceptor.program import candidate_of
 from preceptor.run import open_run
+from preceptor.scoring.evaluate import charged
 from preceptor.scoring.metrics import wrap
-from preceptor.scoring.trial import Candidate
+from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Sampling, Task
 from preceptor.testing import ChatServer, Simulated, asked, prompt, simulated, system
 
 SAMPLING = Sampling(0.9, 0.8, 77)
 GOOD = Candidate({"predict": "Repeat the last word."})
+
+OK, BAD = Outcome("scored", 1.0), Outcome("failed", None, error="Timeout: 30 s")
 
 Open = Callable[..., AbstractContextManager[Task]]
 
@@ -387,3 +390,50 @@ def test_of_a_proposal_cut_at_its_bound_what_is_whole_is_kept_and_one_without_is
         with make(simulated(answer), proposer=server.lm(), report=lambda what, done, total: told.append(what)) as task:
             assert task.draw([*texts], SAMPLING) == ["Say it in one", "<START>Name it.<END>", "Name it.\n", None]
     assert "1 of 4 proposals failed or were cut: left out" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "top_p", "sent"),
+    [
+        ("gpt-4o-mini", 0.9, {"temperature": 0.7, "top_p": 0.9}),
+        ("gpt-4o-mini", 1.0, {"temperature": 0.7}),
+        ("anthropic/claude-sonnet-4-5", 0.9, {"temperature": 0.7}),
+    ],
+)
+def test_a_hosted_proposer_is_sent_top_p_where_it_means_something_and_is_taken(
+    make: Open, name: str, top_p: float, sent: dict[str, float]
+) -> None:
+    with ChatServer(lambda body: "Repeat the last word.") as server:
+        with make(simulated(answer), proposer=server.lm(name)) as task:
+            task.propose(["Write one."], Sampling(0.7, top_p))
+        [received] = server.requests
+    assert {key: value for key, value in received.body.items() if key in {"temperature", "top_p"}} == sent
+
+
+def test_half_a_character_is_left_out_of_a_proposal(make: Open) -> None:
+    with (
+        ChatServer(lambda body: "Repeat \ud83d the last word.\ud83d") as server,
+        make(simulated(answer), proposer=server.lm()) as task,
+    ):
+        [text] = task.propose(["Write one."], SAMPLING)
+        assert text == "Repeat  the last word."
+        assert task.score([task.seed.with_instruction("predict", text)], [0, 1])[0].score == 1.0
+
+
+def test_a_candidate_that_most_rows_fail_with_does_not_win_by_the_others(make: Open) -> None:
+    def answering(request: Request) -> str:
+        if "Break" in system(request) and prompt(request).split()[-1] == "no":
+            raise ConnectionError("no route")
+        return answer(request)
+
+    breaking = Candidate({"predict": "Break."})
+    others = [Candidate({"predict": f"Say yes, {n}."}) for n in range(11)]
+    with make(simulated(answering), train=20) as task:
+        trials = task.score([breaking, *others], range(20))
+        assert [trial.score for trial in trials] == [0.5] * 12  # not 1.0, over the 10 rows that were answered
+        assert [outcome.kind for outcome in trials[0].outcomes].count("unparsable") == 10
+        assert "no route" in trials[0].outcomes[1].error
+
+    assert charged((OK, *[BAD] * 2), worst=-3.0) == (OK, *[dataclasses.replace(BAD, kind="unparsable", score=-3.0)] * 2)
+    assert charged((OK, BAD)) == (OK, BAD), "one may be bad luck"
+    assert charged((*[OK] * 38, BAD, BAD)) == (*[OK] * 38, BAD, BAD)

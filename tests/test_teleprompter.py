@@ -696,6 +696,44 @@ def test_a_finished_run_made_again_asks_no_failed_call_anew(tmp_path: Path, at: 
     assert (second.spent, second.lost, second.comparison) == (first.spent, first.lost, first.comparison)
 
 
+@pytest.mark.parametrize("budget", [Budget(calls=41), Budget(tokens=10**6)], ids=["too few calls", "no bound per call"])
+def test_a_budget_that_is_refused_leaves_the_records_of_a_finished_run(tmp_path: Path, budget: Budget) -> None:
+    lm = simulated(answer)
+    lm.kwargs.pop("max_tokens", None)
+    compiled_by(tries(tmp_path, lm, RIGHT))
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("trials.jsonl", "result.json")}
+    assert all(kept.values())
+
+    with pytest.raises(ConfigError):
+        compiled_by(tries(tmp_path, lm, RIGHT, budget=budget))
+
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likely(Teleprompter):
+    """Scores candidates by likelihood until the budget ends."""
+
+    def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+        return Estimate(least=0, expected=0)
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        for number in range(100):
+            others = [task.seed.with_instruction("predict", f"{RIGHT} {number}")]
+            for rows in (task.order[:4], task.order[4:8]):
+                task.likelihood(others if number else [task.seed], rows)
+        raise AssertionError("the budget has not ended")
+
+
+def test_a_likelihood_search_that_ends_on_its_budget_is_ranked_by_the_mean(tmp_path: Path, smollm: dspy.LM) -> None:
+    method = Likely(metric="macro_f1", lm=smollm, run_dir=tmp_path / "run", budget=Budget(calls=2 * 6 + 20))
+    evidence = compiled_by(method, valset=rows(6, start=TRAIN)).evidence
+    lines = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+    assert evidence.stopped
+    assert evidence.search_score == max(line["so_far"] for line in lines if line["seen"] == 8) < 0
+    assert evidence.seed_search_score == pytest.approx((lines[0]["score"] + lines[1]["score"]) / 2)
+
+
 def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
     def judged(example: Any, prediction: Any) -> bool:
         for judge in "abc":  # calls that nobody reckoned with

@@ -48,8 +48,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name in BOUNDS:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"Budget needs {name} > 0, got {value}.")
+            if value is not None and not 0 < value < math.inf:
+                endless = " Leave it out where there is no bound." if value == math.inf else ""
+                raise ConfigError(f"Budget needs {name} > 0, got {value}.{endless}")
         for model, rates in self.prices.items():
             if len(rates) != 2 or not all(0 <= rate < math.inf for rate in rates):
                 raise ConfigError(

@@ -27,6 +27,7 @@ from dspy.utils.exceptions import (
     LMBillingError,
     LMConfigurationError,
     LMError,
+    LMInvalidRequestError,
     LMProviderError,
     LMRateLimitError,
     LMServerError,
@@ -68,7 +69,7 @@ class Patience:
         retries: Attempts after the first, for errors that may pass: overload (429), the provider's own
             failures (5xx), timeouts, broken connections, and answers that came broken.
         first_wait: Seconds before the first retry; doubled for each further one, at most 60, with a
-            random half taken off so that calls don't come back all at once. A Retry-After is obeyed.
+            random half taken off so that calls don't come back all at once. No retry comes before a Retry-After.
     """
 
     timeout: float = 120.0
@@ -96,10 +97,8 @@ class Patience:
             >>> Patience().wait(0, ValueError(), luck=0.5)
             0.75
         """
-        asked = getattr(error, "retry_after", None)
-        if asked is not None:
-            return float(asked)
-        return min(_LONGEST_WAIT, self.first_wait * 2.0**attempt) * (1 - luck / 2)
+        asked = getattr(error, "retry_after", None) or 0.0
+        return max(float(asked), min(_LONGEST_WAIT, self.first_wait * 2.0**attempt) * (1 - luck / 2))
 
 
 class NotSent(LMError):
@@ -261,11 +260,16 @@ class Door:
     def _answer(self, request: Request, deadline: float) -> Response:
         engine: Any = self.lm.engine
         if isinstance(engine, str):
-            return within(
-                deadline, lambda: cast("Response", self.lm(request, cache=False))
-            )  # all draws are alike to it
+            return within(deadline, lambda: self._sent(request))
         with error_boundary(self.lm.model, unexpected=True):
             return cast("Response", engine.complete(request))
+
+    def _sent(self, request: Request) -> Response:
+        """Send a request by DSPy; its cache is off, for all draws are alike to it."""
+        try:
+            return cast("Response", self.lm(request, cache=False))
+        except (ValueError, TypeError) as error:  # what DSPy can't write down; no request has left
+            raise LMInvalidRequestError(f"It can't be sent: {error}", model=self.lm.model) from error
 
 
 def within(seconds: float, ask: Callable[[], Response]) -> Response:

@@ -23,7 +23,7 @@ from dspy.lm15 import Request, Response
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
-from preceptor.lm.budget import Account, Cost
+from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
     BROKEN_RETRIES,
@@ -124,22 +124,8 @@ class Meter:
         )
 
     def check(self, lm: dspy.LM) -> None:
-        """Raise unless calls can be recorded, and what one may cost be bounded in the budget's units.
-
-        Raises:
-            ConfigError: If tokens or dollars are budgeted and the model lacks `max_tokens` or a known price, or
-                if a secret is among the settings that are recorded with each call.
-        """
-        lm, budget = _unwrapped(lm), self.account.budget
-        refuse_secrets(f"The model {lm.model}", lm.kwargs, CONNECTION)
-        if budget.tokens is None and budget.dollars is None:
-            return
-        if not (lm.kwargs.get("max_tokens") or lm.kwargs.get("max_completion_tokens")):
-            raise ConfigError(
-                f"A budget of tokens or dollars needs a bound per call: dspy.LM({lm.model!r}, max_tokens=512)."
-            )
-        if budget.dollars is not None:
-            prices.check(lm, budget.prices)
+        """Raise unless calls can be recorded, and what one may cost be bounded; see `check`."""
+        check(lm, self.account.budget)
 
     def give_up(self) -> None:
         """Send no more to providers: calls that wait for a place or a retry fail at once."""
@@ -159,7 +145,12 @@ class Meter:
         if engine is not None:
             return self._ask_together(lm, engine, calls)
         with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
+            try:
+                return list(pool.map(lambda call: self._ask_safely(lm, call), calls))
+            except BaseException as error:
+                if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
+                    self.give_up()
+                raise
 
     def ask_one(self, lm: dspy.LM, call: Call) -> Response:
         """Answer one call; equal calls in other threads wait and share its answer.
@@ -362,6 +353,25 @@ def ask_cohort(questions: list[tuple[MeteredEngine, Call]]) -> list[Result]:
         for place, result in zip(places, results, strict=True):
             answers[place] = result
     return cast("list[Result]", answers)
+
+
+def check(lm: dspy.LM, budget: Budget) -> None:
+    """Raise unless a model's calls can be recorded, and what one may cost be bounded in the budget's units.
+
+    Raises:
+        ConfigError: If tokens or dollars are budgeted and the model lacks `max_tokens` or a known price, or
+            if a secret is among the settings that are recorded with each call.
+    """
+    lm = _unwrapped(lm)
+    refuse_secrets(f"The model {lm.model}", lm.kwargs, CONNECTION)
+    if budget.tokens is None and budget.dollars is None:
+        return
+    if not (lm.kwargs.get("max_tokens") or lm.kwargs.get("max_completion_tokens")):
+        raise ConfigError(
+            f"A budget of tokens or dollars needs a bound per call: dspy.LM({lm.model!r}, max_tokens=512)."
+        )
+    if budget.dollars is not None:
+        prices.check(lm, budget.prices)
 
 
 def give_up(lm: dspy.LM) -> None:

@@ -25,8 +25,30 @@ def text_of_parts(parts: Any) -> str:
 
 
 def said(message: Message) -> str:
-    """Return what a model answered, without what it thought before: a message's own `text` is None where it did."""
-    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+    """Return what a model answered, without what it thought before: a message's own `text` is None where it did.
+
+    Half a character, as an answer that was cut off may end in, is left out: no request may hold one.
+    """
+    text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+    return text.encode("utf-8", "ignore").decode()
+
+
+def sampled(model: str, engine: object, temperature: float, top_p: float) -> dict[str, float]:
+    """Return the settings of a request whose answer is drawn so.
+
+    A hosted model is sent `top_p` only where it leaves something out, and one of Anthropic's never: they refuse it
+    beside a temperature.
+
+    Args:
+        model: Its name.
+        engine: An object that answers in this process, or the name of DSPy's.
+        temperature: Above 0 for a draw.
+        top_p: Mass of the likeliest tokens to draw from.
+    """
+    is_anthropic = "anthropic" in model or "claude" in model
+    if isinstance(engine, str) and (is_anthropic or top_p >= 1):
+        return {"temperature": temperature}
+    return {"temperature": temperature, "top_p": top_p}
 
 
 def whole(response: Response) -> str | None:

@@ -56,7 +56,7 @@ def bound(lm: dspy.LM, request: Request, engine: Counting | None, by_hand: Price
     answer = request.config.max_tokens or 0
     if engine is not None and engine.supports_choices:
         choices = cast("Sequence[str]", (request.config.extensions or {}).get("choices") or ())
-        answer = max((len(choice.encode()) + 1 for choice in choices), default=answer)  # and what ends it
+        answer = max((_bytes(choice) + 1 for choice in choices), default=answer)  # and what ends it
     return Cost(1, prompt + answer, price(lm, prompt, answer, by_hand))
 
 
@@ -108,11 +108,15 @@ def _most(message: Message) -> int:
     texts = [
         part.text if isinstance(part, TextPart) else repr(part) for part in message.parts if part.type not in _MEDIA
     ]
-    return sum(len(text.encode()) for text in texts) + _TEMPLATE_BYTES
+    return sum(map(_bytes, texts)) + _TEMPLATE_BYTES
 
 
 def _most_of_system(request: Request) -> int:
-    return len(str(request.system or "").encode()) + _TEMPLATE_BYTES
+    return _bytes(str(request.system or "")) + _TEMPLATE_BYTES
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _provider(lm: dspy.LM) -> str:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import dspy
@@ -166,6 +166,24 @@ def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> Non
         raise LMFailed(
             f"{len(failed)} of {len(outcomes)} rows failed ({rows} to be scored); the first with: {failed[0].error}."
         )
+
+
+def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome, ...]:
+    """Return a candidate's outcomes, its failures as wrong answers if they are two, and more than one in twenty.
+
+    Else a candidate that most rows fail with could win by the few others, where all candidates together fail seldom.
+
+    Args:
+        outcomes: Of one candidate.
+        worst: The score of a wrong answer.
+    """
+    failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
+    if len(failed) <= max(1, TOLERATED * len(outcomes)):
+        return outcomes
+    return tuple(
+        replace(outcome, kind="unparsable", score=worst) if outcome.kind == "failed" else outcome
+        for outcome in outcomes
+    )
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:

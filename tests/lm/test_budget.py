@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -373,3 +374,10 @@ def test_a_replayed_answer_is_let_through_as_its_call_was() -> None:
     with pytest.raises(BudgetExhausted, match="tokens to 110"):
         account.replay(Cost(1, 90), Cost(1, 20))
     assert account.spent == Cost(1, 20)
+
+
+@pytest.mark.parametrize("name", ["calls", "tokens", "dollars", "seconds"])
+def test_an_endless_bound_is_refused(name: str) -> None:
+    endless: dict[str, Any] = {name: float("inf")}
+    with pytest.raises(ConfigError, match=f"^Budget needs {name} > 0, got inf. Leave it out where there is no bound.$"):
+        Budget(**endless)

@@ -67,8 +67,10 @@ def test_jitter_takes_off_up_to_half() -> None:
     assert waits == pytest.approx([4.0, 3.5, 2.002])
 
 
-def test_a_retry_after_is_obeyed_to_the_second() -> None:
-    assert Patience().wait(5, LMRateLimitError("slow down", retry_after=7.0), 0.9) == 7.0
+def test_a_retry_after_is_obeyed_to_the_second_and_one_of_less_than_the_back_off_is_no_haste() -> None:
+    assert Patience().wait(2, LMRateLimitError("slow down", retry_after=7.0), 0.9) == 7.0
+    assert Patience().wait(4, LMRateLimitError("slow down", retry_after=7.0), 0.5) == 12.0
+    assert Patience().wait(1, LMRateLimitError("slow down", retry_after=0.0), 0.0) == 2.0
 
 
 @pytest.mark.parametrize(

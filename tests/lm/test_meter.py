@@ -500,3 +500,35 @@ def test_a_failure_in_a_batch_is_kept_like_any_other(tmp_path: Path) -> None:
     assert (type(one), str(one), type(two)) == (LMServerError, "out of memory", LMServerError)
     assert engine.asked == 1
     ledger.close()
+
+
+def test_what_can_not_be_sent_is_a_failure_of_its_own_call_and_costs_nothing(
+    ledger: Ledger, server: ChatServer
+) -> None:
+    lm = server.lm(max_tokens=5)
+    metered = meter(ledger, Budget(tokens=10_000))
+    half, whole = metered.ask(lm, [Call(request(lm, "half a \ud83d")), Call(request(lm, "whole"))])
+    assert isinstance(half, LMInvalidRequestError)
+    assert "It can't be sent: " in str(half)
+    assert text(whole) == "WHOLE"
+    assert (server.count, metered.account.lost.tokens) == (1, 0)
+
+
+def test_ctrl_c_while_many_are_asked_ends_their_waits(
+    ledger: Ledger, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.inject(Faults(kinds=("rate_limit_after",), retry_after=60))
+    metered, lm, start = meter(ledger, threads=2), server.lm(), time.monotonic()
+    ask_safely = metered._ask_safely
+
+    def interrupted(lm: dspy.LM, call: Call) -> Response | Exception:
+        if call.sample == 0:
+            while not server.count:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return ask_safely(lm, call)
+
+    monkeypatch.setattr(metered, "_ask_safely", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        metered.ask(lm, [Call(request(lm, "one"), sample) for sample in (0, 1, 2, 3)])
+    assert time.monotonic() - start < 30
