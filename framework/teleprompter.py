@@ -136,6 +136,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
             try:
                 return self.carry_out(compiling, task)
             except LMFailed as error:
+                task.meter.ledger.take_back()
                 raise LMFailed(f"{error} {compiling.so_far(task)}") from error
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -561,6 +561,36 @@ class Thorough(Tries):
         for number in range(100):
             task.score([task.seed.with_instruction("predict", f"{RIGHT} {number}")], task.order)
         raise AssertionError("the budget has not ended")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(Tries):
+    """Scores the seed on all rows, then a better candidate."""
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        [seed] = task.score([task.seed], task.order)
+        return [*task.score([task.seed.with_instruction("predict", RIGHT)], task.order), seed]
+
+
+def test_a_row_that_failed_as_the_model_went_down_is_asked_again(tmp_path: Path) -> None:
+    def compiled(place: str, model: Callable[[Request], str]) -> dict[str, bytes]:
+        method = Twice(metric="accuracy", lm=simulated(model), run_dir=tmp_path / place, threads=1)
+        compiled_by(method, trainset=rows(24), valset=rows(CONFIRM, start=24))
+        return artifact(tmp_path / place)
+
+    made: list[str] = []
+
+    def failing(request: Request) -> str:
+        made.append(prompt(request))
+        if len(made) >= 24:  # the last row of the first round, which may fail, and all others
+            raise dspy.LMInvalidRequestError("no route")
+        return answer(request)
+
+    whole = compiled("whole", answer)
+    with pytest.raises(LMFailed, match="no route"):
+        compiled("broken", failing)
+
+    assert compiled("broken", answer) == whole
 
 
 def test_a_search_that_ends_on_its_seconds_leaves_the_confirmation_its_time(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
 import dspy
 import typer
@@ -301,11 +301,21 @@ def _configured(command: Command) -> tuple[Any, dict[str, Any]]:
 
 def _settable(kind: Any) -> dict[str, Any]:
     """Return the types of a method's own settings that can be written as text."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # of a third party's, with types imported for checkers only
+        hints = {}
     return {
-        field.name: type(field.default)
+        field.name: str if field.default is None else type(field.default)
         for field in dataclasses.fields(kind)
-        if field.name not in _CONTRACT and isinstance(field.default, (str, int, float))
+        if field.name not in _CONTRACT
+        and (isinstance(field.default, (str, int, float)) or _may_be_a_word(hints.get(field.name)))
     }
+
+
+def _may_be_a_word(hint: Any) -> bool:
+    """Return True for the type of a setting that is one of some words, or not given."""
+    return type(None) in get_args(hint) and any(get_origin(one) is Literal for one in get_args(hint))
 
 
 def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:

@@ -192,6 +192,7 @@ class Ledger:
             self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
             rows = self._db.execute("SELECT key, kind, error FROM given_up")
             self._given_up: dict[str, tuple[str, str]] = {key: (kind, error) for key, kind, error in rows}
+            self._given_up_since = set[str]()
             if is_alone:
                 self._keys = {key for (key,) in self._db.execute("SELECT key FROM answers")}
         except sqlite3.Error as error:
@@ -306,6 +307,15 @@ class Ledger:
         except sqlite3.Error as problem:
             raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
         self._given_up.update(errors)
+        self._given_up_since.update(errors)
+
+    def take_back(self) -> None:
+        """Forget the calls given up since this was opened: what went down has taken the first of them along."""
+        with self._lock:
+            for key in self._given_up_since:
+                self._db.execute("DELETE FROM given_up WHERE key = ?", (key,))
+                del self._given_up[key]
+            self._given_up_since.clear()
 
     @property
     def failures(self) -> tuple[int, int, float]:

@@ -234,3 +234,20 @@ def test_a_ledger_that_shares_its_file_finds_what_another_wrote(tmp_path: Path) 
     assert other.find(call("hello").key) == answer("yes")
     one.close()
     other.close()
+
+
+def test_what_this_process_gave_up_can_be_taken_back_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = Ledger(path)
+    first.give_up({"old": ("LMError", "too long")})
+    first.close()
+
+    second = Ledger(path)
+    second.give_up({"new": ("LMError", "no route"), "newer": ("LMError", "no route")})
+    second.take_back()
+    assert [second.given_up(key) for key in ("old", "new", "newer")] == [("LMError", "too long"), None, None]
+    second.close()
+
+    third = Ledger(path)
+    assert [third.given_up(key) for key in ("old", "new", "newer")] == [("LMError", "too long"), None, None]
+    third.close()

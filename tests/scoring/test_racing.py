@@ -155,7 +155,8 @@ def test_a_row_that_was_scored_twice_counts_once_and_as_it_was_last() -> None:
 
     assert [name(trial.candidate) for trial in best_so_far([*first, *again, *longer], mean)] == ["a"]
     [seed] = best_so_far([*first, *again], mean)
-    assert (seed.rows, seed.score) == ((0, 1, 2, 3), pytest.approx(0.75))
+    assert seed.rows == (0, 1, 2, 3)
+    assert seed.score == pytest.approx(0.75)
 
 
 def test_a_race_interrupted_before_its_first_score_knows_nothing() -> None:

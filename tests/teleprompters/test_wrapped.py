@@ -466,7 +466,7 @@ def test_of_those_judged_on_all_rows_the_best_by_the_metric_wins_whatever_the_op
 
         def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
             for text, rows in (("Guess.", watch.judged), (RIGHT, watch.judged), ("Guess well.", watch.judged[:1])):
-                program = watch.student.deepcopy()
+                program: Any = watch.student.deepcopy()
                 program.predict.signature = program.predict.signature.with_instructions(text)
                 for row in rows:
                     watch.score(row, program(**row.inputs()))
