@@ -76,6 +76,19 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
 
 
+def test_without_a_curve_only_the_winner_is_scored_on_test_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model()
+    bare = bench(lm, monkeypatch, tmp_path)
+    bare.with_curve = False
+
+    found = bare.measure(Run("toss", "ape", 0, 300, lm.model), APE)
+
+    assert found["curve"] == []
+    assert (found["best_candidate"], found["candidate"]) == ({"predict": GOOD}, 1.0)
+
+
 def test_rows_to_confirm_on_that_are_train_rows_are_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
