@@ -265,8 +265,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, Any]:
     """Keep what `preceptor resume` needs to start the run again, but no password; call it before the compile.
 
-    Until the run has begun, the command replaces the one that is there. After that only what may differ from one
-    process of a run to the next is taken from it, such as the budget.
+    Until the run has begun, the command replaces the one that is there, and none leaves none. After that only what may
+    differ from one process of a run to the next is taken from it, such as the budget.
 
     Returns:
         What was kept before; to be given back if the command is refused.
@@ -280,11 +280,11 @@ def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, A
     }
     with _locked(folder), writable(folder):
         known = read_run(folder) if (folder / "run.json").is_file() else {}
-        before: Mapping[str, Any] = known.get("command", {})
-        if known.get("fingerprints") and before:
+        before: Mapping[str, Any] = known.pop("command", {})
+        if command and before and known.get("fingerprints"):
             renewed = {name: value for name, value in command.items() if name in _RENEWED}
             command = {**command, **before, **renewed}
-        write_whole(folder / "run.json", {**known, "command": command})
+        write_whole(folder / "run.json", {**known, "command": command} if command else known)
     return before
 
 

@@ -15,7 +15,7 @@ from preceptor import run as runs
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
-from preceptor.errors import ConfigError
+from preceptor.errors import ConfigError, ModelError
 from preceptor.evidence import Evidence
 from preceptor.life import checked
 from preceptor.lm.budget import Budget
@@ -221,9 +221,8 @@ def _run(command: Command, folder: Path | None) -> Evidence:
             ready = dataclasses.replace(method, lm=lm, proposer=proposer, run_dir=folder, report=report)
             evidence: Evidence = ready.compile(program, trainset=train, valset=confirm).evidence
             return evidence
-    except ConfigError:
-        if before:
-            runs.remember_command(folder, before)
+    except (ConfigError, ModelError):
+        runs.remember_command(folder, before)
         raise
 
 

@@ -262,7 +262,7 @@ def test_answers_that_json_cant_hold_are_still_json(save: Save, serve: Serve) ->
     numbers = serve(save(Generate("text -> size: float"), "numbers"), lm)
     texts = serve(save(Generate("text -> size"), "texts"), lm)
     assert numbers.post("/predict", {"text": "number"}).json()["answer"] == {"size": None}
-    assert texts.post("/predict", {"text": "x"}).json()["answer"] == {"size": "half \ud83d"}
+    assert texts.post("/predict", {"text": "x"}).json()["answer"] == {"size": "half"}
 
 
 def test_the_document_says_that_a_token_is_needed(save: Save, serve: Serve) -> None:
