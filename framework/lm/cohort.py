@@ -30,6 +30,10 @@ class _Ticket(Generic[Q, A]):
     answered: bool = False
 
 
+class Abandoned(BaseException):
+    """Raised in rows that wait for others that will never come."""
+
+
 class Cohort(Generic[Q, A]):
     """Rows 0 to `size - 1`, all of them live from the start.
 
@@ -44,6 +48,7 @@ class Cohort(Generic[Q, A]):
         self._ask_all = ask_all
         self._waiting: list[_Ticket[Q, A]] = []
         self._asking = False
+        self._is_abandoned = False
         self._turn = threading.Condition()
 
     @contextmanager
@@ -59,13 +64,25 @@ class Cohort(Generic[Q, A]):
                 if self._is_ready():
                     self._turn.notify()
 
+    def abandon(self) -> None:
+        """End the wait of all rows, now and later: not all of them could be begun."""
+        with self._turn:
+            self._is_abandoned = True
+            self._turn.notify_all()
+
     def ask(self, row: int, question: Q) -> A:
-        """Wait for the others, then return the answer."""
+        """Wait for the others, then return the answer.
+
+        Raises:
+            Abandoned: If they will never come.
+        """
         with self._turn:
             order = sum(ticket.row == row for ticket in self._waiting)
             ticket = _Ticket[Q, A](row, order, question)
             self._waiting.append(ticket)
             while not ticket.answered:
+                if self._is_abandoned:
+                    raise Abandoned
                 if self._is_ready():
                     self._lead()
                 else:

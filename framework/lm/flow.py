@@ -94,7 +94,11 @@ def _in_cohort(pool: ThreadPoolExecutor, wave: list[T], does: Callable[[T], R]) 
         with cohort.seat(row):
             return does(item)
 
-    futures = [_submit(pool, seated, row, item) for row, item in enumerate(wave)]
+    try:
+        futures = [_submit(pool, seated, row, item) for row, item in enumerate(wave)]
+    except BaseException:  # Ctrl-C: the rows begun would wait for the others for ever
+        cohort.abandon()
+        raise
     wait(futures)
     return [future.result() for future in futures]
 

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import dspy
 import pytest
 
 from preceptor.errors import LMFailed
+from preceptor.lm import flow
+from preceptor.lm.cohort import current
 from preceptor.lm.flow import in_order
 from preceptor.testing import simulated
 
@@ -59,3 +63,27 @@ def test_threads_have_the_caller_s_context(threads: int) -> None:
     with dspy.context(lm=LM):
         seen = list(in_order(LM, range(4), lambda item: dspy.settings.lm is LM, threads))
     assert seen == [True] * 4
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_while_rows_that_wait_for_each_other_are_begun_ends_them(
+    monkeypatch: pytest.MonkeyPatch, smollm: dspy.LM
+) -> None:
+    begun: list[int] = []
+    submit = flow._submit
+
+    def interrupted(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        begun.append(len(begun))
+        return submit(pool, function, *args)
+
+    def asks(item: int) -> str:
+        seat = current()
+        assert seat is not None
+        return str(seat[0].ask(seat[1], item))
+
+    monkeypatch.setattr(flow, "_submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(smollm, range(8), asks, 1))
+    assert begun == [0, 1, 2]
