@@ -284,11 +284,8 @@ class Ledger:
             RunError: If the disk is full or the file can't be written.
         """
         row = (call.key, call.request.model, _storable(error), tokens, dollars)
-        try:
-            with self._lock:
-                self._db.execute(_INSERT_FAILURE, row)
-        except sqlite3.Error as problem:
-            raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
+        with self._writing():
+            self._db.execute(_INSERT_FAILURE, row)
 
     def given_up(self, key: str) -> tuple[str, str] | None:
         """Return the kind and the text of the error that a call is known to end in, if any."""
@@ -301,21 +298,31 @@ class Ledger:
             RunError: If the disk is full or the file can't be written.
         """
         rows = [(key, kind, _storable(error)) for key, (kind, error) in errors.items()]
-        try:
-            with self._lock:
-                self._insert(rows, _INSERT_GIVEN_UP)
-        except sqlite3.Error as problem:
-            raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
+        with self._writing():
+            self._insert(rows, _INSERT_GIVEN_UP)
         self._given_up.update(errors)
         self._given_up_since.update(errors)
 
     def take_back(self) -> None:
-        """Forget the calls given up since this was opened: what went down has taken the first of them along."""
-        with self._lock:
-            for key in self._given_up_since:
+        """Forget the calls given up since this was opened: what went down has taken the first of them along.
+
+        Raises:
+            RunError: If the disk is full or the file can't be written.
+        """
+        with self._writing():
+            while self._given_up_since:
+                key = self._given_up_since.pop()
                 self._db.execute("DELETE FROM given_up WHERE key = ?", (key,))
                 del self._given_up[key]
-            self._given_up_since.clear()
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """Write, no other thread with it; raise what SQLite raises as what the user can do something about."""
+        try:
+            with self._lock:
+                yield
+        except sqlite3.Error as problem:
+            raise RunError(f"Can't write to {self.path}: {problem}. Free some space, then resume the run.") from problem
 
     @property
     def failures(self) -> tuple[int, int, float]:
