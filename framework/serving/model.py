@@ -24,6 +24,7 @@ from preceptor.errors import ConfigError
 from preceptor.lm import prices
 from preceptor.lm.meter import BatchingEngine, batching_engine
 from preceptor.lm.seam import Around, InThread
+from preceptor.lm.usage import taken
 
 _TOGETHER: Final = 64
 """Requests handed to a batching engine at a time: those that come meanwhile wait for no more than these."""
@@ -55,12 +56,12 @@ class Tally:
         self._under_way = set[Future[Response]]()
         self._is_given_up = False
 
-    def add(self, response: Response, dollars: float | None) -> None:
-        """Count an answer."""
+    def add(self, response: Response, given: int, made: int, dollars: float | None) -> None:
+        """Count an answer, the tokens read and written for it, and its price."""
         with self._lock:
             self.calls += 1
-            self.input_tokens += response.usage.input_tokens or 0
-            self.output_tokens += response.usage.output_tokens or 0
+            self.input_tokens += given
+            self.output_tokens += made
             self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
             self.was_cut = self.was_cut or response.finish_reason == "length"
 
@@ -224,8 +225,8 @@ class Counted(Around):
 
     def _counted(self, response: Response, tally: Tally | None) -> Response:
         if tally is not None:
-            given, made = response.usage.input_tokens or 0, response.usage.output_tokens or 0
-            tally.add(response, prices.price(self.lm, given, made, {}) if self._is_priced else None)
+            given, made = (count or 0 for count in taken(self.lm, response.usage))
+            tally.add(response, given, made, prices.price(self.lm, given, made, {}) if self._is_priced else None)
         return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -136,7 +137,7 @@ def test_an_unknown_price_is_none_and_a_known_one_is_summed() -> None:
     async def priced(*dollars: float | None) -> float | None:
         tally = Tally()
         for each in dollars:
-            tally.add(answer("x"), each)
+            tally.add(answer("x"), 1, 1, each)
         return tally.dollars
 
     assert asyncio.run(priced(0.25, 0.5)) == 0.75
@@ -157,3 +158,15 @@ def test_the_small_model_answers_clients_together_with_log_probabilities(smollm:
         alone = [program(text=text) for text in texts]
     assert [each.label for each in found] == [each.label for each in alone]
     assert all(set(each.logprobs) == {"good", "bad"} for each in found)
+
+
+def test_what_a_model_thought_is_counted_where_its_provider_counts_it_apart() -> None:
+    thought = dataclasses.replace(answer("yes"), usage=Usage(input_tokens=7, output_tokens=1, reasoning_tokens=90))
+
+    async def counted(name: str) -> tuple[int, int]:
+        tally = Tally()
+        engine_of(served(dspy.LM(name, api_key="none", cache=False), 10))._counted(thought, tally)
+        return tally.input_tokens, tally.output_tokens
+
+    assert asyncio.run(counted("gemini/gemini-2.5-flash")) == (7, 91)
+    assert asyncio.run(counted("openai/gpt-4o-mini")) == (7, 1)  # whose output tokens hold the thoughts
