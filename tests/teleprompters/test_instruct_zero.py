@@ -380,6 +380,9 @@ def test_a_task_with_fewer_rows_than_the_papers_twenty_is_searched_on_all_of_the
 def test_a_model_in_this_process_writes_the_instructions(tmp_path: Path, smollm: dspy.LM) -> None:
     made = method(tmp_path, smollm, start=3, iterations=0, exemplars=2, max_tokens=48)
     compiled(made, train=6)
-    texts = [one.user_attrs["instruction"] for one in search(tmp_path).trials]
+    made_points = search(tmp_path).trials
+    texts = [one.user_attrs["instruction"] for one in made_points]
     assert len(texts) == 3
     assert any(texts)
+    for one, text in zip(made_points, texts, strict=True):  # what was cut in mid-sentence is no instruction
+        assert (one.state == optuna.trial.TrialState.COMPLETE) == (bool(text) and texts.index(text) == one.number)
