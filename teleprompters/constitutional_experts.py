@@ -226,7 +226,10 @@ class ConstitutionalExperts(Teleprompter):
             children = workshop.children(wrong, plan.edits)
             parents = [trial.candidate for trial in beam]
             ranked = racing.race([*parents, *children], known.score, rows, task.metric.aggregate)
-            beam = [trial for trial in ranked if len(trial.rows) == len(rows)]
+            finished = [trial for trial in ranked if len(trial.rows) == len(rows)]
+            there = {trial.candidate.key for trial in finished}
+            dropped = known.score([one for one in parents if one.key not in there], rows)  # which are known
+            beam = sorted([*dropped, *finished], key=lambda trial: -trial.score)
             if self.join and self._can_pay(plan, name, beam, _left(task, others), task.calls_a_row):
                 beam += known.score(workshop.joined(beam), rows)
                 beam.sort(key=lambda trial: -trial.score)

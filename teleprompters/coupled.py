@@ -81,7 +81,8 @@ class CoupledSampler(BaseSampler):
             return {}
         surrogate = self._surrogate(study, box, complete, others)
         pending = [other for other in others if _is_out(other) and box.keys() <= other.params.keys()]
-        best = surrogate.best_first[len(pending) % len(surrogate.best_first)]
+        together = sum(other.state == TrialState.RUNNING for other in pending)  # the others of this batch
+        best = surrogate.best_first[together % len(surrogate.best_first)]
         point = _climbed(surrogate.believing(_points(pending, box)), best, self._rng(trial, ""))
         return {
             name: (one.low + one.high) / 2 + float(x) * (one.high - one.low) / 2

@@ -310,6 +310,27 @@ def test_the_parents_race_too_and_win_ties(tmp_path: Path) -> None:
     assert len(set(scored(tmp_path)[SEED])) == len(scored(tmp_path)[SEED]) == 36  # each row was asked for once
 
 
+def test_a_parent_that_a_race_drops_keeps_its_place_by_its_score_on_all_rows(tmp_path: Path) -> None:
+    """A is poor on the first rows and good on the others; the second step's six C are better on the first alone."""
+    settings: dict[str, Any] = {"steps": 1, "join": False}
+    compiled_by(constitutional(tmp_path / "order", simulated(choosing("Add")), **settings), 60)
+    order = lines(tmp_path / "order", "trials.jsonl")[0]["rows"]
+    right = {"A": {*order[14:]}, "B": {*order[:38]}, "C": {*order[:10]}}
+
+    def ruled(request: Request) -> str:
+        _, number, colour = prompt(request).split()[-3:]
+        rules = re.findall(r"Rule ([A-Z])", system(request))
+        is_right = bool(rules) and int(number) in right.get(rules[-1], set())
+        return POLICY[colour] if is_right else {"yes": "no", "no": "yes"}[POLICY[colour]]
+
+    names = iter(["A1", "B1", *(f"D{n}" for n in range(4)), *(f"C{n}" for n in range(6)), *(f"E{n}" for n in range(9))])
+    proposer = simulated(choosing("Add", lambda text: f"Rule {next(names)}."), name="writer")
+    compiled_by(constitutional(tmp_path, proposer, lm=simulated(ruled), **{**settings, "steps": 3}), 60)
+
+    explained = [re.findall(r"Rule ([A-Z])", text) for text in prompts(proposer) if kind_of(text) == "X"]
+    assert explained == [*3 * [[]], *2 * [["B"], ["A"], ["B"]]]
+
+
 def test_a_step_that_makes_things_worse_is_taken_back(tmp_path: Path) -> None:
     """The library lost its parent there."""
     proposer = simulated(

@@ -190,6 +190,22 @@ def test_a_trial_that_failed_with_scores_is_a_repeat_and_one_without_is_out() ->
     assert (len(found.points), found.observed) == (4, 3)
 
 
+def test_a_batch_climbs_from_the_best_points_in_turn_whatever_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[float] = []
+    climbed = coupled._climbed
+    monkeypatch.setattr(
+        coupled, "_climbed", lambda one, at, rng: (starts.append(float(at[0])), climbed(one, at, rng))[1]
+    )
+    search = study()
+    told(search, LINE, 3, lambda x: [float(x > -0.5), float(x > 0), float(x > 0.5)])
+    search.tell(search.ask(LINE), state=TrialState.FAIL)
+    starts.clear()
+    search.ask(LINE)
+    search.ask(LINE)
+    sampler: Any = search.sampler
+    assert starts == [float(point[0]) for point in sampler._fitted[1].best_first[:2]]
+
+
 def test_what_is_no_float_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^CoupledSampler searches floats; 'n' is IntDistribution\.$"):
         study().ask({"n": IntDistribution(0, 3)})
