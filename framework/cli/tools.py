@@ -39,7 +39,8 @@ def add_to(app: typer.Typer) -> None:
     known.command("fetch")(fetch_)
     app.add_typer(known, name="models")
     app.command()(doctor)
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}  # --help is too
+    app.command(context_settings=passed_on)(bench)
 
 
 def methods(json: Json = False) -> None:
@@ -116,7 +117,9 @@ def bench(
 ) -> None:
     """Run one of the measurements behind the figures in the docs."""
     known = entries("benchmarks")
-    if name is None:
+    if name == "--help":
+        print(context.get_help())
+    if name in {None, "--help"}:
         print_table("", ["benchmark", "command"], [[each, f"preceptor bench {each} --help"] for each in sorted(known)])
         return
     if name not in known:

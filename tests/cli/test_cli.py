@@ -178,6 +178,16 @@ def test_an_altered_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "was altered since it was saved" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["null", "--help"], "--effect"), (["--help"], "preceptor bench null")]
+)
+def test_help_of_a_benchmark_is_its_own(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "Usage: " in shown
+    assert told in shown
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile"]) == 2
     assert run(["bench", "nothing"]) == 2
