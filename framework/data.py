@@ -39,8 +39,9 @@ def load_rows(
     """Return the rows of a CSV, TSV, JSON, JSONL or Parquet file, or of a data set on the Hugging Face hub.
 
     Args:
-        source: A file; or a hub id, `owner/name[:configuration][@revision]`, for those who have the network.
-        part: The hub's split; a file is one part.
+        source: A file; a folder with a file for each part; or a hub id, `owner/name[:configuration][@revision]`, for
+            those who have the network.
+        part: The hub's split, or the name of the folder's file; a file is one part.
         where: In the hub's data set, by the names of `datasets.load_dataset`: `revision`, `name`, `data_dir`.
 
     Raises:

@@ -70,10 +70,11 @@ class Task:
         threads: Rows in flight where the model answers one request a call.
         report: Told of progress.
         scored: Every trial so far, in the order it was scored.
-        ranked: What the method would return if it had to stop now, best first; while there are none, the candidates
-            that saw the most rows are the best.
+        confirm_rows, confirms: Rows kept for the confirmation, and how many programs are asked them.
+        ranked: What the method would return if it had to stop now, best first; while empty, those that saw most rows.
         drawn: Prompt -> how often `draw` has asked it.
         born: Keys of the candidates whose origin is written down.
+        rates, rooms: Calls a row took, and what calls reserved beyond what they took, each time rows were scored.
     """
 
     student: dspy.Module

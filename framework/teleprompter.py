@@ -55,6 +55,9 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         patience: Deadline and retries of each call to a provider.
         seed: Equal seeds give equal programs.
         report: Told of progress.
+
+    Raises:
+        ConfigError: If `threads` is below 1.
     """
 
     paper: ClassVar[str] = ""
@@ -125,7 +128,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
             A `dspy.Module` with an `evidence` attribute.
 
         Raises:
-            ConfigError: If an input can't work; no call was made then.
+            ConfigError: If an input can't work; no call was made then. Later only as `MetricError`, where the metric
+                fails on an answer, and as `RunError`, where the run folder can't be written.
             BudgetExhausted: If the budget ended before anything was confirmed; compile again to resume.
             LMFailed: If the model failed on too many rows; compile again to resume.
         """

@@ -69,7 +69,7 @@ class MixtureOfExperts(Teleprompter):
     """
 
     paper: ClassVar[str] = "arXiv:2403.04894"
-    formula: ClassVar[str] = "half of the calls to the method, half to it on the regions"
+    formula: ClassVar[str] = "of a budget, half to the method on all rows, half to it on the regions"
     needs: ClassVar[str] = "a chat model and an embedder"
     confirms: ClassVar[int] = 3
 

@@ -119,8 +119,8 @@ class ProTeGi(Teleprompter):
     rows, a third of them, are set aside (none of fewer than 24) and score the winner of each round.
 
     Without a budget of calls these are the paper's settings, but no more rows than there are. With one, each round
-    takes the first of these that the rest can pay for, 3 rounds of it if possible, else 2 of the first four,
-    else 1: the settings; at most 25 evaluations; 1 parent too; 12 evaluations and a minibatch of 32;
+    takes the first of these that the rest can pay for: 3 rounds of one of the first four if possible, else 2 of
+    one of them, else 1 round of any: the settings; at most 25 evaluations; 1 parent too; 12 evaluations and a minibatch of 32;
     2 gradients of 1 edit, 1 paraphrase and 4 successors; a minibatch of 16, 1 gradient and 1 successor.
 
     Args:

@@ -264,7 +264,7 @@ class COPRO(_Wrapped):
     """
 
     paper: ClassVar[str] = "arXiv:2310.03714"
-    formula: ClassVar[str] = "rows + depth * breadth * (rows + 1)"
+    formula: ClassVar[str] = "depth * breadth * (rows + 1) - 1"
 
     breadth: int = 10
     depth: int = 3

@@ -46,6 +46,10 @@ class Batch:
         patience: Deadline and retries of those calls.
         shard_rows: Rows of a shard.
         report: Told after every row.
+
+    Raises:
+        ConfigError: If a number is out of range, or a predictor's settings hold a secret.
+        DataError: If the rows lack an input, or have a column that the answers need.
     """
 
     program: dspy.Module

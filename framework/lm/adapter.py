@@ -1,6 +1,6 @@
 """The direct adapter: instructions are the system message, fields the user's, the reply is the answer.
 
-Small models lose a fifth of their answers to field markers; here there are none. A `Literal` output
+Small models lose answers to field markers; here there are none. A `Literal` output
 is passed to the engine as choices where the engine takes them, and listed in the system message in
 any case. Several or nested outputs go through DSPy's JSON adapter.
 """
@@ -179,7 +179,7 @@ def predicted(predict: dspy.Predict, inputs: dict[str, Any]) -> dspy.Prediction:
     """Return `predict(**inputs)` under the direct adapter.
 
     In an evaluation nobody listens, streams or keeps a history: what DSPy's `Predict` does for them is left out
-    there, which halves the cost of a row. The trace is kept either way.
+    there, for it costs as much as the row does. The trace is kept either way.
     """
     lm: Any = predict.lm or dspy.settings.lm
     adapter, signature = DirectAdapter(), cast("Signature", predict.signature)

@@ -34,6 +34,9 @@ class Budget:
         prices: Model name -> dollars per million input and output tokens, for models that litellm's table
             doesn't know or that cost you something else. No bound by itself.
 
+    Raises:
+        ConfigError: If a bound isn't above 0, or a price is below it.
+
     Example:
         >>> Budget.parse("calls=2k,minutes=30")
         Budget(calls=2000, tokens=None, dollars=None, seconds=1800.0, prices={})

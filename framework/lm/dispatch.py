@@ -70,6 +70,9 @@ class Patience:
             failures (5xx), timeouts, broken connections, and answers that came broken.
         first_wait: Seconds before the first retry; doubled for each further one, at most 60, with a
             random half taken off so that calls don't come back all at once. No retry comes before a Retry-After.
+
+    Raises:
+        ConfigError: If the deadline isn't above 0, or another number is below it.
     """
 
     timeout: float = 120.0

@@ -45,6 +45,9 @@ class Embedder:
     Attributes:
         name: Told apart from others by it: in a saved program, and when a run is resumed.
         embed: Given texts, returns as many vectors, of one number of dimensions; must be the same in every run.
+
+    Raises:
+        ConfigError: If the name isn't one line of printable text.
     """
 
     name: str

@@ -35,6 +35,9 @@ class Limits:
             Sending the request may take as long (408).
         output_tokens: Most tokens a model may write in one call.
         drain_seconds: How long requests in flight are waited for when the server is told to stop.
+
+    Raises:
+        ConfigError: If a bound is out of range.
     """
 
     concurrency: int = 64
