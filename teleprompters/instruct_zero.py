@@ -29,7 +29,7 @@ from preceptor.scoring.known import Known
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters.ape import FORWARD, clean, demonstrations
+from preceptor.teleprompters.induction import FORWARD, clean, demonstrations
 
 if TYPE_CHECKING:
     import optuna
@@ -58,8 +58,9 @@ class InstructZero(Teleprompter):
         dimensions: Of the box [-1, 1]^d that is searched (10 in the paper).
         soft_tokens: Embeddings a point is turned into (the best of 3, 5 and 10 in the paper, 5 in its code).
         exemplars: Demonstrations below them, the same for all points unless redrawn (5 in the paper, 10 in its code).
-        redraw: Show each point exemplars of its own, drawn by its coordinates, from the train rows that the
-            search doesn't score on, where there are 26 or more, else from all (ours; a small model hardly heeds soft tokens, seeds/instructzero.md).
+        redraw: Show each point exemplars of its own, drawn by its coordinates, from the train rows that the search
+            doesn't score on, where there are 26 or more, else from all (ours; a small model hardly heeds soft tokens,
+            seeds/instructzero.md).
         rows: Train rows an instruction is scored on, all of them where there are fewer (20 in the paper).
         start: Points drawn before the surrogate is asked, uniformly (25 in the published code).
         batch: Points per iteration (25 in the paper).

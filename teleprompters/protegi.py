@@ -120,8 +120,9 @@ class ProTeGi(Teleprompter):
 
     Without a budget of calls these are the paper's settings, but no more rows than there are. With one, each round
     takes the first of these that the rest can pay for: 3 rounds of one of the first four if possible, else 2 of
-    one of them, else 1 round of any: the settings; at most 25 evaluations; 1 parent too; 12 evaluations and a minibatch of 32;
-    2 gradients of 1 edit, 1 paraphrase and 4 successors; a minibatch of 16, 1 gradient and 1 successor.
+    one of them, else 1 round of any: the settings; at most 25 evaluations; 1 parent too; 12 evaluations and a
+    minibatch of 32; 2 gradients of 1 edit, 1 paraphrase and 4 successors; a minibatch of 16, 1 gradient and 1
+    successor.
 
     Args:
         rounds: Of expansion and selection (6 in the paper).

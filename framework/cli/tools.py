@@ -118,7 +118,7 @@ def bench(
     """Run one of the measurements behind the figures in the docs."""
     known = entries("benchmarks")
     if name == "--help":
-        print(context.get_help())
+        typer.echo(context.get_help())
     if name in {None, "--help"}:
         print_table("", ["benchmark", "command"], [[each, f"preceptor bench {each} --help"] for each in sorted(known)])
         return

@@ -17,7 +17,6 @@ from preceptor.modules import Classify
 from preceptor.program import candidate_of
 from preceptor.scoring import racing
 from preceptor.teleprompters import APE
-from preceptor.teleprompters.ape import clean
 from preceptor.testing import asked, prompt, scripted, simulated, system
 
 SEED, RIGHT = "Sort.", "Answer with the last word."
@@ -170,29 +169,6 @@ def test_proposals_are_shared_out_over_the_draws(tmp_path: Path) -> None:
 
     seen = prompts(proposer)
     assert [seen.count(text) for text in dict.fromkeys(seen)] == [3, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "cleaned"),
-    [
-        ('The instruction was: "Name the capital."\n\nInput: France\nOutput: Paris', "Name the capital."),
-        ('The instruction was "Name the capital."', "Name the capital."),
-        ("Instruction: Name the capital.", "Name the capital."),
-        ("Output:\nName the capital.", "Name the capital."),
-        ("“Name the capital.”", "Name the capital."),
-        ("```\nName the capital.\n```", "Name the capital."),
-        ("Output the capital of the country.", "Output the capital of the country."),
-        ('Output "yes" or "no".', 'Output "yes" or "no".'),
-        ("Answer 'yes' or 'no'", "Answer 'yes' or 'no'"),
-        ("'yes' if it is, else 'no'", "'yes' if it is, else 'no'"),
-        ("Name it.\nIn one word.", "Name it.\nIn one word."),
-        ("", ""),
-        ('""', ""),
-        ("\n\nInput: France", ""),
-    ],
-)
-def test_proposals_are_cleaned_of_what_is_no_instruction(text: str, cleaned: str) -> None:
-    assert clean(text) == cleaned
 
 
 def test_repeats_empty_ones_and_the_seed_itself_are_not_scored_twice(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.soft import EmbeddingSpace, soft_tokens
 from preceptor.study import FILE
 from preceptor.teleprompters import InstructZero
-from preceptor.teleprompters.ape import FORWARD
 from preceptor.teleprompters.coupled import SCORES, CoupledSampler
+from preceptor.teleprompters.induction import FORWARD
 from preceptor.teleprompters.instruct_zero import Plan, Projection
 from preceptor.testing import ChatServer, asked, prompt, scripted, simulated, system, toy
 from preceptor.testing.draws import draw

@@ -1,0 +1,76 @@
+"""Instruction induction: a proposer sees demonstrations and is asked for the instruction that led to them.
+
+Honovich et al., "Instruction Induction", arXiv:2205.10782; the question of APE and of InstructZero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any, Final
+
+from preceptor.errors import LMFailed
+from preceptor.task import Task
+from preceptor.teleprompters.reading import cut
+
+FORWARD: Final = Template("""\
+I gave a friend an instruction and some inputs. The friend read the instruction and wrote an output for \
+every one of the inputs. Here are the input-output pairs:
+
+$demos
+
+What was the instruction? Write the instruction only.""")
+"""Ours, after the story of the paper's forward template."""
+
+_LEADING: Final = r"^(?:the )?(?:instruction|output)(?:(?: was| is)?\s*:|(?: was| is)\s*(?=[\"“]))\s*"
+"""A label before a proposal; "Output the capital." has none."""
+
+
+def demonstrations(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
+    """Return each predictor's demonstrations as text, in the order of `rows`.
+
+    A single predictor's are the rows themselves, where they have its fields. Else they are what the seed's
+    predictors were given and answered on the rows it got right, or on all rows if it got none right.
+    """
+    signatures = task.signatures
+    [(name, signature), *others] = signatures.items()
+    if not others and all(_has_fields(task.train[row], signature) for row in rows):
+        return {name: [_pair(task.train[row], task.train[row], signature) for row in rows]}
+    watched = task.steps(rows)
+    best = max((outcome.score or 0.0 for outcome, _ in watched), default=0.0)
+    steps = [step for outcome, steps in watched if (outcome.score or 0.0) == best for step in steps]
+    steps = steps or [step for _, several in watched for step in several]
+    found: dict[str, list[str]] = {name: [] for name in signatures}
+    for step in steps:
+        found[step.predictor].append(_pair(step.inputs, step.outputs, signatures[step.predictor]))
+    silent = [name for name, pairs in found.items() if not pairs]
+    if silent:
+        raise LMFailed(f"The predictor {silent[0]} never answered on {len(rows)} rows; nothing to infer from.")
+    return found
+
+
+def _has_fields(row: Any, signature: Any) -> bool:
+    """Return True if a row holds an input and an output of the predictor itself."""
+    return any(name in row for name in signature.input_fields) and any(name in row for name in signature.output_fields)
+
+
+def _pair(inputs: Any, outputs: Any, signature: Any) -> str:
+    given = "\n".join(
+        f"{field}: {cut(str(inputs[field]))}" for field in signature.input_fields if inputs.get(field) is not None
+    )
+    answer = ", ".join(cut(str(outputs[field])) for field in signature.output_fields if outputs.get(field) is not None)
+    return f"Input: {given}\nOutput: {answer}"
+
+
+def clean(text: str) -> str:
+    r"""Return a proposal without quotes, a leading label, and demonstrations the model went on to write.
+
+    Example:
+        >>> clean('The instruction was: "Name the capital."\n\nInput: France')
+        'Name the capital.'
+    """
+    body = re.split(r"(?:^Input|\n\s*(?:Input|Output))\s*:", text.strip())[0].strip()
+    body = re.sub(_LEADING, "", body, flags=re.IGNORECASE).strip()
+    quoted = re.fullmatch(r"([\"'`“]+)(.*?)[\"'`”]+", body, flags=re.DOTALL)
+    return quoted[2].strip() if quoted and quoted[1][0] not in quoted[2] else body
