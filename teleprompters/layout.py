@@ -63,7 +63,8 @@ class Layout:
 def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *, least_rows: int, seed: int) -> Layout:
     """Embed all rows, divide the train rows into regions, and route the confirmation rows.
 
-    Of each region's confirmation rows, a random half, stratified by label, chooses the experts.
+    Of each region's confirmation rows, a random half, stratified by label, chooses the experts. Of those of no region,
+    and where no expert is tested, half are left out too: in the claim each region weighs what it weighs among all rows.
     """
     train, confirm = compiling.train, compiling.confirm
     fields = list(train[0].inputs().keys())

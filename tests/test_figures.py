@@ -75,6 +75,7 @@ def test_no_budget_of_ours_was_passed() -> None:
     assert {row["method"] for row in ours} == {"ape", "constitutional_experts", "instruct_zero", "mixture", "protegi"}
     assert {row["over"] for row in ours} == {0}
     assert {row["threads"] for row in ours} == {1, 8, 64, 512}
+    assert {row["end"] for row in ours} <= {"whole search", "search cut short", "refused"}
     assert "0 calls, tokens or dollars over in all of ours" in README
 
 
