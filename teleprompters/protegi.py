@@ -8,7 +8,8 @@ Departs: a predictor's whole instruction is edited, several predictors one after
          a prompt without errors in the minibatch is left alone; the search stops when rounds
          don't help on train rows set aside, and these pick the winner, which is confirmed on rows no search step
          has seen; the two paraphrases of a text are asked for in one request; proposals that copy training text
-         are left out, as are those that were tried before; candidates of one round walk one order of rows;
+         are left out, as are those that were tried before; minibatches and the rows that candidates walk are
+         stretches of one stratified order, from a random start, so that labels are spread;
          confidence bounds are decided for 32 rows at once; tasks run at the model's own temperature.
 """
 
