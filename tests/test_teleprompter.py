@@ -332,6 +332,36 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
     assert program.get_lm() is own
 
 
+class Guessing(dspy.Module):
+    """A frozen part with a model of its own, and one to be improved."""
+
+    def __init__(self, own: dspy.LM) -> None:
+        self.guess = Classify("text -> guess: Literal['yes', 'no']", "Guess.")
+        self.guess.predict.lm = own
+        self.guess._compiled = True
+        self.answer = student()
+
+    def forward(self, text: str) -> Any:
+        self.guess(text=text)
+        return self.answer(text=text)
+
+
+def test_the_model_of_a_frozen_part_is_metered_and_replayed(tmp_path: Path) -> None:
+    own, lm = simulated(lambda request: "no", name="own"), simulated(answer)
+    program = Guessing(own)
+
+    evidence = compiled_by(tries(tmp_path, lm, RIGHT), program).evidence
+    calls = len(asked(own))
+    again = compiled_by(tries(tmp_path, lm, RIGHT), program).evidence
+
+    assert evidence.billed.calls == 1 + len(asked(lm)) + calls
+    assert calls == TRAIN + CONFIRM  # the same input under either candidate is one call
+    assert again.spent == evidence.spent
+    assert (len(asked(own)), again.billed.calls) == (calls, 0)
+    assert list(read(tmp_path / "run" / "program").instructions) == ["answer.predict"]
+    assert program.guess.predict.lm is own
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [

@@ -17,6 +17,12 @@ def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
     return cast("list[tuple[str, Any]]", program.named_predictors())
 
 
+def every_predictor(program: dspy.Module) -> list[tuple[str, Any]]:
+    """Return a program's predictors by name, with those of frozen parts, which no method changes."""
+    found = cast("list[tuple[str, Any]]", list(program.named_sub_modules(dspy.Predict)))
+    return [(name.removeprefix("self."), predictor) for name, predictor in found]
+
+
 def text_of_parts(parts: Any) -> str:
     """Return a message's or a system prompt's text, whether it came as one text or in parts."""
     if not parts:
