@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,21 +53,27 @@ def check_settings(student: dspy.Module) -> None:
         refuse_secrets(f"The predictor {name}", predictor.config)
 
 
-def check_metric(metric: Metric, row: dspy.Example, name: str) -> None:
-    """Score a row's own label as if it had been the answer, before anything is spent.
+def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: str) -> None:
+    """Score a row's own labels as if they had been the answer, before anything is spent.
+
+    Args:
+        metric: Under trial. One that asks a model is let through.
+        student: Where the row lacks a label for one of its outputs, a metric that misses a field is let through.
+        row: With labels.
+        name: Of the rows.
 
     Raises:
-        MetricError: If the metric raises or returns no score. One that asks a model is let through.
+        MetricError: If the metric raises or returns no score.
     """
+    labels = row.labels().toDict()
+    is_partial = not labels.keys() >= set(predictors(student)[-1][1].signature.output_fields)
     try:
         with dspy.context(lm=dspy.LM("none/none", engine=_Refusing(), num_retries=0, cache=False)):
-            score = metric(row, dspy.Prediction(**row.labels().toDict()))
+            metric(row, dspy.Prediction(**labels))
     except MetricError as error:
-        if _Refusing.was_asked(error):
+        if _Refusing.was_asked(error) or (is_partial and isinstance(error.__cause__, (AttributeError, KeyError))):
             return
         raise MetricError(f"Tried on the first row of {name}, with its own label as the answer: {error}") from error
-    if math.isnan(score):
-        raise MetricError(f"The metric {metric.name} returned nan on the first row of {name}.")
 
 
 class _AsksModel(Exception):

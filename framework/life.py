@@ -89,7 +89,7 @@ def checked(
         )
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
-        check_metric(metric, rows[0], name)
+        check_metric(metric, student, rows[0], name)
     return train, confirm, output, metric
 
 

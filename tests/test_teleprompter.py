@@ -438,6 +438,43 @@ def test_a_metric_that_breaks_on_the_valset_is_found_before_the_first_call(tmp_p
     assert asked(lm) == []
 
 
+def brief(example: Any, prediction: Any) -> bool:
+    """Need no label."""
+    return len(prediction.label) < 4
+
+
+def other_name(example: Any, prediction: Any) -> bool:
+    return bool(example.gold == prediction["label"])
+
+
+@pytest.mark.parametrize(("metric", "label"), [(brief, None), (other_name, "gold")])
+def test_a_metric_that_reads_what_no_row_has_a_label_for_is_let_through(
+    tmp_path: Path, metric: Any, label: str | None
+) -> None:
+    def renamed(row: dspy.Example) -> dspy.Example:
+        return dspy.Example(text=row.text, **({label: row.label} if label else {})).with_inputs("text")
+
+    given = {name: [renamed(row) for row in each] for name, each in (("trainset", rows(16)), ("valset", rows(20, 16)))}
+
+    evidence = compiled_by(tries(tmp_path, simulated(answer), RIGHT, metric=metric), **given).evidence
+
+    assert evidence.baseline == (1.0 if metric is brief else 0.5)
+
+
+def test_a_metric_that_reads_a_second_output_is_let_through(tmp_path: Path) -> None:
+    def reasoned(example: Any, prediction: Any) -> bool:
+        return bool(prediction.reasoning and prediction.label == example.label)
+
+    def chatting(request: Request) -> str:
+        if not system(request):
+            return answer(request)
+        label = prompt(request).partition("[[ ## text ## ]]\n")[2].split("\n")[0].split()[-1]
+        return f"[[ ## reasoning ## ]]\nSo.\n\n[[ ## label ## ]]\n{label}\n\n[[ ## completed ## ]]"
+
+    program = dspy.ChainOfThought(declare("text -> label", SEED))
+    assert compiled_by(tries(tmp_path, simulated(chatting), RIGHT, metric=reasoned), program).evidence.baseline == 1.0
+
+
 def test_a_metric_that_asks_a_model_is_let_through(tmp_path: Path) -> None:
     judge = dspy.Predict(declare("question -> verdict", "Judge."))
 
