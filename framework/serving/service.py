@@ -120,7 +120,7 @@ class Source:
         if _digest(path) != before:
             raise ArtifactError(f"{path} was replaced while it was read; load it again.")
         parts = routed.parts_of(program, is_routed=saved.is_routed).values()
-        awaits = all(inspect.iscoroutinefunction(getattr(type(part), "aforward", None)) for part in parts)
+        awaits = all(is_awaited(type(part)) for part in parts)
         return Served(
             _name(path),
             before,
@@ -132,6 +132,13 @@ class Source:
             awaits,
             tuple(answers.model_fields),
         )
+
+
+def is_awaited(kind: type) -> bool:
+    """Return True if awaiting a module does what calling it does: no subclass overrides `forward` alone."""
+    aforward = getattr(kind, "aforward", None)
+    first = next((vars(each) for each in kind.__mro__ if {"aforward", "forward"} & vars(each).keys()), {})
+    return inspect.iscoroutinefunction(aforward) and "aforward" in first
 
 
 def _name(path: Path) -> str:

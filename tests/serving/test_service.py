@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import dspy
 import httpx
 import pytest
 
+from preceptor import load
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts, Generate
@@ -112,6 +114,37 @@ def test_a_link_keeps_its_name_for_clients_when_it_is_switched_to_another_progra
             (tmp_path / "next").rename(current)
             assert reload(running).json()["changed"] is True
     assert answers == ["mail", "spam"]
+
+
+class Shouting(Classify):
+    """Overrides `forward`, and inherits `aforward`."""
+
+    def forward(self, **inputs: Any) -> Any:
+        found = super().forward(**inputs)
+        return dspy.Prediction(label=found.label.upper())
+
+
+class ShoutingBoth(Shouting):
+    """Overrides both."""
+
+    async def aforward(self, **inputs: Any) -> Any:
+        found = await super().aforward(**inputs)
+        return dspy.Prediction(label=f"{found.label}!")
+
+
+@pytest.mark.parametrize(("kind", "label"), [(Shouting, "MAIL"), (ShoutingBoth, "mail!"), (Classify, "mail")])
+def test_what_a_subclass_overrides_is_served(save: Save, tmp_path: Path, kind: Any, label: str) -> None:
+    def made() -> Any:
+        return kind(SIGNATURE, "Is this spam?")
+
+    source = Source(
+        save(made()), lm=lambda name: simulated(by_instruction), load=lambda path: load(path, student=made())
+    )
+
+    async def answer() -> Any:
+        return (await Service(source).answer({"text": "a"})).outputs["label"]
+
+    assert asyncio.run(answer()) == label
 
 
 def test_a_server_without_a_token_isnt_reloaded_over_http(save: Save, serve: Serve) -> None:
