@@ -22,8 +22,9 @@ from dspy.lm15 import Request, Response
 
 from preceptor.errors import ConfigError
 from preceptor.lm import prices
+from preceptor.lm.dispatch import hide_secrets
 from preceptor.lm.meter import BatchingEngine, batching_engine
-from preceptor.lm.seam import Around, InThread
+from preceptor.lm.seam import Around, InThread, every_predictor
 from preceptor.lm.usage import taken
 
 _TOGETHER: Final = 64
@@ -198,7 +199,10 @@ class Counted(Around):
     async def acomplete(self, request: Request) -> Response:
         """Answer one request."""
         tally = _TALLY.get()
-        response = await self.asynchronous.complete(self._bounded(request, tally))
+        try:
+            response = await self.asynchronous.complete(self._bounded(request, tally))
+        except dspy.LMError as error:
+            raise hide_secrets(error, self.lm) from error.__cause__
         return self._counted(response, tally)
 
     def complete(self, request: Request) -> Response:
@@ -275,6 +279,15 @@ def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
         num_retries=0,
         **settings,
     )
+
+
+def serve_own_models(program: dspy.Module, max_tokens: int) -> None:
+    """Make the models that predictors of a loaded program have of their own served ones, too."""
+    made: dict[int, dspy.LM] = {}
+    for _, predictor in every_predictor(program):
+        own = predictor.lm
+        if own is not None and not isinstance(own.engine, Counted):
+            predictor.lm = made.setdefault(id(own), served(own, max_tokens))
 
 
 def _door(lm: dspy.LM) -> AsyncEngine:

@@ -24,7 +24,7 @@ from preceptor.lm.adapter import bare, is_direct, output_name
 from preceptor.lm.seam import predictors
 from preceptor.serving import fields
 from preceptor.serving.gate import Gate
-from preceptor.serving.model import Counted, Tally, counting, served
+from preceptor.serving.model import Counted, Tally, counting, serve_own_models, served
 from preceptor.serving.refused import Refused, refusal
 from preceptor.serving.settings import Limits
 from preceptor.serving.watch import Metrics, note, place_of, since
@@ -110,6 +110,7 @@ class Source:
         before = _digest(path)
         saved = artifacts.read(path)
         program: Any = self.load(path)
+        serve_own_models(program, max_tokens)
         name = str(saved.program["lm"])
         if name not in self.models:
             self.models[name] = served(self.lm(name), max_tokens)

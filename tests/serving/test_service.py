@@ -21,6 +21,7 @@ from preceptor.modules import Classify, Experts, Generate
 from preceptor.regions import divided
 from preceptor.serving.service import Service, Source
 from preceptor.serving.settings import Keys, Limits
+from preceptor.testing import asked as asked_of
 from preceptor.testing import prompt, simulated, system
 
 SIGNATURE = "text -> label: Literal['spam', 'mail']"
@@ -145,6 +146,59 @@ def test_what_a_subclass_overrides_is_served(save: Save, tmp_path: Path, kind: A
         return (await Service(source).answer({"text": "a"})).outputs["label"]
 
     assert asyncio.run(answer()) == label
+
+
+class Twofold(dspy.Module):
+    """Two predictors with a model of their own, one of them frozen, and one without."""
+
+    def __init__(self, own: dspy.LM) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (Classify(SIGNATURE, "Is this spam?") for _ in range(3))
+        self.first.predict.lm = self.second.predict.lm = own
+        self.first._compiled = True
+
+    def forward(self, text: str) -> Any:
+        self.first(text=text)
+        self.second(text=text)
+        return self.last(text=text)
+
+
+class Awaited(Twofold):
+    """The same, awaited."""
+
+    async def aforward(self, text: str) -> Any:
+        await self.first.acall(text=text)
+        await self.second.acall(text=text)
+        return await self.last.acall(text=text)
+
+
+@pytest.mark.parametrize("kind", [Twofold, Awaited])
+def test_a_predictors_own_model_is_counted_and_bounded_too(save: Save, serve: Serve, kind: Any) -> None:
+    own, lm = simulated(by_instruction, name="own"), simulated(by_instruction)
+    limits = Limits(output_tokens=9, drain_seconds=1)
+    running = serve(save(kind(own)), lm, limits=limits, load=lambda path: load(path, student=kind(own)))
+
+    told = running.post("/predict", {"text": "a"}).json()
+
+    assert (told["answer"], told["usage"]["calls"]) == ({"label": "mail"}, 3)
+    assert (told["usage"]["input_tokens"], told["usage"]["output_tokens"]) == (36, 3)
+    assert [request.config.max_tokens for request in (*asked_of(own), *asked_of(lm))] == [9, 9, 9]
+
+
+@pytest.mark.parametrize("kind", [Twofold, Awaited])
+def test_the_key_of_a_predictors_own_model_stays_out_of_a_refusal(save: Save, serve: Serve, kind: Any) -> None:
+    def refusing(request: Any) -> str:
+        raise dspy.LMServerError("no such key: opensesame")
+
+    own = simulated(refusing, name="own")
+    own.kwargs["api_key"] = "opensesame"
+    running = serve(save(kind(own)), load=lambda path: load(path, student=kind(own)))
+
+    told = running.post("/predict", {"text": "a"})
+
+    assert (told.status_code, told.json()["error"]["code"]) == (502, "model_failed")
+    assert "no such key" in told.text
+    assert "sesame" not in told.text
 
 
 def test_a_server_without_a_token_isnt_reloaded_over_http(save: Save, serve: Serve) -> None:
