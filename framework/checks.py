@@ -8,10 +8,10 @@ from typing import Any
 
 import dspy
 
-from preceptor.errors import MetricError
+from preceptor.errors import ConfigError, MetricError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.redaction import refuse_secrets
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric
 
 
@@ -24,9 +24,9 @@ def label_field(student: dspy.Module, row: dspy.Example) -> str:
 
 
 def forward_inputs(student: dspy.Module) -> dict[str, bool] | None:
-    """Return what `forward` takes by name, and whether it must be given; None where it takes anything."""
+    """Return what a call takes by name, and whether it must be given; None where it takes anything."""
     kind: Any = type(student)  # the instance's own `forward` warns when it is read
-    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    _, *parameters = inspect.signature(getattr(kind, "forward", None) or kind.aforward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -44,13 +44,31 @@ def needed_inputs(student: dspy.Module) -> list[str]:
 
 
 def check_settings(student: dspy.Module) -> None:
-    """Raise if a predictor holds a secret, which would be recorded with each of its calls.
+    """Raise if a program can't be called, or its calls can't be recorded.
 
     Raises:
-        ConfigError: Naming the predictor and the setting.
+        ConfigError: If it can only be awaited; if a predictor holds a secret, which would be recorded with each of
+            its calls; or as `check_models`.
     """
-    for name, predictor in predictors(student):
+    if not hasattr(type(student), "forward"):
+        raise ConfigError(f"{type(student).__name__} has no `forward`: it can only be awaited. Define one.")
+    check_models(student)
+    for name, predictor in every_predictor(student):
         refuse_secrets(f"The predictor {name}", predictor.config)
+
+
+def check_models(student: dspy.Module) -> None:
+    """Raise if a predictor's own model is none that can be counted.
+
+    Raises:
+        ConfigError: Naming the predictor.
+    """
+    for name, predictor in every_predictor(student):
+        if predictor.lm is not None and not isinstance(predictor.lm, dspy.LM):
+            raise ConfigError(
+                f"The model of the predictor {name} is a {type(predictor.lm).__name__}, whose calls can't be counted; "
+                "make it the engine of one that can: dspy.LM(name, engine=...)."
+            )
 
 
 def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: str) -> None:

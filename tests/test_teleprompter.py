@@ -518,6 +518,43 @@ def test_a_program_without_predictors_is_refused(tmp_path: Path) -> None:
         compiled_by(tries(tmp_path, simulated(answer), RIGHT), Constant())
 
 
+class AwaitedOnly(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("text -> label")
+
+    async def aforward(self, text: str) -> Any:
+        return await self.predict.acall(text=text)
+
+
+class Legacy(dspy.BaseLM):
+    """A model of DSPy's older kind."""
+
+
+def with_legacy_model(*, is_frozen: bool) -> dspy.Module:
+    program = Guessing(simulated(answer))
+    program.guess.predict.lm = Legacy("legacy")
+    program.guess._compiled = is_frozen
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (AwaitedOnly(), r"^AwaitedOnly has no `forward`: it can only be awaited\. Define one\.$"),
+        (with_legacy_model(is_frozen=False), r"^The model of the predictor guess\.predict is a Legacy, whose calls"),
+        (with_legacy_model(is_frozen=True), r"^The model of the predictor guess\.predict is a Legacy, whose calls"),
+    ],
+)
+def test_a_program_that_cant_be_called_or_counted_is_refused(
+    tmp_path: Path, program: dspy.Module, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT), program)
+
+    assert not (tmp_path / "run").exists()
+
+
 def test_threads_below_one_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^Tries needs threads >= 1, got 0\.$"):
         Tries(metric="accuracy", threads=0)

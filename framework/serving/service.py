@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from preceptor import program as artifacts
 from preceptor import routed
+from preceptor.checks import check_models
 from preceptor.errors import ArtifactError, PreceptorError
 from preceptor.lm.adapter import bare, is_direct, output_name
 from preceptor.lm.seam import predictors
@@ -110,6 +111,7 @@ class Source:
         before = _digest(path)
         saved = artifacts.read(path)
         program: Any = self.load(path)
+        check_models(program)
         serve_own_models(program, max_tokens)
         name = str(saved.program["lm"])
         if name not in self.models:

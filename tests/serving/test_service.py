@@ -185,6 +185,34 @@ def test_a_predictors_own_model_is_counted_and_bounded_too(save: Save, serve: Se
     assert [request.config.max_tokens for request in (*asked_of(own), *asked_of(lm))] == [9, 9, 9]
 
 
+class Legacy(dspy.BaseLM):
+    """A model of DSPy's older kind."""
+
+
+def test_a_model_that_cant_be_counted_isnt_served(save: Save) -> None:
+    own: Any = Legacy("legacy")
+    with pytest.raises(ConfigError, match=r"^The model of the predictor first\.predict is a Legacy, whose calls"):
+        Service(Source(save(Twofold(own)), lm=lambda name: own, load=lambda path: load(path, student=Twofold(own))))
+
+
+class AwaitedOnly(dspy.Module):
+    """Has no `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SIGNATURE, "Is this spam?")
+
+    async def aforward(self, text: str) -> Any:
+        return await self.sort.acall(text=text)
+
+
+def test_a_program_that_can_only_be_awaited_is_served(save: Save, serve: Serve) -> None:
+    running = serve(save(AwaitedOnly()), load=lambda path: load(path, student=AwaitedOnly()))
+
+    assert running.post("/predict", {"text": "a prize"}).json()["answer"] == {"label": "spam"}
+    assert running.post("/predict", {"texts": "a prize"}).status_code == 422
+
+
 @pytest.mark.parametrize("kind", [Twofold, Awaited])
 def test_the_key_of_a_predictors_own_model_stays_out_of_a_refusal(save: Save, serve: Serve, kind: Any) -> None:
     def refusing(request: Any) -> str:
