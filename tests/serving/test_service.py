@@ -96,6 +96,18 @@ def test_a_bad_program_isnt_put_in_place(save: Save, serve: Serve) -> None:
     assert b'preceptor_reloads_total{outcome="refused"} 2.0' in running.service.metrics.text()
 
 
+def test_a_program_that_is_replaced_while_it_is_read_isnt_served(save: Save) -> None:
+    def switching(path: Path) -> dspy.Module:
+        loaded = load(path)
+        save(Classify(SIGNATURE, "Spam!"))
+        return loaded
+
+    source = Source(save(), lm=lambda name: simulated(by_instruction), load=switching)
+    with pytest.raises(ArtifactError, match=r"program was replaced while it was read; load it again\.$"):
+        source.served(9)
+    assert source.served(9).artifact.instructions == {"predict": "Spam!"}
+
+
 def test_a_link_keeps_its_name_for_clients_when_it_is_switched_to_another_program(
     save: Save, serve: Serve, tmp_path: Path
 ) -> None:
