@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.clients.errors import error_boundary
 from dspy.lm15 import Request, Response
 
@@ -24,7 +23,7 @@ from preceptor.errors import ConfigError
 from preceptor.lm import prices
 from preceptor.lm.dispatch import hide_secrets
 from preceptor.lm.meter import BatchingEngine, batching_engine
-from preceptor.lm.seam import Around, InThread, every_predictor
+from preceptor.lm.seam import Around, InThread, every_predictor, given_settings
 from preceptor.lm.usage import taken
 
 _TOGETHER: Final = 64
@@ -266,9 +265,6 @@ def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
         lm: The program's own.
         max_tokens: Most tokens of one answer.
     """
-    settings = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
-    if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
-        settings["max_tokens"] = settings.pop("max_completion_tokens")
     engine = Counted(lm, max_tokens)
     return _ServedLM(
         lm.model,
@@ -277,7 +273,7 @@ def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
         async_engine=_Awaited(engine),
         cache=False,
         num_retries=0,
-        **settings,
+        **given_settings(lm),
     )
 
 

@@ -140,7 +140,9 @@ class Source:
 def is_awaited(kind: type) -> bool:
     """Return True if awaiting a module does what calling it does: no subclass overrides `forward` alone."""
     aforward = getattr(kind, "aforward", None)
-    first = next((vars(each) for each in kind.__mro__ if {"aforward", "forward"} & vars(each).keys()), {})
+    first: Mapping[str, Any] = next(
+        (vars(each) for each in kind.__mro__ if {"aforward", "forward"} & vars(each).keys()), {}
+    )
     return inspect.iscoroutinefunction(aforward) and "aforward" in first
 
 
