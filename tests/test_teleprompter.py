@@ -362,6 +362,15 @@ def test_the_model_of_a_frozen_part_is_metered_and_replayed(tmp_path: Path) -> N
     assert program.guess.predict.lm is own
 
 
+def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(tmp_path: Path) -> None:
+    unbounded = dspy.LM("simulated/own", engine=simulated(answer).engine, cache=False)
+
+    with pytest.raises(ConfigError, match=r"needs a bound per call: dspy\.LM\('simulated/own', max_tokens=512\)"):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT, budget=Budget(tokens=10_000)), Guessing(unbounded))
+
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
