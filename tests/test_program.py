@@ -197,7 +197,8 @@ def test_a_student_with_another_frozen_part_is_refused(tmp_path: Path) -> None:
     put(made("Judge."), tmp_path / "saved")
 
     assert list(read(tmp_path / "saved").instructions) == ["condense"]
-    assert load(tmp_path / "saved", student=made("Judge.")).judge.predict.signature.instructions == "Judge."
+    loaded: Any = load(tmp_path / "saved", student=made("Judge."))
+    assert loaded.judge.predict.signature.instructions == "Judge."
     with pytest.raises(ArtifactError, match=r"saved: the frozen predictor judge\.predict isn't the student's; a file"):
         load(tmp_path / "saved", student=made("Judge harshly."))
     with pytest.raises(ArtifactError, match=r"the frozen predictor judge\.predict isn't"):

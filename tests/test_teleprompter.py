@@ -463,9 +463,10 @@ def test_a_metric_that_reads_what_no_row_has_a_label_for_is_let_through(
     def renamed(row: dspy.Example) -> dspy.Example:
         return dspy.Example(text=row.text, **({label: row.label} if label else {})).with_inputs("text")
 
-    given = {name: [renamed(row) for row in each] for name, each in (("trainset", rows(16)), ("valset", rows(20, 16)))}
+    train, confirm = [renamed(row) for row in rows(16)], [renamed(row) for row in rows(20, 16)]
+    method = tries(tmp_path, simulated(answer), RIGHT, metric=metric)
 
-    evidence = compiled_by(tries(tmp_path, simulated(answer), RIGHT, metric=metric), **given).evidence
+    evidence = compiled_by(method, trainset=train, valset=confirm).evidence
 
     assert evidence.baseline == (1.0 if metric is brief else 0.5)
 
