@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import dspy
 
-from preceptor.errors import MetricError
+from preceptor.errors import ConfigError, MetricError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.redaction import refuse_secrets
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric
 
 
@@ -25,9 +24,9 @@ def label_field(student: dspy.Module, row: dspy.Example) -> str:
 
 
 def forward_inputs(student: dspy.Module) -> dict[str, bool] | None:
-    """Return what `forward` takes by name, and whether it must be given; None where it takes anything."""
+    """Return what a call takes by name, and whether it must be given; None where it takes anything."""
     kind: Any = type(student)  # the instance's own `forward` warns when it is read
-    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    _, *parameters = inspect.signature(getattr(kind, "forward", None) or kind.aforward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -45,30 +44,54 @@ def needed_inputs(student: dspy.Module) -> list[str]:
 
 
 def check_settings(student: dspy.Module) -> None:
-    """Raise if a predictor holds a secret, which would be recorded with each of its calls.
+    """Raise if a program can't be called, or its calls can't be recorded.
 
     Raises:
-        ConfigError: Naming the predictor and the setting.
+        ConfigError: If it can only be awaited; if a predictor holds a secret, which would be recorded with each of
+            its calls; or as `check_models`.
     """
-    for name, predictor in predictors(student):
+    if not hasattr(type(student), "forward"):
+        raise ConfigError(f"{type(student).__name__} has no `forward`: it can only be awaited. Define one.")
+    check_models(student)
+    for name, predictor in every_predictor(student):
         refuse_secrets(f"The predictor {name}", predictor.config)
 
 
-def check_metric(metric: Metric, row: dspy.Example, name: str) -> None:
-    """Score a row's own label as if it had been the answer, before anything is spent.
+def check_models(student: dspy.Module) -> None:
+    """Raise if a predictor's own model is none that can be counted.
 
     Raises:
-        MetricError: If the metric raises or returns no score. One that asks a model is let through.
+        ConfigError: Naming the predictor.
     """
+    for name, predictor in every_predictor(student):
+        if predictor.lm is not None and not isinstance(predictor.lm, dspy.LM):
+            raise ConfigError(
+                f"The model of the predictor {name} is a {type(predictor.lm).__name__}, whose calls can't be counted; "
+                "make it the engine of one that can: dspy.LM(name, engine=...)."
+            )
+
+
+def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: str) -> None:
+    """Score a row's own labels as if they had been the answer, before anything is spent.
+
+    Args:
+        metric: Under trial. One that asks a model is let through.
+        student: Where the row lacks a label for one of its outputs, a metric that misses a field is let through.
+        row: With labels.
+        name: Of the rows.
+
+    Raises:
+        MetricError: If the metric raises or returns no score.
+    """
+    labels = row.labels().toDict()
+    is_partial = not labels.keys() >= set(predictors(student)[-1][1].signature.output_fields)
     try:
         with dspy.context(lm=dspy.LM("none/none", engine=_Refusing(), num_retries=0, cache=False)):
-            score = metric(row, dspy.Prediction(**row.labels().toDict()))
+            metric(row, dspy.Prediction(**labels))
     except MetricError as error:
-        if _Refusing.was_asked(error):
+        if _Refusing.was_asked(error) or (is_partial and isinstance(error.__cause__, (AttributeError, KeyError))):
             return
         raise MetricError(f"Tried on the first row of {name}, with its own label as the answer: {error}") from error
-    if math.isnan(score):
-        raise MetricError(f"The metric {metric.name} returned nan on the first row of {name}.")
 
 
 class _AsksModel(Exception):

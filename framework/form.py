@@ -55,6 +55,9 @@ def check_program(saved: Mapping[str, Any]) -> None:
     for name, predictor in _need(saved, "predictors", dict).items():
         _printable(name, "the name of a predictor")
         _check_predictor(_is(predictor, dict, f"predictor {name}"), f"predictor {name}")
+    for name, digest in _is(saved.get("frozen", {}), dict, "frozen").items():
+        _printable(name, "the name of a frozen predictor")
+        _is(digest, str, "the digest of a frozen predictor")
     if ("experts" in saved) != (saved["module"] == "experts"):
         raise Malformed("module must be 'experts' where there are experts, and only there")
     if "experts" in saved:

@@ -24,7 +24,7 @@ from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter, check
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job
@@ -89,7 +89,7 @@ def checked(
         )
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
-        check_metric(metric, rows[0], name)
+        check_metric(metric, student, rows[0], name)
     return train, confirm, output, metric
 
 
@@ -131,7 +131,7 @@ class Compile:
     def open(self) -> Generator[Task]:
         """Check that the budget can pay, then open the run folder, whose records begin anew."""
         method, parts = self.method, self._parts()
-        own = [predictor.lm for _, predictor in self.student.named_predictors() if isinstance(predictor.lm, dspy.LM)]
+        own = [one.lm for _, one in every_predictor(self.student) if one.lm is not None]
         for lm in (self.lm, self.proposer, *own):
             check(lm, method.budget)
         self._refuse_unaffordable()

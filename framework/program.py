@@ -30,7 +30,7 @@ from preceptor import declared, form, routed, untrusted
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
 
@@ -140,10 +140,19 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
         "module": _module_name(program),
         **student,
         "predictors": described,
+        **({"frozen": frozen} if (frozen := _frozen(cast("Any", program).default if is_routed else program)) else {}),
         "lm": re.sub(r"\w+://.*", "", lm),
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }
+
+
+def _frozen(program: dspy.Module) -> dict[str, str]:
+    """Return what tells one version of each frozen predictor from another; the user's class brings them itself."""
+    known = {id(predictor) for _, predictor in predictors(program)}
+    others = [(name, predictor) for name, predictor in every_predictor(program) if id(predictor) not in known]
+    written = {name: {**declared.described(one), "demos": [dict(demo) for demo in one.demos]} for name, one in others}
+    return {name: hashlib.sha256(_json(one)).hexdigest()[:16] for name, one in written.items()}
 
 
 def _module_name(program: dspy.Module) -> str:
@@ -281,10 +290,12 @@ def load(path: str | Path, *, student: dspy.Module | None = None, embedder: Embe
         embedder: The user's own, where a program of several experts was made with one.
 
     Raises:
-        ArtifactError: If the folder is bad, the student has other predictors or fields, or the embedder isn't
-            there or isn't the one that was used.
+        ArtifactError: If the folder is bad, the student has other predictors or fields, or other frozen parts, or
+            the embedder isn't there or isn't the one that was used.
     """
     artifact, parts = read(Path(path)), dict[str, dspy.Module]()
+    if student is not None:
+        _refuse_other_frozen(str(path), _frozen(student), artifact.program.get("frozen", {}))
     for expert, saved in artifact.predictors.items():
         part = copy_of(student) if student is not None else _rebuilt(artifact, saved)
         parts[expert] = _filled(part, str(path), saved)
@@ -348,6 +359,15 @@ def _rebuilt(artifact: Artifact, predictors_saved: Mapping[str, Any]) -> dspy.Mo
         return made
     except ValueError as error:
         raise ArtifactError(f"{artifact.path} holds a {name} that can't be one: {str(error)[:200]}") from error
+
+
+def _refuse_other_frozen(path: str, found: Mapping[str, str], saved: Mapping[str, str]) -> None:
+    changed = [name for name in {**saved, **found} if found.get(name) != saved.get(name)]
+    if changed:
+        raise ArtifactError(
+            f"{path}: the frozen predictor {shown(changed[0])[1:-1]} isn't the student's; a file holds none. "
+            "Pass the student with the parts it was saved with."
+        )
 
 
 def _refuse_other_fields(path: str, name: str, signature: Any, saved: Mapping[str, Any]) -> None:

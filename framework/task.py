@@ -26,7 +26,7 @@ from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import predictors, said, sampled, whole
+from preceptor.lm.seam import every_predictor, predictors, said, sampled, whole
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
@@ -367,9 +367,9 @@ class Task:
 
 
 def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:
-    """Return a copy whose predictors' own models, if they have any, are metered too."""
+    """Return a copy whose predictors' own models, if they have any, are metered too; those of frozen parts as well."""
     copied = copy_of(student)
-    for _, predictor in predictors(copied):
+    for _, predictor in every_predictor(copied):
         if predictor.lm is not None:
             predictor.lm = meter.wrap(predictor.lm)
     return copied

@@ -766,6 +766,22 @@ def test_a_model_at_an_address_is_neither_saved_nor_taken_from_a_file(
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (["a"], r"malformed: frozen must be an object"),
+        ({"a": 1}, r"malformed: the digest of a frozen predictor must be a text"),
+        ({"\x1b[2J": "0"}, r"malformed: the name of a frozen predictor"),
+    ],
+)
+def test_what_is_said_of_frozen_parts_is_checked(
+    tmp_path: Path, originals: Mapping[str, dict[str, bytes]], frozen: Any, message: str
+) -> None:
+    folder = signed(tmp_path / "saved", originals["predict"], program=lambda tree: tree.update(frozen=frozen))
+    with pytest.raises(ArtifactError, match=message):
+        read(folder)
+
+
 def test_a_link_is_not_followed_even_to_a_file_that_fits_and_a_hard_link_is_a_file(
     tmp_path: Path, originals: Mapping[str, dict[str, bytes]]
 ) -> None:

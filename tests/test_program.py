@@ -187,6 +187,24 @@ def test_a_student_with_other_predictors_or_fields_is_refused(tmp_path: Path, st
         load(tmp_path / "saved", student=student)
 
 
+def test_a_student_with_another_frozen_part_is_refused(tmp_path: Path) -> None:
+    def made(instruction: str, *, is_frozen: bool = True) -> Pipeline:
+        program = Pipeline()
+        program.judge = dspy.ChainOfThought(declare("gist -> label", instruction))
+        program.judge._compiled = is_frozen
+        return program
+
+    put(made("Judge."), tmp_path / "saved")
+
+    assert list(read(tmp_path / "saved").instructions) == ["condense"]
+    loaded: Any = load(tmp_path / "saved", student=made("Judge."))
+    assert loaded.judge.predict.signature.instructions == "Judge."
+    with pytest.raises(ArtifactError, match=r"saved: the frozen predictor judge\.predict isn't the student's; a file"):
+        load(tmp_path / "saved", student=made("Judge harshly."))
+    with pytest.raises(ArtifactError, match=r"the frozen predictor judge\.predict isn't"):
+        load(tmp_path / "saved", student=made("Judge.", is_frozen=False))
+
+
 def test_two_saves_are_equal_byte_for_byte(tmp_path: Path) -> None:
     put(Pipeline(), tmp_path / "first")
     put(Pipeline(), tmp_path / "second")

@@ -107,6 +107,17 @@ def test_the_radius_is_measured_to_the_centroid_of_the_other_rows() -> None:
     assert divided(vectors, 1, least_rows=1, seed=0).radius == pytest.approx(1 - np.cos(np.radians(60)), abs=1e-6)
 
 
+@pytest.mark.parametrize(("count", "beyond"), [(99, 0), (100, 0), (198, 0), (199, 1), (299, 2)])
+def test_the_radius_is_the_conformal_quantile_of_the_rows_distances(count: int, beyond: int) -> None:
+    vectors = bunches([count], spread=0.5)
+    found = divided(vectors, 1, least_rows=1, seed=0)
+    rests = vectors.sum(axis=0) - vectors
+    distances = np.sort(1 - (vectors * rests).sum(axis=1) / np.linalg.norm(rests, axis=1))
+
+    assert found.radius == pytest.approx(distances[count - 1 - beyond], abs=1e-6)
+    assert distances[-1] - distances[-2] > 1e-4
+
+
 def test_one_new_input_in_a_hundred_lies_outside() -> None:
     def around(count: int, seed: int) -> Any:
         return bunches([count, count], spread=1.0, dimensions=8, seed=seed)

@@ -332,6 +332,45 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
     assert program.get_lm() is own
 
 
+class Guessing(dspy.Module):
+    """A frozen part with a model of its own, and one to be improved."""
+
+    def __init__(self, own: dspy.LM) -> None:
+        self.guess = Classify("text -> guess: Literal['yes', 'no']", "Guess.")
+        self.guess.predict.lm = own
+        self.guess._compiled = True
+        self.answer = student()
+
+    def forward(self, text: str) -> Any:
+        self.guess(text=text)
+        return self.answer(text=text)
+
+
+def test_the_model_of_a_frozen_part_is_metered_and_replayed(tmp_path: Path) -> None:
+    own, lm = simulated(lambda request: "no", name="own"), simulated(answer)
+    program = Guessing(own)
+
+    evidence = compiled_by(tries(tmp_path, lm, RIGHT), program).evidence
+    calls = len(asked(own))
+    again = compiled_by(tries(tmp_path, lm, RIGHT), program).evidence
+
+    assert evidence.billed.calls == 1 + len(asked(lm)) + calls
+    assert calls == TRAIN + CONFIRM  # the same input under either candidate is one call
+    assert again.spent == evidence.spent
+    assert (len(asked(own)), again.billed.calls) == (calls, 0)
+    assert list(read(tmp_path / "run" / "program").instructions) == ["answer.predict"]
+    assert program.guess.predict.lm is own
+
+
+def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(tmp_path: Path) -> None:
+    unbounded = dspy.LM("simulated/own", engine=simulated(answer).engine, cache=False)
+
+    with pytest.raises(ConfigError, match=r"needs a bound per call: dspy\.LM\('simulated/own', max_tokens=512\)"):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT, budget=Budget(tokens=10_000)), Guessing(unbounded))
+
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
@@ -408,6 +447,44 @@ def test_a_metric_that_breaks_on_the_valset_is_found_before_the_first_call(tmp_p
     assert asked(lm) == []
 
 
+def brief(example: Any, prediction: Any) -> bool:
+    """Need no label."""
+    return len(prediction.label) < 4
+
+
+def other_name(example: Any, prediction: Any) -> bool:
+    return bool(example.gold == prediction["label"])
+
+
+@pytest.mark.parametrize(("metric", "label"), [(brief, None), (other_name, "gold")])
+def test_a_metric_that_reads_what_no_row_has_a_label_for_is_let_through(
+    tmp_path: Path, metric: Any, label: str | None
+) -> None:
+    def renamed(row: dspy.Example) -> dspy.Example:
+        return dspy.Example(text=row.text, **({label: row.label} if label else {})).with_inputs("text")
+
+    train, confirm = [renamed(row) for row in rows(16)], [renamed(row) for row in rows(20, 16)]
+    method = tries(tmp_path, simulated(answer), RIGHT, metric=metric)
+
+    evidence = compiled_by(method, trainset=train, valset=confirm).evidence
+
+    assert evidence.baseline == (1.0 if metric is brief else 0.5)
+
+
+def test_a_metric_that_reads_a_second_output_is_let_through(tmp_path: Path) -> None:
+    def reasoned(example: Any, prediction: Any) -> bool:
+        return bool(prediction.reasoning and prediction.label == example.label)
+
+    def chatting(request: Request) -> str:
+        if not system(request):
+            return answer(request)
+        label = prompt(request).partition("[[ ## text ## ]]\n")[2].split("\n")[0].split()[-1]
+        return f"[[ ## reasoning ## ]]\nSo.\n\n[[ ## label ## ]]\n{label}\n\n[[ ## completed ## ]]"
+
+    program = dspy.ChainOfThought(declare("text -> label", SEED))
+    assert compiled_by(tries(tmp_path, simulated(chatting), RIGHT, metric=reasoned), program).evidence.baseline == 1.0
+
+
 def test_a_metric_that_asks_a_model_is_let_through(tmp_path: Path) -> None:
     judge = dspy.Predict(declare("question -> verdict", "Judge."))
 
@@ -449,6 +526,43 @@ def test_a_program_without_predictors_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"^Constant has no predictor to improve\.$"):
         compiled_by(tries(tmp_path, simulated(answer), RIGHT), Constant())
+
+
+class AwaitedOnly(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("text -> label")
+
+    async def aforward(self, text: str) -> Any:
+        return await self.predict.acall(text=text)
+
+
+class Legacy(dspy.BaseLM):
+    """A model of DSPy's older kind."""
+
+
+def with_legacy_model(*, is_frozen: bool) -> dspy.Module:
+    program = Guessing(simulated(answer))
+    program.guess.predict.lm = Legacy("legacy")
+    program.guess._compiled = is_frozen
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (AwaitedOnly(), r"^AwaitedOnly has no `forward`: it can only be awaited\. Define one\.$"),
+        (with_legacy_model(is_frozen=False), r"^The model of the predictor guess\.predict is a Legacy, whose calls"),
+        (with_legacy_model(is_frozen=True), r"^The model of the predictor guess\.predict is a Legacy, whose calls"),
+    ],
+)
+def test_a_program_that_cant_be_called_or_counted_is_refused(
+    tmp_path: Path, program: dspy.Module, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT), program)
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_threads_below_one_are_refused() -> None:

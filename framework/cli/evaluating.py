@@ -96,7 +96,7 @@ def eval_(
     entrants = _entrants(targets, instructions or [], data, part, lm, student)
     measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
     for entrant in entrants:
-        check_metric(measure, entrant.rows[0], data)
+        check_metric(measure, entrant.program, entrant.rows[0], data)
     models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}
     with progress() as report, _metered(entrants, models, bounds) as (ledger, account):
         meter = Meter(ledger, account, threads=threads, patience=patience)

@@ -11,19 +11,17 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, cast
-from weakref import WeakValueDictionary
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
 from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.claims import Claims
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
     BROKEN_RETRIES,
@@ -43,7 +41,7 @@ from preceptor.lm.dispatch import (
 from preceptor.lm.ledger import Answer, Call, Ledger, drawn, one_of_several
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.rollout import RolloutLM
-from preceptor.lm.seam import Around, InThread
+from preceptor.lm.seam import Around, InThread, given_settings
 from preceptor.lm.soft import EmbeddingSpace
 
 Result: TypeAlias = Response | Exception
@@ -78,7 +76,7 @@ class Meter:
         self.account = account
         self.threads = threads
         self.patience = patience or Patience()
-        self._asked: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of calls under way only
+        self._claims = Claims()
         self._doors: dict[int, Door] = {}
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
@@ -109,9 +107,6 @@ class Meter:
             if lm.engine.meter is self:
                 return lm
             lm = lm.engine.lm
-        settings = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
-        if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
-            settings["max_tokens"] = settings.pop("max_completion_tokens")
         engine = MeteredEngine(lm, self)
         return RolloutLM(
             lm.model,
@@ -120,7 +115,7 @@ class Meter:
             async_engine=InThread(engine),
             cache=False,
             num_retries=0,
-            **settings,
+            **given_settings(lm),
         )
 
     def check(self, lm: dspy.LM) -> None:
@@ -162,7 +157,7 @@ class Meter:
             LMFailed: If no call to this model can succeed, because of its key, name or price plan.
             dspy.LMError: If this call failed for good.
         """
-        with self._once(call.key):
+        with self._claims.of([call.key]):
             answer = self.ledger.find(call.key)
             if answer is not None:
                 self._replay(lm, call, answer)
@@ -242,7 +237,18 @@ class Meter:
             return error
 
     def _ask_together(self, lm: dspy.LM, engine: BatchingEngine, calls: Sequence[Call]) -> list[Result]:
+        """Answer calls; those that others are asking now are waited for, once ours are answered."""
         found: dict[str, Result] = {}
+        left = list(calls)
+        while left:
+            with self._claims.of([call.key for call in left]) as keys:
+                self._ask_claimed(lm, engine, [call for call in left if call.key in keys], found)
+            left = [call for call in left if call.key not in keys]
+        return [found[call.key] for call in calls]
+
+    def _ask_claimed(
+        self, lm: dspy.LM, engine: BatchingEngine, calls: Sequence[Call], found: dict[str, Result]
+    ) -> None:
         missing: dict[str, Call] = {}
         repeated: list[Call] = []
         for call in calls:
@@ -257,12 +263,12 @@ class Meter:
                 found[call.key] = as_it_failed(*failure)
             else:
                 missing[call.key] = call
-        self._run(lm, engine, list(missing.values()), found)
+        if missing:
+            self._run(lm, engine, list(missing.values()), found)
         for call in repeated:  # counts as it will when the run is resumed
             answer = self.ledger.find(call.key)
             if answer is not None:
                 self._replay(lm, call, answer)
-        return [found[call.key] for call in calls]
 
     def _run(self, lm: dspy.LM, engine: BatchingEngine, calls: list[Call], found: dict[str, Result]) -> None:
         bounds = [self._bound(lm, call.request) for call in calls]
@@ -304,13 +310,6 @@ class Meter:
 
     def _replay(self, lm: dspy.LM, call: Call, answer: Answer) -> None:
         self.account.replay(self._bound(lm, call.request), Cost(1, answer.tokens, answer.dollars))
-
-    @contextmanager
-    def _once(self, key: str) -> Generator[None]:
-        with self._lock:
-            lock = self._asked.setdefault(key, threading.Lock())
-        with lock:
-            yield
 
 
 class MeteredEngine(Around):

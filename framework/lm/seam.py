@@ -7,6 +7,7 @@ import re
 from typing import Any, Final, Protocol, Self, cast
 
 import dspy
+from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, TextPart
 
 _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
@@ -15,6 +16,25 @@ _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
 def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
     """Return a program's predictors by name; each has `signature`, `demos`, `config` and `lm`."""
     return cast("list[tuple[str, Any]]", program.named_predictors())
+
+
+def every_predictor(program: dspy.Module) -> list[tuple[str, Any]]:
+    """Return a program's predictors by name, with those of frozen parts, which no method changes."""
+    found = cast("list[tuple[str, Any]]", list(program.named_sub_modules(dspy.Predict)))
+    return [(name.removeprefix("self."), predictor) for name, predictor in found]
+
+
+def settings_of(lm: dspy.LM) -> dict[str, Any]:
+    """Return the settings an LM sends with each call, without those of its connection."""
+    return {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
+
+
+def given_settings(lm: dspy.LM) -> dict[str, Any]:
+    """Return the settings of `settings_of` as they make another `dspy.LM` like it."""
+    settings = settings_of(lm)
+    if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
+        settings["max_tokens"] = settings.pop("max_completion_tokens")
+    return settings
 
 
 def text_of_parts(parts: Any) -> str:

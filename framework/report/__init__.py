@@ -53,6 +53,8 @@ def _written(folder: Path) -> None:
         write(folder, folder / REPORT)
     except (OSError, RunError) as error:
         logger.warning("The report of %s can't be written: %s", folder, error)
+    except Exception:  # a fault of the page's own costs no finished compile
+        logger.exception("The report of %s can't be written", folder)
 
 
 def write(folder: Path, path: Path) -> None:

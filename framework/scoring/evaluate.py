@@ -19,7 +19,7 @@ from dspy.utils.exceptions import AdapterParseError
 from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.lm.flow import in_order
 from preceptor.lm.meter import give_up
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric, text_of
 from preceptor.scoring.trial import Outcome, Step
 
@@ -141,13 +141,17 @@ class Evaluator:
     def _steps(self, program: dspy.Module) -> tuple[Step, ...]:
         if not self.has_steps:
             return ()
-        names = {id(predictor): name for name, predictor in predictors(program)}
+        parts = predictors(program)
+        names = {id(frozen): "" for _, frozen in every_predictor(program)} | {id(part): name for name, part in parts}
         trace: list[Any] = dspy.settings.trace or []
-        return tuple(
-            Step(names[id(predictor)], dict(inputs), dict(outputs))
-            for predictor, inputs, outputs in trace
-            if id(predictor) in names
-        )
+        named = [(names[id(one)] if id(one) in names else _name_of_copy(one, parts), *step) for one, *step in trace]
+        return tuple(Step(name, dict(inputs), dict(outputs)) for name, inputs, outputs in named if name)
+
+
+def _name_of_copy(predictor: Any, parts: Sequence[tuple[str, Any]]) -> str:
+    """Return whose copy a predictor is, as `dspy.BestOfN` makes one for each attempt; "" if that isn't certain."""
+    alike = [name for name, part in parts if part.signature.equals(predictor.signature)]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> None:

@@ -41,6 +41,9 @@ _NUMBER: Final = re.compile(
 )
 """A number, with what may stand around it: its sign, its whole part, its decimals."""
 
+_ROUNDED: Final = 1e-9
+"""How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
@@ -122,12 +125,13 @@ class Metric:
                 f"The metric {self.name} raised {type(error).__name__}: {error}, on {_brief(example)}."
             ) from error
         value = getattr(value, "score", value)
-        if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, (bool, int, float)) or not -_ROUNDED <= value <= 1 + _ROUNDED:
             raise MetricError(
                 f"The metric {self.name} returned {value!r} on {_brief(example)}; "
                 "it must return a bool, a number in [0, 1], or a Prediction with such a score."
             )
-        return float(value)
+        return min(1.0, max(0.0, float(value)))
 
 
 def wrap(metric: Scorer | Metric | str, output: str) -> Metric:
@@ -151,10 +155,14 @@ def wrap(metric: Scorer | Metric | str, output: str) -> Metric:
 
 def _arguments(metric: Scorer, name: str) -> int:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [parameter for parameter in inspect.signature(metric).parameters.values() if parameter.kind in kinds]
+    taken = list(inspect.signature(metric).parameters.values())
+    if isinstance(metric, dspy.Module) and hasattr(type(metric), "forward"):  # whose call takes anything
+        _, *taken = inspect.signature(cast("Any", type(metric)).forward).parameters.values()
+    parameters = [parameter for parameter in taken if parameter.kind in kinds]
     required = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
-    for count in (5, 3, 2):
-        if required <= count <= len(parameters):
+    is_open = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in taken)
+    for count in (3, 5) if is_open else (5, 3, 2):
+        if required <= count and (is_open or count <= len(parameters)):
             return count
     raise ConfigError(
         f"The metric {name} takes {len(parameters)} arguments; DSPy's take (example, prediction), "

@@ -16,14 +16,14 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.clients.errors import error_boundary
 from dspy.lm15 import Request, Response
 
 from preceptor.errors import ConfigError
 from preceptor.lm import prices
+from preceptor.lm.dispatch import hide_secrets
 from preceptor.lm.meter import BatchingEngine, batching_engine
-from preceptor.lm.seam import Around, InThread
+from preceptor.lm.seam import Around, InThread, every_predictor, given_settings
 from preceptor.lm.usage import taken
 
 _TOGETHER: Final = 64
@@ -198,7 +198,10 @@ class Counted(Around):
     async def acomplete(self, request: Request) -> Response:
         """Answer one request."""
         tally = _TALLY.get()
-        response = await self.asynchronous.complete(self._bounded(request, tally))
+        try:
+            response = await self.asynchronous.complete(self._bounded(request, tally))
+        except dspy.LMError as error:
+            raise hide_secrets(error, self.lm) from error.__cause__
         return self._counted(response, tally)
 
     def complete(self, request: Request) -> Response:
@@ -262,9 +265,6 @@ def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
         lm: The program's own.
         max_tokens: Most tokens of one answer.
     """
-    settings = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
-    if "max_completion_tokens" in settings:  # what dspy.LM makes of max_tokens for reasoning models
-        settings["max_tokens"] = settings.pop("max_completion_tokens")
     engine = Counted(lm, max_tokens)
     return _ServedLM(
         lm.model,
@@ -273,8 +273,17 @@ def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
         async_engine=_Awaited(engine),
         cache=False,
         num_retries=0,
-        **settings,
+        **given_settings(lm),
     )
+
+
+def serve_own_models(program: dspy.Module, max_tokens: int) -> None:
+    """Make the models that predictors of a loaded program have of their own served ones, too."""
+    made: dict[int, dspy.LM] = {}
+    for _, predictor in every_predictor(program):
+        own = predictor.lm
+        if own is not None and not isinstance(own.engine, Counted):
+            predictor.lm = made.setdefault(id(own), served(own, max_tokens))
 
 
 def _door(lm: dspy.LM) -> AsyncEngine:

@@ -19,12 +19,13 @@ from pydantic import BaseModel
 
 from preceptor import program as artifacts
 from preceptor import routed
+from preceptor.checks import check_models
 from preceptor.errors import ArtifactError, PreceptorError
 from preceptor.lm.adapter import bare, is_direct, output_name
 from preceptor.lm.seam import predictors
 from preceptor.serving import fields
 from preceptor.serving.gate import Gate
-from preceptor.serving.model import Counted, Tally, counting, served
+from preceptor.serving.model import Counted, Tally, counting, serve_own_models, served
 from preceptor.serving.refused import Refused, refusal
 from preceptor.serving.settings import Limits
 from preceptor.serving.watch import Metrics, note, place_of, since
@@ -110,6 +111,8 @@ class Source:
         before = _digest(path)
         saved = artifacts.read(path)
         program: Any = self.load(path)
+        check_models(program)
+        serve_own_models(program, max_tokens)
         name = str(saved.program["lm"])
         if name not in self.models:
             self.models[name] = served(self.lm(name), max_tokens)
@@ -120,7 +123,7 @@ class Source:
         if _digest(path) != before:
             raise ArtifactError(f"{path} was replaced while it was read; load it again.")
         parts = routed.parts_of(program, is_routed=saved.is_routed).values()
-        awaits = all(inspect.iscoroutinefunction(getattr(type(part), "aforward", None)) for part in parts)
+        awaits = all(is_awaited(type(part)) for part in parts)
         return Served(
             _name(path),
             before,
@@ -132,6 +135,15 @@ class Source:
             awaits,
             tuple(answers.model_fields),
         )
+
+
+def is_awaited(kind: type) -> bool:
+    """Return True if awaiting a module does what calling it does: no subclass overrides `forward` alone."""
+    aforward = getattr(kind, "aforward", None)
+    first: Mapping[str, Any] = next(
+        (vars(each) for each in kind.__mro__ if {"aforward", "forward"} & vars(each).keys()), {}
+    )
+    return inspect.iscoroutinefunction(aforward) and "aforward" in first
 
 
 def _name(path: Path) -> str:

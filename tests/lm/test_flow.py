@@ -13,7 +13,7 @@ import pytest
 from preceptor.errors import LMFailed
 from preceptor.lm import flow
 from preceptor.lm.cohort import current
-from preceptor.lm.flow import in_order
+from preceptor.lm.flow import in_order, let_through
 from preceptor.testing import simulated
 
 LM = simulated(lambda request: "x")
@@ -63,6 +63,29 @@ def test_threads_have_the_caller_s_context(threads: int) -> None:
     with dspy.context(lm=LM):
         seen = list(in_order(LM, range(4), lambda item: dspy.settings.lm is LM, threads))
     assert seen == [True] * 4
+
+
+class Batching:
+    """An engine that would answer many requests at once, in one place or in several."""
+
+    supports_choices = False
+    supported_params: frozenset[str] = frozenset()
+
+    def __init__(self, places: int | None) -> None:
+        if places:
+            self.places = places
+
+    def batches(self, requests: Any) -> Iterator[Any]:
+        yield from ()
+
+    def complete(self, request: Any) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("places", "calls"), [(None, 64), (1, 64), (3, 192)])
+def test_a_budget_must_have_room_for_a_wave_in_every_place(places: int | None, calls: int) -> None:
+    assert let_through(dspy.LM("batching", engine=Batching(places), cache=False)) == calls
+    assert let_through(LM) == 2
 
 
 @pytest.mark.timeout(60)

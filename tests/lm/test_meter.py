@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong
 from preceptor.lm.budget import Account, Budget, Cost, Purse
 from preceptor.lm.cohort import Cohort
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Call, Ledger, drawing
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
+from preceptor.modules import Generate
 from preceptor.testing import ChatServer, Faults, asked, simulated
 
 KEY = b"sk-secret-0123456789"
@@ -334,7 +337,7 @@ def test_nothing_is_kept_of_a_call_that_is_over(ledger: Ledger) -> None:
     lm = metering.wrap(simulated(lambda request: "x"))
     for number in range(20):
         lm(f"text {number}")
-    assert len(metering._asked) == 0
+    assert len(metering._claims) == 0
 
 
 class Moody:
@@ -441,6 +444,68 @@ class Halves:
             message = Message.assistant([TextPart("yes")])
             usage = Usage(input_tokens=1, output_tokens=1)
             yield [(at, Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage))]
+
+
+class Counting(Halves):
+    """A batching engine each of whose answers differs from all others, and that runs batches in several places."""
+
+    places = 3
+
+    def __init__(self) -> None:
+        self.batched: list[int] = []
+        self.count = itertools.count()
+        self.fails = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Counting:
+        return self
+
+    def batches(self, requests: list[Request]) -> Iterator[list[tuple[int, Response | Exception]]]:
+        self.batched.append(len(requests))
+        time.sleep(0.05)
+        results: list[tuple[int, Response | Exception]] = []
+        for at in range(len(requests)):
+            number = next(self.count)
+            usage = Usage(input_tokens=1, output_tokens=1)
+            message = Message.assistant([TextPart(f"answer {number}")])
+            done = Response(id=None, model="test/m", message=message, finish_reason="stop", usage=usage)
+            results.append((at, dspy.LMServerError("down") if number < self.fails else done))
+        yield results
+
+
+def test_equal_calls_of_waves_at_once_are_billed_once_and_replayed_alike(ledger: Ledger) -> None:
+    engine = Counting()
+    lm = dspy.LM("test/m", engine=engine, cache=False, max_tokens=8)
+    program = Generate("text -> out", "Go.")
+    rows = [f"text {number % 64}" for number in range(192)]
+    fresh, resumed = meter(ledger), meter(ledger)
+
+    def answers(metered: Meter) -> list[str]:
+        wrapped = metered.wrap(lm)
+        with dspy.context(lm=wrapped, disable_history=True):
+            return list(in_order(wrapped, rows, lambda row: str(program(text=row).out), 8))
+
+    first = answers(fresh)
+
+    assert first == first[:64] * 3
+    assert len(set(first)) == 64 == len(ledger)
+    assert (engine.batched, fresh.account.billed.calls, fresh.account.spent.calls) == ([64], 64, 192)
+    assert answers(resumed) == first
+    assert (engine.batched, resumed.account.billed.calls, resumed.account.spent.calls) == ([64], 0, 192)
+
+
+def test_a_call_that_failed_elsewhere_is_asked_again_by_who_waited_for_it(ledger: Ledger) -> None:
+    engine = Counting()
+    engine.fails = 2
+    lm = dspy.LM("test/m", engine=engine, cache=False)
+    calls, metered = [Call(request(lm, name)) for name in "ab"], meter(ledger)
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: metered.ask(lm, calls), range(2)))
+
+    failed, answered = sorted(both, key=lambda results: isinstance(results[0], Response))
+    assert all(isinstance(result, dspy.LMServerError) for result in failed)
+    assert {text(result) for result in answered} == {"answer 2", "answer 3"}
+    assert len(ledger) == 2
 
 
 def test_no_batch_is_run_once_the_time_is_over_and_those_run_are_kept(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -258,6 +259,22 @@ def test_a_report_that_cant_be_written_doesnt_stop_the_run(tmp_path: Path, caplo
     assert [record.message.partition(" can't be written: ")[0] for record in caplog.records] == [
         f"The report of {tmp_path}"
     ] * 2
+
+
+def test_a_report_that_fails_in_a_way_nobody_foresaw_doesnt_stop_the_run(
+    mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(mixed, tmp_path / "run")
+    known = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+    (folder / "regions.json").write_text(json.dumps({**known, "explained": 10**400}), encoding="utf-8")
+
+    with caplog.at_level(logging.WARNING), reported(folder):
+        pass
+
+    [record] = caplog.records
+    assert (record.levelname, record.message) == ("ERROR", f"The report of {folder} can't be written")
+    assert record.exc_text is not None
+    assert "OverflowError: int too large to convert to float" in record.exc_text
 
 
 def test_a_mixture_shows_its_regions_on_a_map_and_in_a_table(mixed: Path) -> None:

@@ -194,6 +194,56 @@ def test_steps_hold_what_each_predictor_was_given_and_answered() -> None:
     ]
 
 
+class Best(dspy.Module):
+    """A part that is copied for each attempt, beside others."""
+
+    def __init__(self, *others: Classify) -> None:
+        super().__init__()
+        self.guess = Classify("text -> guess: Literal['x', 'y']", "Guess.")
+        self.best = dspy.BestOfN(module=self.decide("Decide."), N=2, reward_fn=lambda given, told: 1.0, threshold=0.5)
+        self.others = list(others)
+
+    @staticmethod
+    def decide(instructions: str) -> Classify:
+        return Classify("guess -> label: Literal['a', 'b']", instructions)
+
+    def forward(self, text: str) -> Any:
+        return self.best(guess=self.guess(text=text).guess)
+
+
+def frozen() -> Classify:
+    part = Best.decide("Decide.")
+    part._compiled = True
+    return part
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        ([], ["guess.predict", "best.module.predict"]),
+        ([Best.decide("Decide at last.")], ["guess.predict", "best.module.predict"]),
+        ([frozen()], ["guess.predict", "best.module.predict"]),
+        ([Best.decide("Decide.")], ["guess.predict"]),  # it may be the copy of either
+    ],
+)
+def test_a_predictor_that_is_copied_when_it_is_asked_has_its_steps(others: list[Classify], names: list[str]) -> None:
+    lm = simulated(lambda request: "y" if "Guess" in system(request) else "b")
+    [outcome] = evaluator(lm, has_steps=True).run(jobs(Best(*others), rows(1)))
+
+    assert [step.predictor for step in outcome.steps] == names
+
+
+def test_a_frozen_part_has_no_steps() -> None:
+    class Sealed(Best):
+        def forward(self, text: str) -> Any:
+            return self.others[0](guess=self.guess(text=text).guess)
+
+    lm = simulated(lambda request: "y" if "Guess" in system(request) else "b")
+    [outcome] = evaluator(lm, has_steps=True).run(jobs(Sealed(frozen()), rows(1)))
+
+    assert [step.predictor for step in outcome.steps] == ["guess.predict"]
+
+
 def test_every_row_is_reported_once_failed_ones_included() -> None:
     def answer(request: Request) -> str:
         if number(request) in (7, 30):

@@ -4,12 +4,15 @@ import enum
 from typing import Any
 
 import dspy
+import numpy as np
 import pydantic
 import pytest
+from dspy.evaluate import CompleteAndGrounded, SemanticF1
 
 from preceptor.errors import ConfigError, MetricError
 from preceptor.scoring.metrics import Metric, Scorer, binary_f1, mean, token_f1, wrap
 from preceptor.scoring.trial import Outcome
+from preceptor.testing import simulated
 
 
 class Mood(enum.Enum):
@@ -145,8 +148,13 @@ def one_or_two(example: Any, prediction: Any = None) -> int:
     return int(prediction is not None)
 
 
+def any_number(*arguments: Any) -> bool:
+    return len(arguments) == 3
+
+
 @pytest.mark.parametrize(
-    ("metric", "arguments", "score"), [(two, 2, 1.0), (three, 3, 0.25), (five, 5, 0.75), (one_or_two, 2, 1.0)]
+    ("metric", "arguments", "score"),
+    [(any_number, 3, 1.0), (two, 2, 1.0), (three, 3, 0.25), (five, 5, 0.75), (one_or_two, 2, 1.0)],
 )
 def test_any_dspy_metric_is_taken_whatever_its_arguments_and_its_result(
     metric: Scorer, arguments: int, score: float
@@ -155,6 +163,39 @@ def test_any_dspy_metric_is_taken_whatever_its_arguments_and_its_result(
 
     assert (wrapped.name, wrapped.arguments, wrapped.is_mean) == (metric.__name__, arguments, True)
     assert scored(metric, "a", "a") == score
+
+
+@pytest.mark.parametrize("judge", [SemanticF1(), CompleteAndGrounded()])
+def test_a_metric_of_dspys_own_is_taken_and_scores_by_what_the_model_says(judge: Any) -> None:
+    def verdict(request: Any) -> str:
+        fields = ("reasoning", "precision", "recall", "completeness", "groundedness", "discussion")
+        keys = ("ground_truth_key_ideas", "system_response_key_ideas", "system_response_claims")
+        return "\n\n".join(f"[[ ## {field} ## ]]\n0.5" for field in (*fields, *keys)) + "\n\n[[ ## completed ## ]]"
+
+    row = dspy.Example(question="Why?", response="So.").with_inputs("question")
+    metric = wrap(judge, "response")
+    with dspy.context(lm=simulated(verdict)):
+        score = metric(row, dspy.Prediction(response="So.", context=["So."]))
+
+    assert (metric.name, metric.arguments, score) == (type(judge).__name__, 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "score"),
+    [
+        (np.bool_(True), 1.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(1), 1.0),
+        (1 + 1e-10, 1.0),
+        (-1e-10, 0.0),
+        (dspy.Prediction(score=np.float64(0.25)), 0.25),
+    ],
+)
+def test_numbers_of_numpy_and_ends_missed_by_rounding_are_scores(value: Any, score: float) -> None:
+    def odd(example: Any, prediction: Any) -> Any:
+        return value
+
+    assert scored(odd, "a", "a") == score
 
 
 def test_an_object_with_a_call_method_is_named_after_its_class() -> None:
@@ -170,7 +211,10 @@ def test_a_wrapped_metric_stays_what_it_is() -> None:
     assert wrap(metric, "other") is metric
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), 1.5, -0.1, "right", float("inf"), dspy.Prediction(label="a")])
+@pytest.mark.parametrize(
+    "value",
+    [None, float("nan"), np.float64("nan"), 1.5, 1 + 1e-8, -0.1, "right", float("inf"), dspy.Prediction(label="a")],
+)
 def test_a_result_that_is_no_score_is_refused_with_its_row(value: Any) -> None:
     def odd(example: Any, prediction: Any) -> Any:
         return value

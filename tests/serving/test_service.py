@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable
@@ -13,12 +14,14 @@ import dspy
 import httpx
 import pytest
 
+from preceptor import load
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts, Generate
 from preceptor.regions import divided
 from preceptor.serving.service import Service, Source
 from preceptor.serving.settings import Keys, Limits
+from preceptor.testing import asked as asked_of
 from preceptor.testing import prompt, simulated, system
 
 SIGNATURE = "text -> label: Literal['spam', 'mail']"
@@ -93,6 +96,18 @@ def test_a_bad_program_isnt_put_in_place(save: Save, serve: Serve) -> None:
     assert b'preceptor_reloads_total{outcome="refused"} 2.0' in running.service.metrics.text()
 
 
+def test_a_program_that_is_replaced_while_it_is_read_isnt_served(save: Save) -> None:
+    def switching(path: Path) -> dspy.Module:
+        loaded = load(path)
+        save(Classify(SIGNATURE, "Spam!"))
+        return loaded
+
+    source = Source(save(), lm=lambda name: simulated(by_instruction), load=switching)
+    with pytest.raises(ArtifactError, match=r"program was replaced while it was read; load it again\.$"):
+        source.served(9)
+    assert source.served(9).artifact.instructions == {"predict": "Spam!"}
+
+
 def test_a_link_keeps_its_name_for_clients_when_it_is_switched_to_another_program(
     save: Save, serve: Serve, tmp_path: Path
 ) -> None:
@@ -112,6 +127,118 @@ def test_a_link_keeps_its_name_for_clients_when_it_is_switched_to_another_progra
             (tmp_path / "next").rename(current)
             assert reload(running).json()["changed"] is True
     assert answers == ["mail", "spam"]
+
+
+class Shouting(Classify):
+    """Overrides `forward`, and inherits `aforward`."""
+
+    def forward(self, **inputs: Any) -> Any:
+        found = super().forward(**inputs)
+        return dspy.Prediction(label=found.label.upper())
+
+
+class ShoutingBoth(Shouting):
+    """Overrides both."""
+
+    async def aforward(self, **inputs: Any) -> Any:
+        found = await super().aforward(**inputs)
+        return dspy.Prediction(label=f"{found.label}!")
+
+
+@pytest.mark.parametrize(("kind", "label"), [(Shouting, "MAIL"), (ShoutingBoth, "mail!"), (Classify, "mail")])
+def test_what_a_subclass_overrides_is_served(save: Save, tmp_path: Path, kind: Any, label: str) -> None:
+    def made() -> Any:
+        return kind(SIGNATURE, "Is this spam?")
+
+    source = Source(
+        save(made()), lm=lambda name: simulated(by_instruction), load=lambda path: load(path, student=made())
+    )
+
+    async def answer() -> Any:
+        return (await Service(source).answer({"text": "a"})).outputs["label"]
+
+    assert asyncio.run(answer()) == label
+
+
+class Twofold(dspy.Module):
+    """Two predictors with a model of their own, one of them frozen, and one without."""
+
+    def __init__(self, own: dspy.LM) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (Classify(SIGNATURE, "Is this spam?") for _ in range(3))
+        self.first.predict.lm = self.second.predict.lm = own
+        self.first._compiled = True
+
+    def forward(self, text: str) -> Any:
+        self.first(text=text)
+        self.second(text=text)
+        return self.last(text=text)
+
+
+class Awaited(Twofold):
+    """The same, awaited."""
+
+    async def aforward(self, text: str) -> Any:
+        await self.first.acall(text=text)
+        await self.second.acall(text=text)
+        return await self.last.acall(text=text)
+
+
+@pytest.mark.parametrize("kind", [Twofold, Awaited])
+def test_a_predictors_own_model_is_counted_and_bounded_too(save: Save, serve: Serve, kind: Any) -> None:
+    own, lm = simulated(by_instruction, name="own"), simulated(by_instruction)
+    limits = Limits(output_tokens=9, drain_seconds=1)
+    running = serve(save(kind(own)), lm, limits=limits, load=lambda path: load(path, student=kind(own)))
+
+    told = running.post("/predict", {"text": "a"}).json()
+
+    assert (told["answer"], told["usage"]["calls"]) == ({"label": "mail"}, 3)
+    assert (told["usage"]["input_tokens"], told["usage"]["output_tokens"]) == (36, 3)
+    assert [request.config.max_tokens for request in (*asked_of(own), *asked_of(lm))] == [9, 9, 9]
+
+
+class Legacy(dspy.BaseLM):
+    """A model of DSPy's older kind."""
+
+
+def test_a_model_that_cant_be_counted_isnt_served(save: Save) -> None:
+    own: Any = Legacy("legacy")
+    with pytest.raises(ConfigError, match=r"^The model of the predictor first\.predict is a Legacy, whose calls"):
+        Service(Source(save(Twofold(own)), lm=lambda name: own, load=lambda path: load(path, student=Twofold(own))))
+
+
+class AwaitedOnly(dspy.Module):
+    """Has no `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SIGNATURE, "Is this spam?")
+
+    async def aforward(self, text: str) -> Any:
+        return await self.sort.acall(text=text)
+
+
+def test_a_program_that_can_only_be_awaited_is_served(save: Save, serve: Serve) -> None:
+    running = serve(save(AwaitedOnly()), load=lambda path: load(path, student=AwaitedOnly()))
+
+    assert running.post("/predict", {"text": "a prize"}).json()["answer"] == {"label": "spam"}
+    assert running.post("/predict", {"texts": "a prize"}).status_code == 422
+
+
+@pytest.mark.parametrize("kind", [Twofold, Awaited])
+def test_the_key_of_a_predictors_own_model_stays_out_of_a_refusal(save: Save, serve: Serve, kind: Any) -> None:
+    def refusing(request: Any) -> str:
+        raise dspy.LMServerError("no such key: opensesame")
+
+    own = simulated(refusing, name="own")
+    own.kwargs["api_key"] = "opensesame"
+    running = serve(save(kind(own)), load=lambda path: load(path, student=kind(own)))
+
+    told = running.post("/predict", {"text": "a"})
+
+    assert (told.status_code, told.json()["error"]["code"]) == (502, "model_failed")
+    assert "no such key" in told.text
+    assert "sesame" not in told.text
 
 
 def test_a_server_without_a_token_isnt_reloaded_over_http(save: Save, serve: Serve) -> None:

@@ -163,6 +163,19 @@ def test_edits_of_one_step_that_help_alone_are_tried_together(tmp_path: Path, jo
     assert len(principles(best)) >= count
 
 
+@pytest.mark.parametrize(("calls", "is_joined"), [(276, False), (288, True)])
+def test_edits_are_joined_only_where_a_step_and_the_end_can_still_be_paid(
+    tmp_path: Path, calls: int, is_joined: bool
+) -> None:
+    proposer = simulated(choosing("Add", right_rule), name="writer")
+    budget = Budget(calls=calls + 2 * CONFIRM)
+
+    evidence = compiled_by(constitutional(tmp_path, proposer, steps=2, join=True, budget=budget), 72).evidence
+
+    assert any(line["how"] == "join" for line in lines(tmp_path, "lineage.jsonl")) is is_joined
+    assert evidence.stopped == ""
+
+
 def test_edits_of_one_principle_are_not_joined(tmp_path: Path) -> None:
     texts = count()
     proposer = simulated(choosing("Revise", lambda text: f"{right_rule(text)} {next(texts)}"), name="writer")

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from preceptor.study import quiet_study
 from preceptor.teleprompters import coupled
@@ -105,6 +105,58 @@ def test_the_improvement_is_the_integral_it_stands_for() -> None:
     assert expected[1] > 0.01
 
 
+def test_a_visited_point_is_as_sure_as_its_instruction_and_a_far_one_has_the_prior_variance() -> None:
+    points = np.array([[-1.0], [-0.9]])
+    found = Surrogate(
+        points=points,
+        length=0.05,
+        nugget=0.0,
+        inverse=coupled._inverse(points, 0.05, 0.0),
+        means=np.array([-1.0, 1.0]),
+        covariance=np.diag([0.25, 0.0]),
+        variance=4.0,
+        observed=2,
+    )
+    means, deviations = found.predict(np.array([[-1.0], [-0.9], [1.0]]))
+
+    assert means == pytest.approx([-1, 1, 0], abs=1e-6)
+    assert deviations == pytest.approx([0.5, 0, 2], abs=1e-4)
+
+
+def test_the_covariance_of_instructions_has_the_likeliest_scale() -> None:
+    rows = np.array([[0, 0, 0, 1], [1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]], dtype=float)
+    values = rows.mean(axis=1)
+    targets, alike = (values - values.mean()) / values.std(), similarity(rows)
+    found: list[tuple[float, float, float]] = []
+    for noise in coupled._NOISES:
+        kernel = alike + noise * np.eye(4)
+        scale = float(targets @ np.linalg.solve(kernel, targets)) / 4
+        found.append((stats.multivariate_normal(cov=scale * kernel).logpdf(targets), float(noise), scale))
+    _, noise, scale = max(found)
+    assert abs(scale - 1) > 0.1
+
+    fitted = Surrogate.fit(np.array([[-0.8], [0.0], [0.4], [0.7]]), rows, values, explores=True)
+
+    rest = alike - alike @ np.linalg.solve(alike + noise * np.eye(4), alike)
+    assert fitted.covariance == pytest.approx(scale * rest)
+
+
+@pytest.mark.parametrize("ahead", [-7.0, -12.0, -30.0])
+def test_the_improvement_far_below_the_best_is_that_of_the_normal_tail(ahead: float) -> None:
+    sure = surrogate([-0.8, 0.7], [[0, 0], [1, 1]])
+    at = np.array([[-0.8]])
+    mean = float(sure.predict(at)[0][0])
+    deviation = (float(sure.means[1]) - mean) / -ahead
+    weights = (matern(at, sure.points, sure.length) @ sure.inverse)[0]
+    own = np.diag([deviation**2 / float(weights @ weights)] * 2)
+    found = replace(sure, covariance=own, variance=0.0)
+    assert found.predict(at)[1] == pytest.approx([deviation])
+
+    mills = np.sqrt(np.pi / 2) * special.erfcx(-ahead / np.sqrt(2))  # (1 - cdf) / pdf
+    expected = stats.norm.logpdf(ahead) + np.log1p(ahead * mills) + np.log(deviation)
+    assert found.improvement(at) == pytest.approx([expected], abs=3.5 / ahead**2)
+
+
 def test_the_improvement_stays_finite_where_it_is_next_to_nothing() -> None:
     found = surrogate([-0.8, 0.7], [[0, 0], [1, 1]])
     hopeless = Surrogate(
@@ -193,9 +245,12 @@ def test_a_trial_that_failed_with_scores_is_a_repeat_and_one_without_is_out() ->
 def test_a_batch_climbs_from_the_best_points_in_turn_whatever_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[float] = []
     climbed = coupled._climbed
-    monkeypatch.setattr(
-        coupled, "_climbed", lambda one, at, rng: (starts.append(float(at[0])), climbed(one, at, rng))[1]
-    )
+
+    def noted(one: Surrogate, at: Any, rng: np.random.Generator) -> Any:
+        starts.append(float(at[0]))
+        return climbed(one, at, rng)
+
+    monkeypatch.setattr(coupled, "_climbed", noted)
     search = study()
     told(search, LINE, 3, lambda x: [float(x > -0.5), float(x > 0), float(x > 0.5)])
     search.tell(search.ask(LINE), state=TrialState.FAIL)

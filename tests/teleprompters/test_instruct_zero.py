@@ -315,6 +315,17 @@ def test_a_plan_costs_no_more_than_it_may_unless_it_may_less_than_one_point(
     assert plan.finalists <= min(finalists, sum(plan.batches))
 
 
+def test_what_repeats_save_is_spent_in_batches_no_larger_than_the_first() -> None:
+    plan = Plan(batches=(5, 3), finalists=1, cost=88, scoring=10, most=30)
+    tried = [0]
+    sizes: list[int] = []
+    for size in plan.sizes(lambda: (tried[0], 1)):  # every point comes to the same instruction
+        sizes.append(size)
+        tried[0] += size
+
+    assert sizes == [5, 3, 5, 5, 5, 5, 2]
+
+
 def test_a_budget_of_the_plan_is_kept_to_the_call(tmp_path: Path) -> None:
     made = method(tmp_path, simulated(numbered), budget=Budget(calls=300 + 2 * CONFIRM))
     estimate = made.estimate(toy.signatures(toy.Sorter()), 40, 300)

@@ -180,6 +180,21 @@ def test_regions_are_searched_side_by_side_but_one_by_one_where_two_cant_be(tmp_
     assert GEPA.is_alone
 
 
+def test_each_region_has_randomness_of_its_own(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    class Drawing(APE):
+        def search(self, task: Task) -> Any:
+            drawn.append(task.rng.random())
+            return super().search(task)
+
+    for place in ("one", "two"):
+        compiled_by(mixture(tmp_path / place, method=Drawing, threads=1))
+
+    assert drawn[:3] == drawn[3:]
+    assert len(set(drawn[:3])) == 3
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 def test_progress_names_the_region_and_of_searches_side_by_side_tells_where_steps_begin(
     tmp_path: Path, threads: int
