@@ -293,6 +293,26 @@ def test_a_finished_race_is_used_when_a_later_one_ends_the_budget(tmp_path: Path
     assert evidence.spent.calls == 100
 
 
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_program_that_catches_everything_does_not_hide_the_end_of_the_budget(tmp_path: Path, threads: int) -> None:
+    class Careful(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sort = student()
+
+        def forward(self, text: str) -> Any:
+            try:
+                return self.sort(text=text)
+            except Exception:  # noqa: BLE001  as programs do
+                return dspy.Prediction(label="no")
+
+    method = tries(tmp_path, simulated(answer), RIGHT, USELESS, threads=threads, budget=Budget(calls=79))
+    evidence = compiled_by(method, Careful()).evidence
+
+    assert evidence.stopped.startswith("The next call could take calls to ")
+    assert not evidence.has_candidate
+
+
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:
     lm = simulated(answer)
     method = tries(tmp_path, lm, RIGHT, budget=Budget(calls=2 * CONFIRM + TRAIN - 1))

@@ -16,7 +16,8 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError, again
+from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import predictors
@@ -115,7 +116,7 @@ class Evaluator:
 
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
-        with dspy.context(lm=self.lm, trace=[], disable_history=True):
+        with dspy.context(lm=self.lm, trace=[], disable_history=True), ending():
             outcome = self._answered(job, gold)
         self.on_row()
         return outcome
@@ -125,10 +126,10 @@ class Evaluator:
             prediction = job.program(**job.example.inputs())
         except AdapterParseError as error:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  ends the evaluation, or its row
             known = ours(error)
             if known is not None and not isinstance(known, InputTooLong):  # which is this row's own
-                raise known from error
+                raise again(known) from known.__cause__
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
         try:

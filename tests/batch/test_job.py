@@ -258,6 +258,34 @@ def test_the_budget_bounds_all_processes_together_and_a_larger_one_goes_on(tmp_p
     assert [row["text"] for row in read(tmp_path / "out")] == texts(25)
 
 
+class Careful(dspy.Module):
+    """Says `mail` where it can't ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SPAM, "Sort.")
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.sort(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            return dspy.Prediction(label="mail")
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_what_a_program_answers_once_the_budget_has_ended_is_not_written(threads: int, tmp_path: Path) -> None:
+    source, prizes = table(tmp_path / "in.csv", [f"a prize {number}" for number in range(40)]), ["spam"] * 40
+    short = batch(source, tmp_path / "out", program=Careful(), budget=Budget(calls=15), threads=threads)
+
+    with pytest.raises(BudgetExhausted, match=r"past the budget of 15"):
+        short.run()
+    assert [row["label"] for row in read(tmp_path / "out")] == prizes[:10]
+
+    result = batch(source, tmp_path / "out", program=Careful(), budget=Budget(calls=40), threads=threads).run()
+    assert [row["label"] for row in read(tmp_path / "out")] == prizes
+    assert (result["calls"], result["failed"]) == (40, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

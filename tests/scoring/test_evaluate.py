@@ -12,6 +12,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError
 from preceptor.lm.budget import Account, Budget
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
 from preceptor.modules import Classify
@@ -138,6 +139,84 @@ def test_the_end_of_the_budget_comes_through_dspys_own_errors(
         evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student, rows(100)))
 
     assert len(asked(lm)) == 7
+
+
+class Careful(dspy.Module):
+    """Answers something else where it can't ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pick = program()
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.pick(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            return dspy.Prediction(label="b")
+
+
+class Parallel(Careful):
+    """Asks in threads of DSPy's, which count exceptions and pass over them."""
+
+    def forward(self, text: str) -> Any:
+        each = dspy.Parallel(num_threads=2, max_errors=9, disable_progress_bar=True, provide_traceback=False)
+        found = [one for one in each([(self.pick, {"text": text})] * 2) if one is not None]
+        return found[0] if found else dspy.Prediction(label="b")
+
+
+class Rephrasing(Careful):
+    """Says in words of its own that it can't ask."""
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.pick(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            raise ValueError("no answer") from None
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("student", [Careful, Parallel, Rephrasing])
+def test_the_end_of_the_budget_comes_through_a_program_that_catches_everything(
+    ledger: Ledger, student: type[dspy.Module], threads: int
+) -> None:
+    lm = simulated(lambda request: "a")
+
+    with pytest.raises(BudgetExhausted, match=r"The next call could take calls to \d+, past the budget of 7; nothing"):
+        evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student(), rows(100)))
+
+
+def test_a_model_that_cannot_be_asked_ends_a_program_that_catches_everything(ledger: Ledger) -> None:
+    def refused(request: Request) -> str:
+        raise dspy.LMAuthError("no such key")
+
+    with pytest.raises(LMFailed, match=r"^simulated/model can't be asked: .*no such key"):
+        evaluator(metered(ledger, simulated(refused), 99)).run(jobs(Careful(), rows(100)))
+
+
+@pytest.mark.parametrize("error", [dspy.LMServerError("down"), InputTooLong("the model reads at most 8 tokens")])
+def test_what_a_program_answers_after_a_failed_call_is_its_answer(ledger: Ledger, error: Exception) -> None:
+    def broken(request: Request) -> str:
+        raise error
+
+    meter = Meter(ledger, Account(Budget()), patience=Patience(retries=0))
+    outcomes = evaluator(meter.wrap(simulated(broken))).run(jobs(Careful(), rows(20)))
+
+    assert [outcome.answer for outcome in outcomes] == ["b"] * 20
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_error_that_ends_an_evaluation_is_not_among_its_own_causes(ledger: Ledger, threads: int) -> None:
+    with pytest.raises(BudgetExhausted) as raised:
+        evaluator(metered(ledger, simulated(lambda request: "a"), 7), threads=threads).run(
+            jobs(dspy.ChainOfThought("text -> label"), rows(100))
+        )
+
+    error: BaseException | None = raised.value
+    met: list[BaseException] = []
+    while error is not None and error not in met:
+        met.append(error)
+        error = error.__cause__
+    assert error is None
 
 
 def test_the_callers_adapter_reaches_every_thread() -> None:
