@@ -27,7 +27,7 @@ from preceptor.lm.meter import Meter, check
 from preceptor.lm.seam import predictors
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
-from preceptor.scoring.evaluate import Job
+from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval, smallest_gain
@@ -251,7 +251,11 @@ class Compile:
         return compiled
 
     def judged(self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome]) -> Evidence:
-        """Return what the outcomes of the seed and of another program on the same rows say, in figures."""
+        """Return what the outcomes of the seed and of another program on the same rows say, in figures.
+
+        Rows that only the other program failed with count against it.
+        """
+        after = held_against(before, after)
         account, verdict = task.meter.account, compare(before, after, self.metric, seed=self.method.seed)
         has_candidate = found.candidate(task.seed) is not None
         replaced = has_candidate and verdict.is_confirmed

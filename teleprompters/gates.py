@@ -18,7 +18,7 @@ from preceptor.life import Compile, Found
 from preceptor.lm.seam import predictors
 from preceptor.modules.experts import Experts
 from preceptor.program import apply
-from preceptor.scoring.evaluate import Job
+from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.multiplicity import holm
 from preceptor.scoring.statistics import CONFIDENCE, Comparison, compare, interval
 from preceptor.scoring.trial import Candidate, Outcome
@@ -112,7 +112,8 @@ class Mixture:
         compiling, layout = self.compiling, self.layout
         every = range(len(compiling.confirm))
         rows = [row for row in every if row not in layout.gates]
-        before, after = [self.answers.seed[row] for row in rows], self.outcomes(rows)
+        before = [self.answers.seed[row] for row in rows]
+        after = held_against(before, self.outcomes(rows))
         evidence = compiling.judged(self.task, self.found, before, after)
         if not evidence.comparison.is_confirmed:
             return None
@@ -196,7 +197,7 @@ def _asked(
 def _tested(compiling: Compile, answers: Answers, rows: Sequence[int], region: str) -> Comparison:
     """Compare a region's expert with the default on the rows that choose."""
     before, after = [answers.default[row] for row in rows], [answers.experts[region][row] for row in rows]
-    return compare(before, after, compiling.metric, seed=compiling.method.seed)
+    return compare(before, held_against(before, after), compiling.metric, seed=compiling.method.seed)
 
 
 def _row(mixture: Mixture, expert: Expert, test: Comparison | None, p_value: float | None) -> dict[str, Any]:
@@ -204,7 +205,8 @@ def _row(mixture: Mixture, expert: Expert, test: Comparison | None, p_value: flo
     layout, region, aggregate = mixture.layout, expert.region, mixture.compiling.metric.aggregate
     rows = layout.claim(region)
     tested = {} if test is None else {"gain": test.gain, "low": test.low, "high": test.high, "p_value": p_value}
-    scores = {"seed": [mixture.answers.seed[row] for row in rows], "compiled": mixture.outcomes(rows)}
+    seed = [mixture.answers.seed[row] for row in rows]
+    scores = {"seed": seed, "compiled": held_against(seed, mixture.outcomes(rows))}
     return {
         "region": region,
         "train_rows": len(layout.train[region]),

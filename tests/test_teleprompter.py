@@ -17,7 +17,16 @@ import pytest
 from dspy.lm15 import Request, Response
 
 from preceptor import load
-from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, MetricError, RunError, Unaffordable
+from preceptor.errors import (
+    BudgetExhausted,
+    ConfigError,
+    DataError,
+    InputTooLong,
+    LMFailed,
+    MetricError,
+    RunError,
+    Unaffordable,
+)
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
 from preceptor.lm.ledger import Ledger
@@ -311,6 +320,24 @@ def test_a_program_that_catches_everything_does_not_hide_the_end_of_the_budget(t
 
     assert evidence.stopped.startswith("The next call could take calls to ")
     assert not evidence.has_candidate
+
+
+def test_a_program_is_not_confirmed_by_leaving_out_the_rows_that_only_it_fails_with(tmp_path: Path) -> None:
+    """Of 100 rows it mends 10, and fails with 7 that the user's instructions answer: 10 to 7 is luck, 10 to 0 isn't."""
+
+    def answering(request: Request) -> str:
+        row, is_new = int(prompt(request).split()[-2]), RIGHT in system(request)
+        if is_new and TRAIN < row <= TRAIN + 14 and answer(request) == "no":
+            raise InputTooLong("too long")
+        return answer(request) if row < TRAIN + 20 else prompt(request).split()[-1]
+
+    compiled = compiled_by(tries(tmp_path, simulated(answering), RIGHT), valset=rows(100, start=TRAIN))
+
+    comparison = compiled.evidence.comparison
+    assert (comparison.rows, comparison.before, comparison.after) == (100, 0.9, 0.93)
+    assert (compiled.evidence.replaced, compiled.predict.signature.instructions) == (False, SEED)
+    told = json.loads((tmp_path / "run" / "confirmation.json").read_text())["rows"]
+    assert [row["after"]["kind"] for row in told].count("failed") == 7
 
 
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:

@@ -181,10 +181,23 @@ def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome,
     failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
     if len(failed) <= max(1, TOLERATED * len(outcomes)):
         return outcomes
-    return tuple(
-        replace(outcome, kind="unparsable", score=worst) if outcome.kind == "failed" else outcome
-        for outcome in outcomes
-    )
+    return tuple(_wrong(outcome, worst) if outcome.kind == "failed" else outcome for outcome in outcomes)
+
+
+def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome]:
+    """Return the second program's outcomes, its failures as wrong answers on rows that the first has answered.
+
+    Left out of a comparison, they would let a program win by the rows that it can answer.
+
+    Args:
+        before: Of the program that is in use.
+        after: Of the one that may replace it, on the same rows.
+    """
+    return [_wrong(new) if new.kind == "failed" != old.kind else new for old, new in zip(before, after, strict=True)]
+
+
+def _wrong(failed: Outcome, worst: float = 0.0) -> Outcome:
+    return replace(failed, kind="unparsable", score=worst)
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:

@@ -49,7 +49,7 @@ class Comparison:
         low: Lower end of the 95 % interval of the gain.
         high: Upper end.
         p_value: Two-sided.
-        rows: Rows compared; rows where either failed are left out.
+        rows: Rows compared; rows where either failed are left out (see `evaluate.held_against`).
         test: Name of the test: `exact McNemar`, `permutation`, or `none` without rows.
     """
 

@@ -16,7 +16,7 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
 from preceptor.modules import Classify
-from preceptor.scoring.evaluate import Counter, Evaluator, Job, refuse_failures
+from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.trial import Outcome
 from preceptor.testing import asked, prompt, simulated, system
@@ -386,6 +386,15 @@ def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
     refuse_failures([failed] * 2, 40)
     with pytest.raises(LMFailed, match=r"^3 of 3 rows failed \(40 to be scored\)"):
         refuse_failures([failed] * 3, 40)
+
+
+def test_a_row_that_only_the_second_program_fails_with_counts_as_its_wrong_answer() -> None:
+    failed, scored = Outcome("failed", None, "", "a", "Timeout: 30 s"), Outcome("scored", 1.0, "a", "a")
+    wrong, unparsable = Outcome("unparsable", 0.0, "", "a", "Timeout: 30 s"), Outcome("unparsable", 0.0)
+
+    assert held_against([scored, unparsable, failed, failed, scored], [failed, failed, failed, scored, scored]) == [
+        *[wrong, wrong, failed, scored, scored]
+    ]
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -19,7 +19,7 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor import load
-from preceptor.errors import ConfigError, LMFailed, MetricError
+from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.embedding import Embedder
@@ -277,6 +277,10 @@ def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
     assert [row["gain"] for row in refused] == [0.5] * len(refused) != []
 
 
+TOOLS = [row.text for row in rows(64, 40) if row.text.startswith("tools") and row.label == "no"]
+"""Rows to confirm on that the seed and the expert for tools answer alike."""
+
+
 class Open(MixtureOfExperts):
     """Tells which confirmation rows measure."""
 
@@ -302,6 +306,38 @@ def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_pat
     assert all(row["compiled"] == row["seed"] for row in kept), "the default is the seed"
     assert compiled.evidence.comparison.rows == 64
     assert compiled.evidence.verdict.endswith(" 0 of 2 regions have an expert of their own.")
+
+
+def test_an_expert_is_not_chosen_by_leaving_out_the_rows_that_only_it_fails_with(tmp_path: Path) -> None:
+    """It turns 8 of the 16 rows that choose; with 5 that the default answers it fails, and 8 to 5 may be luck."""
+    Open.measuring.clear()
+
+    def answering(request: Request) -> str:
+        choosing = [text for text in TOOLS if text not in Open.measuring]
+        if OTHER in system(request) and prompt(request).removeprefix("text: ") in choosing[:5]:
+            raise InputTooLong("too long")
+        return answer(request)
+
+    compiled = compiled_by(mixture(tmp_path, lm=simulated(answering, name="task"), kind=Open))
+
+    gains = {row["expert"]: row["gain"] for row in compiled.evidence.regions}
+    assert gains == {"its own": 0.5, "default: its own wasn't confirmed": 3 / 16}
+
+
+def test_an_expert_that_fails_with_rows_that_measure_has_them_counted_as_wrong(tmp_path: Path) -> None:
+    Open.measuring.clear()
+
+    def answering(request: Request) -> str:
+        measuring = [text for text in TOOLS if text in Open.measuring]
+        if OTHER in system(request) and prompt(request).removeprefix("text: ") in measuring[:3]:
+            raise InputTooLong("too long")
+        return answer(request)
+
+    evidence = compiled_by(mixture(tmp_path, lm=simulated(answering, name="task"), kind=Open)).evidence
+
+    assert (evidence.replaced, evidence.compiled, evidence.comparison.rows) == (True, 29 / 32, 32)
+    assert sorted(row["compiled"] for row in evidence.regions) == [13 / 16, 1.0]
+    assert evidence.compiled_ci[0] < 29 / 32 < evidence.compiled_ci[1] < 1.0
 
 
 def test_where_no_prompt_can_help_no_expert_is_adopted(tmp_path: Path) -> None:
