@@ -120,7 +120,7 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         return self.score_each([(candidate, rows) for candidate in candidates])
 
@@ -132,7 +132,7 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         programs = [(apply(self.student, candidate), rows) for candidate, rows in walks]
         jobs = [Job(program, self.train[row]) for program, rows in programs for row in rows]
@@ -351,7 +351,7 @@ class Task:
         return DirectAdapter().request(self.lm, {}, signature, demos, example.inputs().toDict(), [label])
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
-        refuse_failures(outcomes)
+        refuse_failures(outcomes, of=[row for _, rows in walks for row in rows])
         self.meter.accept_failures()
         worst = min([0.0, *(outcome.score or 0.0 for outcome in outcomes)])  # a likelihood is at most 0
         aggregate = self.metric.aggregate if worst >= 0 else mean

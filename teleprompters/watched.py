@@ -114,7 +114,7 @@ class Watch:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         memory = Memory()
 

@@ -63,7 +63,7 @@ class Evaluator:
 
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
-            LMFailed: As soon as more than one job in twenty has failed.
+            LMFailed: As soon as too many have failed; see `refuse_failures`.
             MetricError: If the metric raises or returns no score.
         """
         if not self.together:
@@ -71,7 +71,9 @@ class Evaluator:
         outcomes: list[Outcome] = []
         with closing(in_order(self.lm, jobs, self._outcome, self.threads)) as answered:
             for outcome in answered:
-                self._count(outcomes, outcome, len(jobs))
+                outcomes.append(outcome)
+                if outcome.kind == "failed":
+                    _refuse(outcomes, jobs)
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -86,7 +88,7 @@ class Evaluator:
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":
-                        refuse_failures([one for one in outcomes if one is not None], len(jobs))
+                        _refuse(outcomes, jobs)
                 except BaseException:
                     is_over.set()
                     raise
@@ -108,11 +110,6 @@ class Evaluator:
                 if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
                     give_up(self.lm)
                 raise
-
-    def _count(self, done: list[Outcome], outcome: Outcome, rows: int) -> None:
-        done.append(outcome)
-        if outcome.kind == "failed":
-            refuse_failures(done, rows)
 
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
@@ -151,22 +148,33 @@ class Evaluator:
         )
 
 
-def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> None:
+def refuse_failures(outcomes: Sequence[Outcome | None], rows: int | None = None, of: Sequence[int] = ()) -> None:
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
+    One in twenty may, or one, and a row that every program fails with is one. If nothing was answered, none may.
+
     Args:
-        outcomes: Those so far.
+        outcomes: Those so far, None where one is still to come.
         rows: How many there will be; by default no more.
+        of: Which row each is of, those to come included; by default each is of its own.
 
     Raises:
         LMFailed: With how many failed, and the first error.
     """
-    failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
+    failed = {at: outcome for at, outcome in enumerate(outcomes) if outcome is not None and outcome.kind == "failed"}
+    if not failed:
+        return
     rows = len(outcomes) if rows is None else rows
-    if len(failed) > TOLERATED * rows:
-        raise LMFailed(
-            f"{len(failed)} of {len(outcomes)} rows failed ({rows} to be scored); the first with: {failed[0].error}."
-        )
+    of = of or range(rows)
+    is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of))) or len(failed) <= TOLERATED * rows
+    if len(failed) == rows or not is_few:
+        done = sum(outcome is not None for outcome in outcomes)
+        first = next(iter(failed.values())).error
+        raise LMFailed(f"{len(failed)} of {done} rows failed ({rows} to be scored); the first with: {first}.")
+
+
+def _refuse(outcomes: Sequence[Outcome | None], jobs: Sequence[Job]) -> None:
+    refuse_failures(outcomes, len(jobs), [id(job.example) for job in jobs])
 
 
 def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome, ...]:

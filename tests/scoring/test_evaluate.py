@@ -388,6 +388,29 @@ def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
         refuse_failures([failed] * 3, 40)
 
 
+def test_a_row_that_every_program_fails_with_is_one_and_one_may_fail() -> None:
+    failed, scored = Outcome("failed", None, error="too long"), Outcome("scored", 1.0)
+    message = r"^4 of 48 rows failed \(48 to be scored\); the first with: too long\.$"
+
+    refuse_failures(3 * [failed, *15 * [scored]], of=3 * [*range(16)])
+    with pytest.raises(LMFailed, match=message):
+        refuse_failures(2 * [failed, *15 * [scored]] + [failed, failed, *14 * [scored]], of=3 * [*range(16)])
+    refuse_failures([failed, None, scored, None], 4, of=[0, 1, 2, 3])
+    with pytest.raises(LMFailed, match=r"^1 of 1 rows failed"):
+        refuse_failures([failed])
+    with pytest.raises(LMFailed, match=r"^2 of 2 rows failed"):
+        refuse_failures([failed, failed], of=[0, 0])
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_row_that_no_program_can_answer_is_left_out(threads: int) -> None:
+    lm, examples = simulated(too_long_for(lambda row: row == 3)), rows(16)
+
+    outcomes = evaluator(lm, threads=threads).run([job for _ in range(11) for job in jobs(program(), examples)])
+
+    assert [at % 16 for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == 11 * [3]
+
+
 def test_a_row_that_only_the_second_program_fails_with_counts_as_its_wrong_answer() -> None:
     failed, scored = Outcome("failed", None, "", "a", "Timeout: 30 s"), Outcome("scored", 1.0, "a", "a")
     wrong, unparsable = Outcome("unparsable", 0.0, "", "a", "Timeout: 30 s"), Outcome("unparsable", 0.0)
