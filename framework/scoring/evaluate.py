@@ -16,7 +16,8 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError, again
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, ParseError, PreceptorError, again
+from preceptor.lm.dispatch import reason
 from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.meter import give_up
@@ -26,6 +27,9 @@ from preceptor.scoring.trial import Outcome, Step
 
 TOLERATED: Final = 0.05
 """Share of failed rows up to which a comparison is still made."""
+
+_UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
+"""What a model fails at on one row, where a metric asks it for a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Evaluator:
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
             LMFailed: As soon as too many have failed; see `refuse_failures`.
-            MetricError: If the metric raises or returns no score.
+            MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
             return self._in_threads(jobs)
@@ -132,7 +136,10 @@ class Evaluator:
         try:
             score = self.metric(job.example, prediction)
         except MetricError as error:  # a metric that asks a model can end the budget too
-            raise ours(error.__cause__) or error from error.__cause__
+            unanswered = unjudged(error)
+            if unanswered:
+                return Outcome("failed", None, "", gold, unanswered)
+            raise again(ours(error.__cause__) or error) from error.__cause__
         answer = text_of(prediction, self.output) if self.output else ""
         return Outcome("scored", score, answer, gold, "", self._steps(job.program))
 
@@ -220,6 +227,14 @@ def ours(error: BaseException | None) -> PreceptorError | None:
             return error
         error = error.__cause__
     return None
+
+
+def unjudged(error: MetricError) -> str:
+    """Return why the model that a metric asks gave no verdict on one row, "" if the error is the metric's own."""
+    cause = ours(error.__cause__) or error.__cause__
+    while cause is not None and not isinstance(cause, _UNJUDGED):
+        cause = None if isinstance(cause, PreceptorError) else cause.__cause__
+    return f"{str(error).partition(' raised ')[0]} gave no verdict: {reason(cause)}" if cause else ""
 
 
 class Counter:

@@ -115,6 +115,55 @@ def test_a_metric_that_raises_stops_the_evaluation(threads: int) -> None:
     assert threads > 1 or len(asked(lm)) == 3
 
 
+class Judge(dspy.Signature):
+    """Judge."""
+
+    question: str = dspy.InputField()
+    verdict: bool = dspy.OutputField()
+
+
+def judged(example: Any, prediction: Any) -> bool:
+    """Ask the model whether an answer is right."""
+    return bool(dspy.Predict(Judge)(question=f"Is {prediction.label} right?\n{example.text}").verdict)
+
+
+VERDICT = "[[ ## verdict ## ]]\n{}\n\n[[ ## completed ## ]]"
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(
+    ("met", "told"),
+    [
+        ("hard to say", "The metric judged gave no verdict: AdapterParseError: "),
+        (dspy.lm15.InvalidRequestError("no such luck"), "The metric judged gave no verdict: LMInvalidRequestError: "),
+        (InputTooLong("at most 8"), "The metric judged gave no verdict: InputTooLong: at most 8"),
+    ],
+)
+def test_a_row_that_a_metric_gets_no_verdict_on_fails_alone(
+    ledger: Ledger, met: str | Exception, told: str, threads: int
+) -> None:
+    def answer(request: Request) -> str:
+        if "right?" not in prompt(request):
+            return "a"
+        if "item 7\n" in prompt(request) + "\n" and isinstance(met, Exception):
+            raise met
+        return str(met) if "item 7\n" in prompt(request) + "\n" else VERDICT.format("item 3" in prompt(request))
+
+    lm = metered(ledger, simulated(answer), 99)
+    outcomes = evaluator(lm, threads=threads, metric=wrap(judged, "label")).run(jobs(program(), rows(20)))
+
+    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [7]
+    assert [at for at, outcome in enumerate(outcomes) if outcome.score] == [3]
+    assert outcomes[7].error.startswith(told)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_metric_that_asks_a_model_can_end_the_budget(ledger: Ledger, threads: int) -> None:
+    lm = metered(ledger, simulated(lambda request: VERDICT.format("True") if "?" in prompt(request) else "a"), 7)
+    with pytest.raises(BudgetExhausted, match=r"could take calls to 8, past the budget of 7; nothing"):
+        evaluator(lm, threads=threads, metric=wrap(judged, "label")).run(jobs(program(), rows(20)))
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger = Ledger(tmp_path / "ledger.sqlite")
