@@ -220,6 +220,16 @@ def test_a_model_that_fails_row_after_row_ends_the_batch_and_those_rows_are_aske
     assert (result["answered"], result["failed"], result["billed_calls"]) == (200, 0, 80)
 
 
+def test_rows_that_cannot_be_asked_are_passed_over_where_failures_in_a_row_are_counted(tmp_path: Path) -> None:
+    lm = simulated(failing(lambda text: True))
+    source = table(tmp_path / "in.csv", [text for number in range(60) for text in (f"lunch {number}", "")])
+
+    with pytest.raises(LMFailed, match="50 rows one after the other failed"):
+        batch(source, tmp_path / "out", lm, threads=1).run()
+
+    assert len(asked(lm)) == 50
+
+
 def test_more_failures_than_a_comparison_would_stand_end_with_an_error_once_all_is_written(tmp_path: Path) -> None:
     lm = simulated(failing(lambda text: int(text.split()[-1]) < 2))
     source = table(tmp_path / "in.csv", texts(20))

@@ -229,6 +229,18 @@ def test_p_values_are_corrected_for_the_regions_that_were_tested(tmp_path: Path)
     assert [region["p_value"] for region in compiled.evidence.regions] == [2 / 128, 2 / 128]
 
 
+def test_experts_that_are_better_by_a_test_alone_but_not_by_holms_are_not_adopted(tmp_path: Path) -> None:
+    """12 rows choose in each region, of which the right rule turns 6: p = 2 / 2^6 each, and twice that by Holm."""
+
+    def write(request: Request) -> str:
+        return "Guess." if "fruit" in prompt(request) and "tools" in prompt(request) else propose(request)
+
+    compiled = compiled_by(mixture(tmp_path, proposer=simulated(write, name="writer")), valset=rows(48, 40))
+
+    assert [region["p_value"] for region in compiled.evidence.regions] == [2 / 32, 2 / 32]
+    assert table(compiled) == 2 * ["default: its own wasn't confirmed"]
+
+
 def test_regions_too_small_to_be_searched_or_confirmed_are_not_searched(tmp_path: Path) -> None:
     few = [row for row in rows(40) if row.text.startswith("fruit")] + rows(8)
     compiled = compiled_by(mixture(tmp_path / "train", least_rows=10), trainset=few)
