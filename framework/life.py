@@ -51,11 +51,13 @@ class Found:
         winner: The best trial that copies no training text, None if there is none.
         stopped: Why it ended early, "" if it didn't.
         copied: What a better trial copies from a training input, "" if none does.
+        look: How many candidates have been confirmed on these rows, the winner included.
     """
 
     winner: Trial | None
     stopped: str = ""
     copied: str = ""
+    look: int = 1
 
     def candidate(self, seed: Candidate) -> Candidate | None:
         """Return the winner's candidate, None if it is the seed."""
@@ -174,6 +176,8 @@ class Compile:
     def conclude(self, task: Task, found: Found) -> dspy.Module:
         """Open the confirmation rows, once: the seed and the winner, paired; save and return the better program."""
         candidate = found.candidate(task.seed)
+        if candidate is not None:
+            found = dataclasses.replace(found, look=task.run.look(candidate.key))
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
         outcomes = self.asked(task, [Job(program, row) for program in programs for row in self.confirm])
         before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
@@ -257,6 +261,7 @@ class Compile:
         """
         after = held_against(before, after)
         account, verdict = task.meter.account, compare(before, after, self.metric, seed=self.method.seed)
+        verdict = dataclasses.replace(verdict, look=found.look)
         has_candidate = found.candidate(task.seed) is not None
         replaced = has_candidate and verdict.is_confirmed
         return Evidence(

@@ -62,13 +62,17 @@ def concluded(compiling: Compile, task: Task, found: Found, experts: Sequence[Ex
     the expert, where they differ.
     """
     candidates = {each.region: each.candidate for each in experts if each.candidate is not None}
-    answers = _asked(compiling, task, found.candidate(task.seed), candidates, layout)
+    default = found.candidate(task.seed)
+    if candidates or default is not None:
+        keys = {region: candidate.key for region, candidate in candidates.items()}
+        found = replace(found, look=task.run.look([default.key if default else "", keys]))
+    answers = _asked(compiling, task, default, candidates, layout)
     tests = {region: _tested(compiling, answers, layout.gate(region), region) for region in candidates}
     adjusted = holm({region: test.p_value for region, test in tests.items()})
     chosen = {
         region: candidates[region]
         for region, test in tests.items()
-        if test.is_confirmed and adjusted[region] < 1 - CONFIDENCE
+        if test.is_confirmed and adjusted[region] < (1 - CONFIDENCE) / found.look
     }
     mixture = Mixture(compiling, task, replace(found, stopped=_stopped(found, experts)), layout, answers, chosen)
     table = [_row(mixture, each, tests.get(each.region), adjusted.get(each.region)) for each in experts]

@@ -27,6 +27,7 @@ from preceptor.errors import (
     RunError,
     Unaffordable,
 )
+from preceptor.evidence import Evidence
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
 from preceptor.lm.ledger import Ledger
@@ -338,6 +339,30 @@ def test_a_program_is_not_confirmed_by_leaving_out_the_rows_that_only_it_fails_w
     assert (compiled.evidence.replaced, compiled.predict.signature.instructions) == (False, SEED)
     told = json.loads((tmp_path / "run" / "confirmation.json").read_text())["rows"]
     assert [row["after"]["kind"] for row in told].count("failed") == 7
+
+
+def test_a_second_candidate_on_the_same_rows_has_half_the_level_to_pass(tmp_path: Path) -> None:
+    """6 of 12 rows change for the better: p = 2 / 2^6."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Thrifty(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            text = USELESS if (task.meter.account.budget.calls or 0) < 100 else RIGHT
+            return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+    def found(folder: str, calls: int) -> Evidence:
+        method = Thrifty(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / folder, budget=Budget(calls=calls))
+        evidence: Evidence = compiled_by(method, valset=rows(12, start=TRAIN)).evidence
+        return evidence
+
+    first, second, again, alone = found("a", 99), found("a", 100), found("a", 200), found("b", 100)
+
+    assert second.comparison.p_value == alone.comparison.p_value == 2 / 2**6
+    assert [each.comparison.look for each in (first, second, again, alone)] == [1, 2, 2, 1]
+    assert [each.replaced for each in (first, second, again, alone)] == [False, False, False, True]
+    assert second.verdict.endswith(" This is look 2 at these rows: p has to be below 0.025.")
+    assert [each.stable().get("look") for each in (first, second, alone)] == [None, 2, None]
+    assert read(tmp_path / "a" / "program").evidence["look"] == 2
 
 
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:

@@ -241,6 +241,26 @@ def test_experts_that_are_better_by_a_test_alone_but_not_by_holms_are_not_adopte
     assert table(compiled) == 2 * ["default: its own wasn't confirmed"]
 
 
+def test_experts_of_a_later_look_at_the_same_rows_have_a_smaller_level_to_pass(tmp_path: Path) -> None:
+    """Twice 2 / 2^8 is above 0.05 / 5."""
+
+    def write(request: Request) -> str:
+        return "Guess." if "fruit" in prompt(request) and "tools" in prompt(request) else propose(request)
+
+    def found() -> Any:
+        return compiled_by(mixture(tmp_path, proposer=simulated(write, name="writer")))
+
+    first, again, place = found(), found(), tmp_path / "run.json"
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps({**known, "looks": ["a", "b", "c", "d"]}))
+    later = found()
+
+    assert [compiled.evidence.comparison.look for compiled in (first, again)] == [1, 1]
+    assert (table(first), table(again)) == (["its own"] * 2, ["its own"] * 2)
+    assert table(later) == ["default: its own wasn't confirmed"] * 2
+    assert [row["p_value"] for row in later.evidence.regions] == [2 / 128, 2 / 128]
+
+
 def test_regions_too_small_to_be_searched_or_confirmed_are_not_searched(tmp_path: Path) -> None:
     few = [row for row in rows(40) if row.text.startswith("fruit")] + rows(8)
     compiled = compiled_by(mixture(tmp_path / "train", least_rows=10), trainset=few)

@@ -127,7 +127,7 @@ def test_a_row_that_a_metric_gets_no_verdict_on_fails_and_the_search_goes_on(tmp
 
     def judged(example: Any, prediction: Any) -> bool:
         if example.text == doubtful:
-            raise AdapterParseError("Chat", dspy.ensure_signature("question -> verdict"), "hard to say")
+            raise AdapterParseError("Chat", declare("question -> verdict"), "hard to say")
         return bool(example.label == prediction.label)
 
     doubtful = "to be set"
