@@ -126,8 +126,9 @@ def test_a_row_that_a_metric_gets_no_verdict_on_fails_and_the_search_goes_on(tmp
     seen: list[Trial] = []
 
     def judged(example: Any, prediction: Any) -> bool:
+        asked: Any = declare("question -> verdict")
         if example.text == doubtful:
-            raise AdapterParseError("Chat", declare("question -> verdict"), "hard to say")
+            raise AdapterParseError("Chat", asked, "hard to say")
         return bool(example.label == prediction.label)
 
     doubtful = "to be set"
