@@ -16,6 +16,10 @@ PreceptorError
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class PreceptorError(Exception):
     """Base class: catch this to catch everything preceptor raises itself."""
@@ -71,3 +75,11 @@ class ParseError(PreceptorError):
     def __init__(self, message: str, *, answer: str) -> None:
         super().__init__(f"{message} Answer began: {answer[:80]!r}")
         self.answer = answer
+
+
+def again(error: E) -> E:
+    """Return a copy to raise elsewhere: an exception raised twice holds both tracebacks, and may be its own cause."""
+    copied = type(error).__new__(type(error), *error.args)
+    vars(copied).update(vars(error))
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, True
+    return copied.with_traceback(error.__traceback__)

@@ -93,7 +93,12 @@ class Evidence:
         left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
         experts = sum(region["expert"] == "its own" for region in self.regions)
         mixed = f" {experts} of {len(self.regions)} regions have an expert of their own." if self.regions else ""
-        return self._result + mixed + (left_out if self.copied else "")
+        return self._result + self._again + mixed + (left_out if self.copied else "")
+
+    @property
+    def _again(self) -> str:
+        c = self.comparison
+        return f" This is look {c.look} at these rows: p has to be below {c.level:.2g}." if c.look > 1 else ""
 
     @property
     def _result(self) -> str:
@@ -144,6 +149,7 @@ class Evidence:
             "demos": self.demos,
             "copied": self.copied,
             "verdict": self.verdict,
+            **({"look": c.look} if c.look > 1 else {}),
             **({"regions": [dict(region) for region in self.regions]} if self.regions else {}),
             **({"principles": [dict(principle) for principle in self.principles]} if self.principles else {}),
         }

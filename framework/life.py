@@ -27,7 +27,7 @@ from preceptor.lm.meter import Meter, check
 from preceptor.lm.seam import every_predictor, predictors
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
-from preceptor.scoring.evaluate import Job
+from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval, smallest_gain
@@ -51,11 +51,13 @@ class Found:
         winner: The best trial that copies no training text, None if there is none.
         stopped: Why it ended early, "" if it didn't.
         copied: What a better trial copies from a training input, "" if none does.
+        look: How many candidates have been confirmed on these rows, the winner included.
     """
 
     winner: Trial | None
     stopped: str = ""
     copied: str = ""
+    look: int = 1
 
     def candidate(self, seed: Candidate) -> Candidate | None:
         """Return the winner's candidate, None if it is the seed."""
@@ -174,6 +176,8 @@ class Compile:
     def conclude(self, task: Task, found: Found) -> dspy.Module:
         """Open the confirmation rows, once: the seed and the winner, paired; save and return the better program."""
         candidate = found.candidate(task.seed)
+        if candidate is not None:
+            found = dataclasses.replace(found, look=task.run.look(candidate.key))
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
         outcomes = self.asked(task, [Job(program, row) for program in programs for row in self.confirm])
         before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
@@ -251,8 +255,13 @@ class Compile:
         return compiled
 
     def judged(self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome]) -> Evidence:
-        """Return what the outcomes of the seed and of another program on the same rows say, in figures."""
+        """Return what the outcomes of the seed and of another program on the same rows say, in figures.
+
+        Rows that only the other program failed with count against it.
+        """
+        after = held_against(before, after)
         account, verdict = task.meter.account, compare(before, after, self.metric, seed=self.method.seed)
+        verdict = dataclasses.replace(verdict, look=found.look)
         has_candidate = found.candidate(task.seed) is not None
         replaced = has_candidate and verdict.is_confirmed
         return Evidence(

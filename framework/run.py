@@ -1,6 +1,6 @@
 """The run folder: the ledger, what the run was given, its trials, its result and its program.
 
-run.json        fingerprints of the inputs, and the command that resumes the run
+run.json        fingerprints of the inputs, those of the candidates that were confirmed, and the command that resumes it
 ledger.sqlite   every answer
 trials.jsonl    every candidate with its scores, written as they come
 lineage.jsonl   where each candidate comes from, where the method tells
@@ -45,7 +45,8 @@ _HALVES: Final = "backslashreplace"
 """Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
 
 
-_OBJECTS: Final = ("fingerprints", "command")
+_LOOKS: Final = "looks"
+_KINDS: Final[Mapping[str, type[Any]]] = {"fingerprints": dict, "command": dict, _LOOKS: list}
 
 _ADDRESSES: Final = ("api_base", "proposer_api_base")
 _RENEWED: Final = {*_ADDRESSES, "budget", "prices", "threads", "timeout", "retries", "workers"}
@@ -115,6 +116,19 @@ class Run:
         """Write a JSON file of the run, whole or not at all."""
         with writable(self.folder):
             write_whole(self.folder / name, value, indent=None)
+
+    def look(self, candidate: Any) -> int:
+        """Return how many different candidates have been confirmed on this run's rows, this one included.
+
+        One that was confirmed before, in this process or an earlier one, has the number it had then.
+        """
+        known, name = read_run(self.folder), fingerprint(candidate)
+        looks: list[str] = known.get(_LOOKS, [])
+        if name not in looks:
+            looks = [*looks, name]
+            with writable(self.folder):
+                write_whole(self.folder / "run.json", {**known, _LOOKS: looks})
+        return looks.index(name) + 1
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all."""
@@ -255,7 +269,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         known: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} is no run folder: run.json is missing or unreadable.") from error
-    if not isinstance(known, dict) or not all(isinstance(known.get(name, {}), dict) for name in _OBJECTS):
+    if not isinstance(known, dict) or not all(isinstance(known.get(at, kind()), kind) for at, kind in _KINDS.items()):
         raise RunError(
             f"{folder / 'run.json'} is damaged. Delete it and compile into the folder again: its ledger is used."
         )

@@ -19,19 +19,18 @@ from dspy.lm15 import Request, Response, request_from_openai_chat
 
 from preceptor.errors import ConfigError, LMFailed
 from preceptor.lineage import Birth
-from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
 from preceptor.lm.budget import Cost
-from preceptor.lm.dispatch import reason
+from preceptor.lm.dispatch import may_pass, reason
 from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
-from preceptor.lm.local import mean_log_probability
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
 from preceptor.lm.seam import every_predictor, predictors, said, sampled, whole
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
+from preceptor.scoring import likelihood
 from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, charged, refuse_failures
-from preceptor.scoring.metrics import Metric, mean, references
+from preceptor.scoring.metrics import Metric, mean
 from preceptor.scoring.statistics import interval
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
 
@@ -74,6 +73,7 @@ class Task:
         ranked: What the method would return if it had to stop now, best first; while empty, those that saw most rows.
         drawn: Prompt -> how often `draw` has asked it.
         born: Keys of the candidates whose origin is written down.
+        answered: Proposals that came, each time some were asked for.
         rates, rooms: Calls a row took, and what calls reserved beyond what they took, each time rows were scored.
     """
 
@@ -96,6 +96,7 @@ class Task:
     ranked: list[Trial] = field(default_factory=list[Trial])
     drawn: Tally[str] = field(default_factory=Tally[str])
     born: set[str] = field(default_factory=set[str])
+    answered: list[int] = field(default_factory=list[int])
     rates: list[float] = field(default_factory=list[float])
     rooms: list[Cost] = field(default_factory=list[Cost])
 
@@ -120,7 +121,7 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         return self.score_each([(candidate, rows) for candidate in candidates])
 
@@ -132,7 +133,7 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         programs = [(apply(self.student, candidate), rows) for candidate, rows in walks]
         jobs = [Job(program, self.train[row]) for program, rows in programs for row in rows]
@@ -168,14 +169,14 @@ class Task:
         """
         [(name, predictor)] = predictors(self.student)
         calls = [
-            Call(self._label_request(predictor, candidate, name, self.train[row]))
+            Call(likelihood.request(self.lm, name, predictor, candidate, self.train[row]))
             for candidate in candidates
             for row in rows
         ]
         self.report(f"likelihood of {len(candidates)} candidates on {len(rows)} rows", 0, len(calls))
         results = self.meter.ask(self.lm, calls)
         walks = [(candidate, rows) for candidate in candidates]
-        return self._trials(walks, [_likelihood(result) for result in results])
+        return self._trials(walks, [likelihood.outcome(result) for result in results])
 
     def refuse_likelihood(self) -> None:
         """Raise unless log-probabilities of given answers can be had.
@@ -183,11 +184,7 @@ class Task:
         Raises:
             ConfigError: Saying what is needed.
         """
-        signatures = list(self.signatures.values())
-        if len(signatures) != 1 or not is_direct(signatures[0]):
-            raise ConfigError("The likelihood score needs a program of one predictor with one plain output.")
-        if not getattr(self.lm.engine, "supports_choices", False):
-            raise ConfigError(f"The likelihood score needs a model in this process; {self.lm.model} only writes text.")
+        likelihood.refuse(self.signatures, self.lm)
 
     def steps(self, rows: Sequence[int], candidate: Candidate | None = None) -> list[tuple[Outcome, tuple[Step, ...]]]:
         """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""
@@ -211,7 +208,7 @@ class Task:
         """Ask the proposer each prompt `samples` times; return the texts, prompt by prompt.
 
         Raises:
-            LMFailed: If more than one request in twenty failed.
+            LMFailed: If more than one request in twenty failed in a way that may pass, or the proposer never answered.
         """
         calls = [Call(self._proposal(prompt, sampling, n), n) for prompt in prompts for n in range(samples)]
         return [text for text in self._texts(calls) if text is not None]
@@ -222,7 +219,7 @@ class Task:
         A prompt that was asked before, here or in an earlier call, gets another draw.
 
         Raises:
-            LMFailed: If more than one request in twenty failed.
+            LMFailed: If more than one request in twenty failed in a way that may pass, or the proposer never answered.
         """
         calls: list[Call] = []
         for prompt in prompts:
@@ -237,7 +234,7 @@ class Task:
         temperature. Another may write anything.
 
         Raises:
-            LMFailed: If more than one request in twenty failed.
+            LMFailed: If more than one request in twenty failed in a way that may pass, or the proposer never answered.
         """
         calls: list[Call] = []
         for prompt, options in asked:
@@ -283,7 +280,7 @@ class Task:
         A request's own seed is drawn from its soft tokens.
 
         Raises:
-            LMFailed: If more than one request in twenty failed.
+            LMFailed: If more than one request in twenty failed in a way that may pass, or the proposer never answered.
         """
         calls = [Call(with_soft_tokens(self._proposal(prompt, sampling, soft), soft)) for soft, prompt in prompts]
         return [text or "" for text in self._texts(calls)]
@@ -295,10 +292,17 @@ class Task:
         return texts
 
     def _answers(self, calls: Sequence[Call]) -> list[Response | Exception]:
+        """Ask the proposer; return answers and, for requests that it refuses for good, errors.
+
+        Raises:
+            LMFailed: If more than one in twenty failed as it may not the next time, or none was ever answered.
+        """
         self.report(f"asking for {len(calls)} proposals", 0, len(calls))
         results = self.meter.ask(self.proposer, calls)
         failed = [result for result in results if isinstance(result, Exception)]
-        if len(failed) > TOLERATED * len(calls):
+        self.answered.append(len(calls) - len(failed))
+        is_down = sum(map(may_pass, failed)) > TOLERATED * len(calls)
+        if is_down or (failed and not any(self.answered)):
             raise LMFailed(
                 f"The proposer {self.proposer.model} failed {len(failed)} of {len(calls)} requests; "
                 f"the first with: {reason(failed[0])}."
@@ -344,14 +348,8 @@ class Task:
         share = min(kept, let_through(self.lm)) / max(1, calls)
         return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
 
-    def _label_request(self, predictor: Any, candidate: Candidate, name: str, example: dspy.Example) -> Request:
-        signature = predictor.signature.with_instructions(candidate.instructions[name])
-        demos = [dict(demo) for demo in candidate.demos.get(name, predictor.demos)]
-        label = references(example[output_name(signature)])[0]
-        return DirectAdapter().request(self.lm, {}, signature, demos, example.inputs().toDict(), [label])
-
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
-        refuse_failures(outcomes)
+        refuse_failures(outcomes, of=[row for _, rows in walks for row in rows])
         self.meter.accept_failures()
         worst = min([0.0, *(outcome.score or 0.0 for outcome in outcomes)])  # a likelihood is at most 0
         aggregate = self.metric.aggregate if worst >= 0 else mean
@@ -392,9 +390,3 @@ def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False) -> E
 def _engine(lm: dspy.LM) -> object:
     """Return the engine object behind a metered LM, or the name of the engine DSPy chose."""
     return _engine(lm.engine.lm) if isinstance(lm.engine, MeteredEngine) else lm.engine
-
-
-def _likelihood(result: Response | Exception) -> Outcome:
-    if isinstance(result, Exception):
-        return Outcome("failed", None, error=str(result))
-    return Outcome("scored", mean_log_probability(result))

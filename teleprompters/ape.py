@@ -161,9 +161,9 @@ class APE(Teleprompter):
             if room <= 0:
                 break
             prompts = [RESAMPLE.substitute(instruction=one.instructions[name]) for one in kept[:room]]
-            texts = task.propose(prompts, self._sampling)  # all or none: of so few none may fail
-            for one, text in zip(kept, texts, strict=False):
-                pool |= {made.key: made for made in _distinct(task, one, name, [clean(text)], "variation")}
+            variations = task.draw(prompts, self._sampling)
+            for one, text in zip(kept[:room], variations, strict=True):
+                pool |= {made.key: made for made in _distinct(task, one, name, [clean(text or "")], "variation")}
             trials = self._race(task, list(pool.values()), rows)
         return trials
 

@@ -18,7 +18,7 @@ from preceptor.life import Compile, Found
 from preceptor.lm.seam import predictors
 from preceptor.modules.experts import Experts
 from preceptor.program import apply
-from preceptor.scoring.evaluate import Job
+from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.multiplicity import holm
 from preceptor.scoring.statistics import CONFIDENCE, Comparison, compare, interval
 from preceptor.scoring.trial import Candidate, Outcome
@@ -62,13 +62,17 @@ def concluded(compiling: Compile, task: Task, found: Found, experts: Sequence[Ex
     the expert, where they differ.
     """
     candidates = {each.region: each.candidate for each in experts if each.candidate is not None}
-    answers = _asked(compiling, task, found.candidate(task.seed), candidates, layout)
+    default = found.candidate(task.seed)
+    if candidates or default is not None:
+        keys = {region: candidate.key for region, candidate in candidates.items()}
+        found = replace(found, look=task.run.look([default.key if default else "", keys]))
+    answers = _asked(compiling, task, default, candidates, layout)
     tests = {region: _tested(compiling, answers, layout.gate(region), region) for region in candidates}
     adjusted = holm({region: test.p_value for region, test in tests.items()})
     chosen = {
         region: candidates[region]
         for region, test in tests.items()
-        if test.is_confirmed and adjusted[region] < 1 - CONFIDENCE
+        if test.is_confirmed and adjusted[region] < (1 - CONFIDENCE) / found.look
     }
     mixture = Mixture(compiling, task, replace(found, stopped=_stopped(found, experts)), layout, answers, chosen)
     table = [_row(mixture, each, tests.get(each.region), adjusted.get(each.region)) for each in experts]
@@ -112,7 +116,8 @@ class Mixture:
         compiling, layout = self.compiling, self.layout
         every = range(len(compiling.confirm))
         rows = [row for row in every if row not in layout.gates]
-        before, after = [self.answers.seed[row] for row in rows], self.outcomes(rows)
+        before = [self.answers.seed[row] for row in rows]
+        after = held_against(before, self.outcomes(rows))
         evidence = compiling.judged(self.task, self.found, before, after)
         if not evidence.comparison.is_confirmed:
             return None
@@ -196,7 +201,7 @@ def _asked(
 def _tested(compiling: Compile, answers: Answers, rows: Sequence[int], region: str) -> Comparison:
     """Compare a region's expert with the default on the rows that choose."""
     before, after = [answers.default[row] for row in rows], [answers.experts[region][row] for row in rows]
-    return compare(before, after, compiling.metric, seed=compiling.method.seed)
+    return compare(before, held_against(before, after), compiling.metric, seed=compiling.method.seed)
 
 
 def _row(mixture: Mixture, expert: Expert, test: Comparison | None, p_value: float | None) -> dict[str, Any]:
@@ -204,7 +209,8 @@ def _row(mixture: Mixture, expert: Expert, test: Comparison | None, p_value: flo
     layout, region, aggregate = mixture.layout, expert.region, mixture.compiling.metric.aggregate
     rows = layout.claim(region)
     tested = {} if test is None else {"gain": test.gain, "low": test.low, "high": test.high, "p_value": p_value}
-    scores = {"seed": [mixture.answers.seed[row] for row in rows], "compiled": mixture.outcomes(rows)}
+    seed = [mixture.answers.seed[row] for row in rows]
+    scores = {"seed": seed, "compiled": held_against(seed, mixture.outcomes(rows))}
     return {
         "region": region,
         "train_rows": len(layout.train[region]),

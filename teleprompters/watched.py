@@ -23,7 +23,7 @@ from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import predictors
 from preceptor.program import candidate_of
-from preceptor.scoring.evaluate import refuse_failures
+from preceptor.scoring.evaluate import refuse_failures, unjudged
 from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
@@ -114,7 +114,7 @@ class Watch:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed.
+            LMFailed: If more than one row in twenty failed, and more than one.
         """
         memory = Memory()
 
@@ -159,7 +159,7 @@ class Watch:
         gold = text_of(example, output) if output else ""
         if note.outcome is None:
             answer = text_of(prediction, output) if output else ""
-            note.outcome = Outcome("scored", self._measured(example, prediction), answer, gold)
+            note.outcome = self._measured(example, prediction, answer)
         note.outcome = dataclasses.replace(note.outcome, gold=gold)
         if self._is_original(note.candidate):
             self._count(note.candidate, self._places[id(example)], note.outcome)
@@ -300,11 +300,14 @@ class Watch:
         trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]
         return _noted(prediction, note)
 
-    def _measured(self, example: Any, prediction: Any) -> float:
+    def _measured(self, example: Any, prediction: Any, answer: str) -> Outcome:
         try:
             with self._as_the_user():
-                return self._task.metric(example, prediction)
+                return Outcome("scored", self._task.metric(example, prediction), answer)
         except MetricError as error:
+            unanswered = unjudged(error)
+            if unanswered:
+                return Outcome("failed", None, error=unanswered)
             raise self._stop(error) from error
 
     def _count(self, candidate: Candidate, row: int, outcome: Outcome) -> None:

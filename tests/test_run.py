@@ -76,6 +76,19 @@ def test_the_lineage_begins_anew_when_the_run_is_resumed(tmp_path: Path) -> None
         assert [json.loads(line) for line in lines] == [birth.as_dict()]
 
 
+def test_candidates_are_numbered_as_they_look_at_the_rows_whichever_process_asks(tmp_path: Path) -> None:
+    with open_run(tmp_path, PARTS) as run:
+        run.ledger.write([ANSWERED])
+        assert [run.look(text) for text in ("one", "two", "one")] == [1, 2, 1]
+    remember_command(tmp_path, {"budget": "calls=9"})
+    with open_run(tmp_path, PARTS) as run:
+        assert [run.look(text) for text in ("two", "three", "one")] == [2, 3, 1]
+
+    (tmp_path / "run.json").write_text('{"looks": "two"}')
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        read_run(tmp_path)
+
+
 def test_the_result_is_readable_json(tmp_path: Path) -> None:
     with open_run(tmp_path, PARTS) as run:
         run.write_result({"gain": 0.25, "verdict": "größer"})

@@ -15,6 +15,7 @@ from dspy.lm15 import Request, Response, TokenLogprob, TopLogprob
 
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
 from preceptor.lm.budget import Account, Budget
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.meter import Meter
 from preceptor.modules import Classify
 from preceptor.program import candidate_of
@@ -69,11 +70,12 @@ def make(tmp_path: Path) -> Open:
         proposer: dspy.LM | None = None,
         train: int = 8,
         calls: int | None = None,
+        patience: Patience | None = None,
         report: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> Generator[Task]:
         chosen = program or student()
         with open_run(tmp_path, {}) as run:
-            meter = Meter(run.ledger, Account(Budget(calls=calls)))
+            meter = Meter(run.ledger, Account(Budget(calls=calls)), patience=patience)
             yield Task(
                 student=chosen,
                 seed=candidate_of(chosen),
@@ -212,6 +214,42 @@ def test_one_proposal_in_twenty_may_fail_and_no_more(make: Open) -> None:
         message = r"^The proposer simulated/model failed 1 of 3 requests; the first with: .*no route\.$"
         with pytest.raises(LMFailed, match=message):
             task.propose(["a", "bad", "b"], SAMPLING)
+
+
+def test_proposals_that_are_refused_for_good_are_left_out_and_not_asked_for_again(make: Open) -> None:
+    def strict(request: Request) -> str:
+        if "bad" in prompt(request):
+            raise dspy.lm15.InvalidRequestError("against our policy")
+        return prompt(request)
+
+    lm = simulated(strict, name="writer")
+    with make(simulated(answer), proposer=lm) as task:
+        with pytest.raises(LMFailed, match=r"^The proposer simulated/writer failed 2 of 2 requests; .*our policy\.$"):
+            task.draw(["bad 1", "bad 2"], SAMPLING)
+        assert task.draw(["a", "bad 3"], SAMPLING) == ["a", None]
+        assert task.draw(["bad 4"], SAMPLING) == [None]
+        assert task.propose(["bad 5", "b"], SAMPLING) == ["b"]
+        assert len(asked(lm)) == 7
+    with make(simulated(answer), proposer=lm) as task:
+        assert task.draw(["a", "bad 3"], SAMPLING) == ["a", None]
+        assert task.draw(["bad 4"], SAMPLING) == [None]
+        assert task.propose(["bad 5", "b"], SAMPLING) == ["b"]
+    assert len(asked(lm)) == 7
+
+
+def test_a_proposer_that_goes_down_is_no_proposer_that_refuses(make: Open) -> None:
+    answers = iter(["one", "two"])
+
+    def then_down(request: Request) -> str:
+        text = next(answers, None)
+        if text is None:
+            raise dspy.lm15.ServerError("down")
+        return text
+
+    with make(simulated(answer), proposer=simulated(then_down, name="writer"), patience=Patience(retries=0)) as task:
+        assert task.draw(["a"], SAMPLING) == ["one"]
+        with pytest.raises(LMFailed, match=r"^The proposer simulated/writer failed \d of 3 requests; .*down\.$"):
+            task.draw(["a", "b", "c"], SAMPLING)
 
 
 def test_a_prompt_that_is_drawn_again_gets_another_answer_the_same_in_every_run(make: Open) -> None:

@@ -17,7 +17,17 @@ import pytest
 from dspy.lm15 import Request, Response
 
 from preceptor import load
-from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, MetricError, RunError, Unaffordable
+from preceptor.errors import (
+    BudgetExhausted,
+    ConfigError,
+    DataError,
+    InputTooLong,
+    LMFailed,
+    MetricError,
+    RunError,
+    Unaffordable,
+)
+from preceptor.evidence import Evidence
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
 from preceptor.lm.ledger import Ledger
@@ -291,6 +301,68 @@ def test_a_finished_race_is_used_when_a_later_one_ends_the_budget(tmp_path: Path
     assert evidence.replaced
     assert evidence.stopped.startswith("The next call could take calls to 101, past the budget of 100;")
     assert evidence.spent.calls == 100
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_program_that_catches_everything_does_not_hide_the_end_of_the_budget(tmp_path: Path, threads: int) -> None:
+    class Careful(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sort = student()
+
+        def forward(self, text: str) -> Any:
+            try:
+                return self.sort(text=text)
+            except Exception:  # noqa: BLE001  as programs do
+                return dspy.Prediction(label="no")
+
+    method = tries(tmp_path, simulated(answer), RIGHT, USELESS, threads=threads, budget=Budget(calls=79))
+    evidence = compiled_by(method, Careful()).evidence
+
+    assert evidence.stopped.startswith("The next call could take calls to ")
+    assert not evidence.has_candidate
+
+
+def test_a_program_is_not_confirmed_by_leaving_out_the_rows_that_only_it_fails_with(tmp_path: Path) -> None:
+    """Of 100 rows it mends 10, and fails with 7 that the user's instructions answer: 10 to 7 is luck, 10 to 0 isn't."""
+
+    def answering(request: Request) -> str:
+        row, is_new = int(prompt(request).split()[-2]), RIGHT in system(request)
+        if is_new and TRAIN < row <= TRAIN + 14 and answer(request) == "no":
+            raise InputTooLong("too long")
+        return answer(request) if row < TRAIN + 20 else prompt(request).split()[-1]
+
+    compiled = compiled_by(tries(tmp_path, simulated(answering), RIGHT), valset=rows(100, start=TRAIN))
+
+    comparison = compiled.evidence.comparison
+    assert (comparison.rows, comparison.before, comparison.after) == (100, 0.9, 0.93)
+    assert (compiled.evidence.replaced, compiled.predict.signature.instructions) == (False, SEED)
+    told = json.loads((tmp_path / "run" / "confirmation.json").read_text())["rows"]
+    assert [row["after"]["kind"] for row in told].count("failed") == 7
+
+
+def test_a_second_candidate_on_the_same_rows_has_half_the_level_to_pass(tmp_path: Path) -> None:
+    """6 of 12 rows change for the better: p = 2 / 2^6."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Thrifty(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            text = USELESS if (task.meter.account.budget.calls or 0) < 100 else RIGHT
+            return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+    def found(folder: str, calls: int) -> Evidence:
+        method = Thrifty(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / folder, budget=Budget(calls=calls))
+        evidence: Evidence = compiled_by(method, valset=rows(12, start=TRAIN)).evidence
+        return evidence
+
+    first, second, again, alone = found("a", 99), found("a", 100), found("a", 200), found("b", 100)
+
+    assert second.comparison.p_value == alone.comparison.p_value == 2 / 2**6
+    assert [each.comparison.look for each in (first, second, again, alone)] == [1, 2, 2, 1]
+    assert [each.replaced for each in (first, second, again, alone)] == [False, False, False, True]
+    assert second.verdict.endswith(" This is look 2 at these rows: p has to be below 0.025.")
+    assert [each.stable().get("look") for each in (first, second, alone)] == [None, 2, None]
+    assert read(tmp_path / "a" / "program").evidence["look"] == 2
 
 
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:

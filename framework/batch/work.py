@@ -16,9 +16,10 @@ from preceptor.batch.folder import Folder, Shard
 from preceptor.batch.reading import Row, Source
 from preceptor.batch.writing import UNWRITABLE, Columns, Write, column_type, print_line, writing
 from preceptor.data import typed
-from preceptor.errors import BudgetExhausted, ConfigError, DataError, LMFailed, ModelError, ParseError, RunError
+from preceptor.errors import ConfigError, DataError, LMFailed, ParseError, again
 from preceptor.lm.budget import Budget, Cost, Purse
 from preceptor.lm.dispatch import Patience, reason
+from preceptor.lm.ended import ENDS, ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Ledger, drawing
 from preceptor.lm.meter import Meter
@@ -33,8 +34,6 @@ _TOLD: Final = 400
 """Characters of what is said about an answer that can't be written down."""
 
 _PREFIX: Final = "predicted_"
-_ENDS: Final = (BudgetExhausted, LMFailed, ModelError, RunError)
-"""What is no row's fault."""
 
 _ROUTE: Final = "route"
 """Field in which a program of several experts says who answered."""
@@ -223,14 +222,14 @@ class Work:
         told = ""
         for number in range(retries + 1):
             try:
-                with dspy.context(lm=lm, trace=None, disable_history=True), drawing(number):
+                with dspy.context(lm=lm, trace=None, disable_history=True), drawing(number), ending():
                     return self._answered(row, self.program(**given))
             except (AdapterParseError, ParseError) as error:
                 told = str(error).splitlines()[0]
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  ends the batch, or its row
                 known = ours(error)
-                if isinstance(known, _ENDS):
-                    raise known from error
+                if isinstance(known, ENDS):
+                    raise again(known) from known.__cause__
                 return _Done(row, "failed", reason(known or error))
         return _Done(row, "unparsable", told)
 

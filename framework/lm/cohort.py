@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from preceptor.errors import again
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 _SEAT: ContextVar[tuple[Cohort[Any, Any], int] | None] = ContextVar("seat", default=None)
@@ -88,7 +90,7 @@ class Cohort(Generic[Q, A]):
                 else:
                     self._turn.wait()
         if isinstance(ticket.answer, BaseException):
-            raise ticket.answer
+            raise again(ticket.answer)
         return ticket.answer  # type: ignore[return-value]  # answered, and not an exception
 
     def _is_ready(self) -> bool:

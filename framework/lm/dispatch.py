@@ -33,6 +33,7 @@ from dspy.utils.exceptions import (
     LMServerError,
     LMTimeoutError,
     LMTransportError,
+    LMUnexpectedError,
     LMUnsupportedModelError,
 )
 
@@ -308,6 +309,11 @@ def is_overload(error: Exception) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Return True if the same request may succeed when it is sent again."""
     return isinstance(error, _TRANSIENT) or _is_garbage(error)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return True if nothing says that the same request would fail again, however late it is sent."""
+    return is_transient(error) or isinstance(error, (NotSent, LMUnexpectedError))
 
 
 def _is_garbage(error: BaseException) -> bool:

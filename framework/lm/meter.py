@@ -38,6 +38,7 @@ from preceptor.lm.dispatch import (
     may_be_billed,
     reason,
 )
+from preceptor.lm.ended import noting
 from preceptor.lm.ledger import Answer, Call, Ledger, drawn, one_of_several
 from preceptor.lm.redaction import CONNECTION, refuse_secrets
 from preceptor.lm.rollout import RolloutLM
@@ -334,7 +335,7 @@ class MeteredEngine(Around):
 
     def complete(self, request: Request) -> Response:
         """Answer one request, together with the rest of its cohort where there is one."""
-        with one_of_several():
+        with noting(), one_of_several():
             call, seat = Call(self.seeded(request), drawn()), current()
             if seat is None or batching_engine(self.lm) is None:
                 return self.meter.ask_one(self.lm, call)

@@ -16,7 +16,9 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, ParseError, PreceptorError, again
+from preceptor.lm.dispatch import reason
+from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor, predictors
@@ -25,6 +27,9 @@ from preceptor.scoring.trial import Outcome, Step
 
 TOLERATED: Final = 0.05
 """Share of failed rows up to which a comparison is still made."""
+
+_UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
+"""What a model fails at on one row, where a metric asks it for a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +67,17 @@ class Evaluator:
 
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
-            LMFailed: As soon as more than one job in twenty has failed.
-            MetricError: If the metric raises or returns no score.
+            LMFailed: As soon as too many have failed; see `refuse_failures`.
+            MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
             return self._in_threads(jobs)
         outcomes: list[Outcome] = []
         with closing(in_order(self.lm, jobs, self._outcome, self.threads)) as answered:
             for outcome in answered:
-                self._count(outcomes, outcome, len(jobs))
+                outcomes.append(outcome)
+                if outcome.kind == "failed":
+                    _refuse(outcomes, jobs)
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -85,7 +92,7 @@ class Evaluator:
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":
-                        refuse_failures([one for one in outcomes if one is not None], len(jobs))
+                        _refuse(outcomes, jobs)
                 except BaseException:
                     is_over.set()
                     raise
@@ -108,14 +115,9 @@ class Evaluator:
                     give_up(self.lm)
                 raise
 
-    def _count(self, done: list[Outcome], outcome: Outcome, rows: int) -> None:
-        done.append(outcome)
-        if outcome.kind == "failed":
-            refuse_failures(done, rows)
-
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
-        with dspy.context(lm=self.lm, trace=[], disable_history=True):
+        with dspy.context(lm=self.lm, trace=[], disable_history=True), ending():
             outcome = self._answered(job, gold)
         self.on_row()
         return outcome
@@ -125,16 +127,19 @@ class Evaluator:
             prediction = job.program(**job.example.inputs())
         except AdapterParseError as error:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  ends the evaluation, or its row
             known = ours(error)
             if known is not None and not isinstance(known, InputTooLong):  # which is this row's own
-                raise known from error
+                raise again(known) from known.__cause__
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
         try:
             score = self.metric(job.example, prediction)
         except MetricError as error:  # a metric that asks a model can end the budget too
-            raise ours(error.__cause__) or error from error.__cause__
+            unanswered = unjudged(error)
+            if unanswered:
+                return Outcome("failed", None, "", gold, unanswered)
+            raise again(ours(error.__cause__) or error) from error.__cause__
         answer = text_of(prediction, self.output) if self.output else ""
         return Outcome("scored", score, answer, gold, "", self._steps(job.program))
 
@@ -154,22 +159,33 @@ def _name_of_copy(predictor: Any, parts: Sequence[tuple[str, Any]]) -> str:
     return alike[0] if len(alike) == 1 else ""
 
 
-def refuse_failures(outcomes: Sequence[Outcome], rows: int | None = None) -> None:
+def refuse_failures(outcomes: Sequence[Outcome | None], rows: int | None = None, of: Sequence[int] = ()) -> None:
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
+    One in twenty may, or one, and a row that every program fails with is one. If nothing was answered, none may.
+
     Args:
-        outcomes: Those so far.
+        outcomes: Those so far, None where one is still to come.
         rows: How many there will be; by default no more.
+        of: Which row each is of, those to come included; by default each is of its own.
 
     Raises:
         LMFailed: With how many failed, and the first error.
     """
-    failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
+    failed = {at: outcome for at, outcome in enumerate(outcomes) if outcome is not None and outcome.kind == "failed"}
+    if not failed:
+        return
     rows = len(outcomes) if rows is None else rows
-    if len(failed) > TOLERATED * rows:
-        raise LMFailed(
-            f"{len(failed)} of {len(outcomes)} rows failed ({rows} to be scored); the first with: {failed[0].error}."
-        )
+    of = of or range(rows)
+    is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of))) or len(failed) <= TOLERATED * rows
+    if len(failed) == rows or not is_few:
+        done = sum(outcome is not None for outcome in outcomes)
+        first = next(iter(failed.values())).error
+        raise LMFailed(f"{len(failed)} of {done} rows failed ({rows} to be scored); the first with: {first}.")
+
+
+def _refuse(outcomes: Sequence[Outcome | None], jobs: Sequence[Job]) -> None:
+    refuse_failures(outcomes, len(jobs), [id(job.example) for job in jobs])
 
 
 def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome, ...]:
@@ -184,10 +200,23 @@ def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome,
     failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
     if len(failed) <= max(1, TOLERATED * len(outcomes)):
         return outcomes
-    return tuple(
-        replace(outcome, kind="unparsable", score=worst) if outcome.kind == "failed" else outcome
-        for outcome in outcomes
-    )
+    return tuple(_wrong(outcome, worst) if outcome.kind == "failed" else outcome for outcome in outcomes)
+
+
+def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome]:
+    """Return the second program's outcomes, its failures as wrong answers on rows that the first has answered.
+
+    Left out of a comparison, they would let a program win by the rows that it can answer.
+
+    Args:
+        before: Of the program that is in use.
+        after: Of the one that may replace it, on the same rows.
+    """
+    return [_wrong(new) if new.kind == "failed" != old.kind else new for old, new in zip(before, after, strict=True)]
+
+
+def _wrong(failed: Outcome, worst: float = 0.0) -> Outcome:
+    return replace(failed, kind="unparsable", score=worst)
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:
@@ -202,6 +231,14 @@ def ours(error: BaseException | None) -> PreceptorError | None:
             return error
         error = error.__cause__
     return None
+
+
+def unjudged(error: MetricError) -> str:
+    """Return why the model that a metric asks gave no verdict on one row, "" if the error is the metric's own."""
+    cause = ours(error.__cause__) or error.__cause__
+    while cause is not None and not isinstance(cause, _UNJUDGED):
+        cause = None if isinstance(cause, PreceptorError) else cause.__cause__
+    return f"{str(error).partition(' raised ')[0]} gave no verdict: {reason(cause)}" if cause else ""
 
 
 class Counter:

@@ -49,8 +49,9 @@ class Comparison:
         low: Lower end of the 95 % interval of the gain.
         high: Upper end.
         p_value: Two-sided.
-        rows: Rows compared; rows where either failed are left out.
+        rows: Rows compared; rows where either failed are left out (see `evaluate.held_against`).
         test: Name of the test: `exact McNemar`, `permutation`, or `none` without rows.
+        look: How many candidates have been compared on these rows, this one included; the level is divided by it.
     """
 
     before: float
@@ -61,11 +62,17 @@ class Comparison:
     p_value: float
     rows: int
     test: str
+    look: int = 1
+
+    @property
+    def level(self) -> float:
+        """What the p-value of a gain must be below (Bonferroni)."""
+        return (1 - CONFIDENCE) / self.look
 
     @property
     def is_confirmed(self) -> bool:
         """True if the whole interval lies above zero and the test agrees."""
-        return self.low > 0 and self.p_value < 1 - CONFIDENCE
+        return self.low > 0 and self.p_value < self.level
 
     @property
     def is_refuted(self) -> bool:

@@ -220,6 +220,16 @@ def test_a_model_that_fails_row_after_row_ends_the_batch_and_those_rows_are_aske
     assert (result["answered"], result["failed"], result["billed_calls"]) == (200, 0, 80)
 
 
+def test_rows_that_cannot_be_asked_are_passed_over_where_failures_in_a_row_are_counted(tmp_path: Path) -> None:
+    lm = simulated(failing(lambda text: True))
+    source = table(tmp_path / "in.csv", [text for number in range(60) for text in (f"lunch {number}", "")])
+
+    with pytest.raises(LMFailed, match="50 rows one after the other failed"):
+        batch(source, tmp_path / "out", lm, threads=1).run()
+
+    assert len(asked(lm)) == 50
+
+
 def test_more_failures_than_a_comparison_would_stand_end_with_an_error_once_all_is_written(tmp_path: Path) -> None:
     lm = simulated(failing(lambda text: int(text.split()[-1]) < 2))
     source = table(tmp_path / "in.csv", texts(20))
@@ -256,6 +266,34 @@ def test_the_budget_bounds_all_processes_together_and_a_larger_one_goes_on(tmp_p
     assert len(read(tmp_path / "out")) == 10
     assert large.run()["billed_calls"] == 11
     assert [row["text"] for row in read(tmp_path / "out")] == texts(25)
+
+
+class Careful(dspy.Module):
+    """Says `mail` where it can't ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SPAM, "Sort.")
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.sort(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            return dspy.Prediction(label="mail")
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_what_a_program_answers_once_the_budget_has_ended_is_not_written(threads: int, tmp_path: Path) -> None:
+    source, prizes = table(tmp_path / "in.csv", [f"a prize {number}" for number in range(40)]), ["spam"] * 40
+    short = batch(source, tmp_path / "out", program=Careful(), budget=Budget(calls=15), threads=threads)
+
+    with pytest.raises(BudgetExhausted, match=r"past the budget of 15"):
+        short.run()
+    assert [row["label"] for row in read(tmp_path / "out")] == prizes[:10]
+
+    result = batch(source, tmp_path / "out", program=Careful(), budget=Budget(calls=40), threads=threads).run()
+    assert [row["label"] for row in read(tmp_path / "out")] == prizes
+    assert (result["calls"], result["failed"]) == (40, 0)
 
 
 @pytest.mark.parametrize(

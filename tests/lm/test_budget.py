@@ -127,6 +127,15 @@ def test_a_wait_for_calls_under_way_ends_with_the_time_budgeted() -> None:
         account.reserve(Cost(1, 50))
 
 
+def test_a_call_that_was_not_made_says_nothing_of_what_calls_leave_unused() -> None:
+    account = Account(Budget(tokens=1000))
+    for actual in (Cost(1, 40), Cost()):
+        account.reserve(Cost(1, 60))
+        account.settle(Cost(1, 60), actual, billed=True)
+
+    assert account.unused == Cost(0, 20)
+
+
 def test_a_refused_reservation_sets_nothing_aside() -> None:
     account = Account(Budget(calls=3, tokens=10))
     with pytest.raises(BudgetExhausted, match="tokens to 11"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
+import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,3 +183,29 @@ def test_a_wrong_number_of_answers_is_an_error_not_a_hang() -> None:
     cohort: Cohort[str, str] = Cohort(1, lambda _: [])
     with cohort.seat(0), pytest.raises(RuntimeError, match=r"^1 questions got 0 answers$"):
         cohort.ask(0, "Sure?")
+
+
+def test_an_error_that_many_rows_wait_for_is_raised_as_a_copy_in_each() -> None:
+    error = dspy.LMServerError("down", model="simulated/model", status=503)
+    error.__cause__ = OSError(110, "timed out")
+
+    def ask_all(questions: list[str]) -> list[str | BaseException]:
+        raise error
+
+    cohort, raised = Cohort[str, str](8, ask_all), dict[int, BaseException]()
+
+    def row(number: int) -> None:
+        with cohort.seat(number):
+            try:
+                cohort.ask(number, "?")
+            except dspy.LMServerError as met:
+                raised[number] = met
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(row, range(8)))
+
+    assert len({id(each) for each in [error, *raised.values()]}) == 9
+    assert {(type(each), str(each)) for each in raised.values()} == {(dspy.LMServerError, str(error))}
+    assert all(vars(each) == vars(error) and each.__cause__ is error.__cause__ for each in raised.values())
+    frames = [len(list(traceback.walk_tb(each.__traceback__))) for each in raised.values()]
+    assert set(frames) == {frames[0]}, "no row's traceback holds another's"

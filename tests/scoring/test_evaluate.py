@@ -12,10 +12,11 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError
 from preceptor.lm.budget import Account, Budget
+from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
 from preceptor.modules import Classify
-from preceptor.scoring.evaluate import Counter, Evaluator, Job, refuse_failures
+from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.trial import Outcome
 from preceptor.testing import asked, prompt, simulated, system
@@ -114,6 +115,55 @@ def test_a_metric_that_raises_stops_the_evaluation(threads: int) -> None:
     assert threads > 1 or len(asked(lm)) == 3
 
 
+class Judge(dspy.Signature):
+    """Judge."""
+
+    question: str = dspy.InputField()
+    verdict: bool = dspy.OutputField()
+
+
+def judged(example: Any, prediction: Any) -> bool:
+    """Ask the model whether an answer is right."""
+    return bool(dspy.Predict(Judge)(question=f"Is {prediction.label} right?\n{example.text}").verdict)
+
+
+VERDICT = "[[ ## verdict ## ]]\n{}\n\n[[ ## completed ## ]]"
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(
+    ("met", "told"),
+    [
+        ("hard to say", "The metric judged gave no verdict: AdapterParseError: "),
+        (dspy.lm15.InvalidRequestError("no such luck"), "The metric judged gave no verdict: LMInvalidRequestError: "),
+        (InputTooLong("at most 8"), "The metric judged gave no verdict: InputTooLong: at most 8"),
+    ],
+)
+def test_a_row_that_a_metric_gets_no_verdict_on_fails_alone(
+    ledger: Ledger, met: str | Exception, told: str, threads: int
+) -> None:
+    def answer(request: Request) -> str:
+        if "right?" not in prompt(request):
+            return "a"
+        if "item 7\n" in prompt(request) + "\n" and isinstance(met, Exception):
+            raise met
+        return str(met) if "item 7\n" in prompt(request) + "\n" else VERDICT.format("item 3" in prompt(request))
+
+    lm = metered(ledger, simulated(answer), 99)
+    outcomes = evaluator(lm, threads=threads, metric=wrap(judged, "label")).run(jobs(program(), rows(20)))
+
+    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [7]
+    assert [at for at, outcome in enumerate(outcomes) if outcome.score] == [3]
+    assert outcomes[7].error.startswith(told)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_metric_that_asks_a_model_can_end_the_budget(ledger: Ledger, threads: int) -> None:
+    lm = metered(ledger, simulated(lambda request: VERDICT.format("True") if "?" in prompt(request) else "a"), 7)
+    with pytest.raises(BudgetExhausted, match=r"could take calls to 8, past the budget of 7; nothing"):
+        evaluator(lm, threads=threads, metric=wrap(judged, "label")).run(jobs(program(), rows(20)))
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -138,6 +188,84 @@ def test_the_end_of_the_budget_comes_through_dspys_own_errors(
         evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student, rows(100)))
 
     assert len(asked(lm)) == 7
+
+
+class Careful(dspy.Module):
+    """Answers something else where it can't ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pick = program()
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.pick(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            return dspy.Prediction(label="b")
+
+
+class Parallel(Careful):
+    """Asks in threads of DSPy's, which count exceptions and pass over them."""
+
+    def forward(self, text: str) -> Any:
+        each = dspy.Parallel(num_threads=2, max_errors=9, disable_progress_bar=True, provide_traceback=False)
+        found = [one for one in each([(self.pick, {"text": text})] * 2) if one is not None]
+        return found[0] if found else dspy.Prediction(label="b")
+
+
+class Rephrasing(Careful):
+    """Says in words of its own that it can't ask."""
+
+    def forward(self, text: str) -> Any:
+        try:
+            return self.pick(text=text)
+        except Exception:  # noqa: BLE001  as programs do
+            raise ValueError("no answer") from None
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("student", [Careful, Parallel, Rephrasing])
+def test_the_end_of_the_budget_comes_through_a_program_that_catches_everything(
+    ledger: Ledger, student: type[dspy.Module], threads: int
+) -> None:
+    lm = simulated(lambda request: "a")
+
+    with pytest.raises(BudgetExhausted, match=r"The next call could take calls to \d+, past the budget of 7; nothing"):
+        evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student(), rows(100)))
+
+
+def test_a_model_that_cannot_be_asked_ends_a_program_that_catches_everything(ledger: Ledger) -> None:
+    def refused(request: Request) -> str:
+        raise dspy.LMAuthError("no such key")
+
+    with pytest.raises(LMFailed, match=r"^simulated/model can't be asked: .*no such key"):
+        evaluator(metered(ledger, simulated(refused), 99)).run(jobs(Careful(), rows(100)))
+
+
+@pytest.mark.parametrize("error", [dspy.LMServerError("down"), InputTooLong("the model reads at most 8 tokens")])
+def test_what_a_program_answers_after_a_failed_call_is_its_answer(ledger: Ledger, error: Exception) -> None:
+    def broken(request: Request) -> str:
+        raise error
+
+    meter = Meter(ledger, Account(Budget()), patience=Patience(retries=0))
+    outcomes = evaluator(meter.wrap(simulated(broken))).run(jobs(Careful(), rows(20)))
+
+    assert [outcome.answer for outcome in outcomes] == ["b"] * 20
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_error_that_ends_an_evaluation_is_not_among_its_own_causes(ledger: Ledger, threads: int) -> None:
+    with pytest.raises(BudgetExhausted) as raised:
+        evaluator(metered(ledger, simulated(lambda request: "a"), 7), threads=threads).run(
+            jobs(dspy.ChainOfThought("text -> label"), rows(100))
+        )
+
+    error: BaseException | None = raised.value
+    met: list[BaseException] = []
+    while error is not None and error not in met:
+        met.append(error)
+        error = error.__cause__
+    assert error is None
 
 
 def test_the_callers_adapter_reaches_every_thread() -> None:
@@ -357,6 +485,38 @@ def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
     refuse_failures([failed] * 2, 40)
     with pytest.raises(LMFailed, match=r"^3 of 3 rows failed \(40 to be scored\)"):
         refuse_failures([failed] * 3, 40)
+
+
+def test_a_row_that_every_program_fails_with_is_one_and_one_may_fail() -> None:
+    failed, scored = Outcome("failed", None, error="too long"), Outcome("scored", 1.0)
+    message = r"^4 of 48 rows failed \(48 to be scored\); the first with: too long\.$"
+
+    refuse_failures(3 * [failed, *15 * [scored]], of=3 * [*range(16)])
+    with pytest.raises(LMFailed, match=message):
+        refuse_failures(2 * [failed, *15 * [scored]] + [failed, failed, *14 * [scored]], of=3 * [*range(16)])
+    refuse_failures([failed, None, scored, None], 4, of=[0, 1, 2, 3])
+    with pytest.raises(LMFailed, match=r"^1 of 1 rows failed"):
+        refuse_failures([failed])
+    with pytest.raises(LMFailed, match=r"^2 of 2 rows failed"):
+        refuse_failures([failed, failed], of=[0, 0])
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_row_that_no_program_can_answer_is_left_out(threads: int) -> None:
+    lm, examples = simulated(too_long_for(lambda row: row == 3)), rows(16)
+
+    outcomes = evaluator(lm, threads=threads).run([job for _ in range(11) for job in jobs(program(), examples)])
+
+    assert [at % 16 for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == 11 * [3]
+
+
+def test_a_row_that_only_the_second_program_fails_with_counts_as_its_wrong_answer() -> None:
+    failed, scored = Outcome("failed", None, "", "a", "Timeout: 30 s"), Outcome("scored", 1.0, "a", "a")
+    wrong, unparsable = Outcome("unparsable", 0.0, "", "a", "Timeout: 30 s"), Outcome("unparsable", 0.0)
+
+    assert held_against([scored, unparsable, failed, failed, scored], [failed, failed, failed, scored, scored]) == [
+        *[wrong, wrong, failed, scored, scored]
+    ]
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -161,3 +161,12 @@ def test_a_row_that_was_scored_twice_counts_once_and_as_it_was_last() -> None:
 
 def test_a_race_interrupted_before_its_first_score_knows_nothing() -> None:
     assert best_so_far([], mean) == []
+
+
+def test_those_dropped_later_come_before_those_dropped_earlier() -> None:
+    scorer = Scorer(lambda name, row: int(name) / 12)
+
+    trials = race([named(str(n)) for n in range(12)], scorer, range(96), mean)
+
+    assert [name(trial.candidate) for trial in trials] == ["11", "10", "9", "0", "8", "7", "6", "5", "4", "3", "2", "1"]
+    assert [len(trial.rows) for trial in trials] == [96] * 4 + [38] * 2 + [19] * 6

@@ -10,6 +10,7 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor.errors import ConfigError, Unaffordable
+from preceptor.lineage import key_of
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Budget
 from preceptor.lm.seam import predictors
@@ -352,6 +353,22 @@ def test_resampling_asks_for_variations_of_the_best_and_races_them(tmp_path: Pat
         "Sort well.",
     ]
     assert compiled.predict.signature.instructions == RIGHT
+
+
+def test_a_variation_is_its_own_parents_where_another_was_refused(tmp_path: Path) -> None:
+    def writes(request: Request) -> str:
+        if "variation" not in prompt(request):
+            return RIGHT
+        if RIGHT in prompt(request):
+            raise dspy.lm15.InvalidRequestError("against our policy")
+        return "Sort well."
+
+    method = ape(tmp_path, simulated(writes, name="writer"), candidates=1, subsamples=1, resample_rounds=1)
+    compiled_by(method)
+
+    lines = (tmp_path / "run" / "lineage.jsonl").read_text(encoding="utf-8").splitlines()
+    [birth] = [birth for birth in map(json.loads, lines) if birth["how"] == "variation"]
+    assert birth["parent"] == key_of({"predict": SEED})
 
 
 def unique() -> dspy.LM:

@@ -19,7 +19,7 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor import load
-from preceptor.errors import ConfigError, LMFailed, MetricError
+from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.embedding import Embedder
@@ -244,6 +244,38 @@ def test_p_values_are_corrected_for_the_regions_that_were_tested(tmp_path: Path)
     assert [region["p_value"] for region in compiled.evidence.regions] == [2 / 128, 2 / 128]
 
 
+def test_experts_that_are_better_by_a_test_alone_but_not_by_holms_are_not_adopted(tmp_path: Path) -> None:
+    """12 rows choose in each region, of which the right rule turns 6: p = 2 / 2^6 each, and twice that by Holm."""
+
+    def write(request: Request) -> str:
+        return "Guess." if "fruit" in prompt(request) and "tools" in prompt(request) else propose(request)
+
+    compiled = compiled_by(mixture(tmp_path, proposer=simulated(write, name="writer")), valset=rows(48, 40))
+
+    assert [region["p_value"] for region in compiled.evidence.regions] == [2 / 32, 2 / 32]
+    assert table(compiled) == 2 * ["default: its own wasn't confirmed"]
+
+
+def test_experts_of_a_later_look_at_the_same_rows_have_a_smaller_level_to_pass(tmp_path: Path) -> None:
+    """Twice 2 / 2^8 is above 0.05 / 5."""
+
+    def write(request: Request) -> str:
+        return "Guess." if "fruit" in prompt(request) and "tools" in prompt(request) else propose(request)
+
+    def found() -> Any:
+        return compiled_by(mixture(tmp_path, proposer=simulated(write, name="writer")))
+
+    first, again, place = found(), found(), tmp_path / "run.json"
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps({**known, "looks": ["a", "b", "c", "d"]}))
+    later = found()
+
+    assert [compiled.evidence.comparison.look for compiled in (first, again)] == [1, 1]
+    assert (table(first), table(again)) == (["its own"] * 2, ["its own"] * 2)
+    assert table(later) == ["default: its own wasn't confirmed"] * 2
+    assert [row["p_value"] for row in later.evidence.regions] == [2 / 128, 2 / 128]
+
+
 def test_regions_too_small_to_be_searched_or_confirmed_are_not_searched(tmp_path: Path) -> None:
     few = [row for row in rows(40) if row.text.startswith("fruit")] + rows(8)
     compiled = compiled_by(mixture(tmp_path / "train", least_rows=10), trainset=few)
@@ -292,6 +324,10 @@ def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
     assert [row["gain"] for row in refused] == [0.5] * len(refused) != []
 
 
+TOOLS = [row.text for row in rows(64, 40) if row.text.startswith("tools") and row.label == "no"]
+"""Rows to confirm on that the seed and the expert for tools answer alike."""
+
+
 class Open(MixtureOfExperts):
     """Tells which confirmation rows measure."""
 
@@ -317,6 +353,38 @@ def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_pat
     assert all(row["compiled"] == row["seed"] for row in kept), "the default is the seed"
     assert compiled.evidence.comparison.rows == 64
     assert compiled.evidence.verdict.endswith(" 0 of 2 regions have an expert of their own.")
+
+
+def test_an_expert_is_not_chosen_by_leaving_out_the_rows_that_only_it_fails_with(tmp_path: Path) -> None:
+    """It turns 8 of the 16 rows that choose; with 5 that the default answers it fails, and 8 to 5 may be luck."""
+    Open.measuring.clear()
+
+    def answering(request: Request) -> str:
+        choosing = [text for text in TOOLS if text not in Open.measuring]
+        if OTHER in system(request) and prompt(request).removeprefix("text: ") in choosing[:5]:
+            raise InputTooLong("too long")
+        return answer(request)
+
+    compiled = compiled_by(mixture(tmp_path, lm=simulated(answering, name="task"), kind=Open))
+
+    gains = {row["expert"]: row["gain"] for row in compiled.evidence.regions}
+    assert gains == {"its own": 0.5, "default: its own wasn't confirmed": 3 / 16}
+
+
+def test_an_expert_that_fails_with_rows_that_measure_has_them_counted_as_wrong(tmp_path: Path) -> None:
+    Open.measuring.clear()
+
+    def answering(request: Request) -> str:
+        measuring = [text for text in TOOLS if text in Open.measuring]
+        if OTHER in system(request) and prompt(request).removeprefix("text: ") in measuring[:3]:
+            raise InputTooLong("too long")
+        return answer(request)
+
+    evidence = compiled_by(mixture(tmp_path, lm=simulated(answering, name="task"), kind=Open)).evidence
+
+    assert (evidence.replaced, evidence.compiled, evidence.comparison.rows) == (True, 29 / 32, 32)
+    assert sorted(row["compiled"] for row in evidence.regions) == [13 / 16, 1.0]
+    assert evidence.compiled_ci[0] < 29 / 32 < evidence.compiled_ci[1] < 1.0
 
 
 def test_where_no_prompt_can_help_no_expert_is_adopted(tmp_path: Path) -> None:

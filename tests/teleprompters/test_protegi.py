@@ -107,6 +107,27 @@ def signatures(program: dspy.Module) -> dict[str, Any]:
     return {name: predictor.signature for name, predictor in predictors(program)}
 
 
+def test_a_row_that_the_provider_refuses_to_see_costs_its_criticism_and_not_the_compile(tmp_path: Path) -> None:
+    numbers, hidden = count(), r"row \d*3 no"
+
+    def write(request: Request) -> str:
+        if re.search(hidden, prompt(request)):
+            raise dspy.lm15.InvalidRequestError("against our policy")
+        return f"<START>{RIGHT if next(numbers) % 5 == 4 else f'Rule {next(numbers)}.'}<END>"
+
+    lm = simulated(write, name="writer")
+    wrong = simulated(lambda request: answer(request) if RIGHT in system(request) else "yes")
+    compiled = compiled_by(protegi(tmp_path, lm, lm=wrong), 30)
+    first = len(asked(lm))
+    again = compiled_by(protegi(tmp_path, lm, lm=wrong), 30)
+
+    refused = [text for text in prompts(lm) if re.search(hidden, text)]
+    assert 1 < len(refused) < first / 2
+    assert compiled.evidence.replaced
+    assert again.predict.signature.instructions == compiled.predict.signature.instructions
+    assert len(asked(lm)) == first, "what was refused isn't asked again"
+
+
 def test_the_papers_numbers_are_the_defaults() -> None:
     method = ProTeGi(metric="accuracy")
     assert (method.rounds, method.beam, method.minibatch, method.errors, method.gradients) == (6, 4, 64, 4, 4)

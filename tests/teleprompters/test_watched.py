@@ -50,8 +50,14 @@ class Trying(Teleprompter):
         return [watch.seed, *watch.trials()]
 
 
-def tried(steps: Callable[[Watch], None], lm: dspy.LM, place: Path, student: dspy.Module | None = None) -> None:
-    method = Trying(steps=steps, metric="accuracy", lm=lm, run_dir=place, threads=1)
+def tried(
+    steps: Callable[[Watch], None],
+    lm: dspy.LM,
+    place: Path,
+    student: dspy.Module | None = None,
+    metric: Any = "accuracy",
+) -> None:
+    method = Trying(steps=steps, metric=metric, lm=lm, run_dir=place, threads=1)
     method.compile(student or toy.Sorter(), trainset=toy.rows(ROWS), valset=toy.rows(8, ROWS))
 
 
@@ -114,6 +120,31 @@ def test_a_row_too_long_for_the_model_fails_and_the_search_goes_on(tmp_path: Pat
     [trial] = seen
     [failed] = [outcome for outcome in trial.outcomes if outcome.kind == "failed"]
     assert "at most 8 tokens" in failed.error
+
+
+def test_a_row_that_a_metric_gets_no_verdict_on_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    seen: list[Trial] = []
+
+    def judged(example: Any, prediction: Any) -> bool:
+        asked: Any = declare("question -> verdict")
+        if example.text == doubtful:
+            raise AdapterParseError("Chat", asked, "hard to say")
+        return bool(example.label == prediction.label)
+
+    doubtful = "to be set"
+
+    def steps(watch: Watch) -> None:
+        nonlocal doubtful
+        doubtful, program = watch.judged[0].text, told(watch, "Guess.")
+        for row in watch.judged:
+            watch.score(row, program(**row.inputs()))
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(lambda request: "no"), tmp_path, metric=judged)
+
+    [trial] = seen
+    [failed] = [outcome for outcome in trial.outcomes if outcome.kind == "failed"]
+    assert failed.error.startswith("The metric judged gave no verdict: AdapterParseError: ")
 
 
 def test_an_answer_that_cant_be_read_is_a_wrong_one(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ class HillClimbing(Teleprompter):
             if left is not None and left < 1 + len(task.order) * len(names):
                 break
             name = names[step % len(names)]
-            [text] = task.propose([_question(task, best, name, step)], Sampling(1.0))
-            [trial] = task.score([best.candidate.with_instruction(name, text)], task.order)
-            best = max(best, trial, key=lambda one: one.score)
+            for text in task.propose([_question(task, best, name, step)], Sampling(1.0)):
+                [trial] = task.score([best.candidate.with_instruction(name, text)], task.order)
+                best = max(best, trial, key=lambda one: one.score)
         return [best]
 
 
