@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_settings, label_field, needed_inputs
@@ -24,7 +23,7 @@ from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter, check
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import every_predictor, predictors, settings_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, held_against
@@ -381,4 +380,4 @@ def _student_state(student: dspy.Module) -> Any:
 
 
 def _lm_state(lm: dspy.LM) -> Any:
-    return [lm.model, {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}]
+    return [lm.model, settings_of(lm)]

@@ -106,12 +106,6 @@ class Task:
         return {name: predictor.signature for name, predictor in predictors(self.student)}
 
     @property
-    def scores_left(self) -> int | None:
-        """How many rows can still be scored; None if the budget sets no bound on calls."""
-        left = self.meter.account.calls_left
-        return None if left is None else int(left // self.calls_a_row)
-
-    @property
     def calls_a_row(self) -> float:
         """Most calls a row took in one evaluation so far, on average; one a predictor at least."""
         return max([1.0, len(self.signatures), *self.rates])

@@ -21,7 +21,7 @@ from dspy.utils.exceptions import AdapterParseError
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor
 from preceptor.program import candidate_of
 from preceptor.scoring.evaluate import refuse_failures, unjudged
 from preceptor.scoring.metrics import mean, text_of
@@ -335,7 +335,7 @@ class Watch:
 def _with_models(student: dspy.Module, replaced: Callable[[dspy.LM], dspy.LM]) -> dspy.Module:
     """Return a copy whose predictors' own models, if they have any, are replaced."""
     copied = student.deepcopy()
-    for _, predictor in predictors(copied):
+    for _, predictor in every_predictor(copied):
         if predictor.lm is not None:
             predictor.lm = replaced(predictor.lm)
     return copied

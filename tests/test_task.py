@@ -137,14 +137,9 @@ def test_demonstrations_of_a_candidate_are_shown(make: Open) -> None:
     assert [message.text for message in asked(lm)[0].messages] == ["text: 9 no", "no", "text: 0 yes"]
 
 
-def test_rows_left_to_score_are_calls_left_per_predictor(make: Open) -> None:
-    with make(simulated(answer), calls=9) as task:
-        assert task.scores_left == 9
-    with make(simulated(answer), program=Twice(), calls=9) as task:
-        assert task.scores_left == 4
+def test_signatures_are_those_of_the_predictors_by_name(make: Open) -> None:
+    with make(simulated(answer), program=Twice()) as task:
         assert list(task.signatures) == ["first.predict", "second.predict"]
-    with make(simulated(answer)) as task:
-        assert task.scores_left is None
 
 
 def test_scoring_stops_at_the_budget_and_keeps_what_was_answered(make: Open) -> None:

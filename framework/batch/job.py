@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 
 from preceptor.batch.folder import Folder
 from preceptor.batch.reading import Source
@@ -18,7 +17,7 @@ from preceptor.errors import ConfigError, DataError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import predictors, settings_of
 from preceptor.run import open_ledger
 
 SHARD_ROWS: Final = 10_000
@@ -106,7 +105,6 @@ class Batch:
             return work.carry_out(self.lm, self.budget, self.patience)
 
     def _parts(self) -> dict[str, Any]:
-        settings = {name: value for name, value in self.lm.kwargs.items() if name not in CLIENT_KEYS}
         parts = [
             [name, str(part.signature), part.config, [dict(demo) for demo in part.demos]]
             for name, part in predictors(self.program)
@@ -114,6 +112,6 @@ class Batch:
         return {
             "input": [self.source.kind, self.source.fingerprint],
             "program": [self.identity, parts],
-            "model": [self.lm.model, settings],
+            "model": [self.lm.model, settings_of(self.lm)],
             "number of rows a shard": self.shard_rows,
         }

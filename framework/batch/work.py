@@ -23,7 +23,7 @@ from preceptor.lm.ended import ENDS, ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Ledger, drawing
 from preceptor.lm.meter import Meter
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.evaluate import TOLERATED, ours
 from preceptor.task import with_models
 
@@ -116,7 +116,7 @@ class Work:
         account = Purse(budget, Cost(*self.ledger.paid), Cost(*self.ledger.failures))
         meter = Meter(self.ledger, account, threads=self.threads, patience=patience)
         meter.check(lm)
-        if any(part.lm is not None for _, part in predictors(self.program)):
+        if any(part.lm is not None for _, part in every_predictor(self.program)):
             self.program = with_models(self.program, meter)
         try:
             for number, rows in self._pending():

@@ -25,14 +25,14 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
 from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.statistics import Comparison, compare, interval
 from preceptor.scoring.trial import Outcome
-from preceptor.task import Report
+from preceptor.task import Report, with_models
 
 Student = Annotated[str | None, typer.Option(help="FILE.py:NAME of the class, for a program of your own class.")]
 
@@ -181,12 +181,13 @@ def _state(entrant: Entrant) -> list[Any]:
 
 
 def _outcomes(entrant: Entrant, meter: Meter, model: dspy.LM, metric: Metric, report: Report) -> list[Outcome]:
-    meter.check(model)
-    lm = meter.wrap(model)
+    for one in (model, *(predictor.lm for _, predictor in every_predictor(entrant.program) if predictor.lm)):
+        meter.check(one)
+    lm, program = meter.wrap(model), with_models(entrant.program, meter)
     told = RowCounter(lambda done: report(f"scoring {entrant.name}", done, len(entrant.rows)))
     together = batching_engine(lm) is not None
     evaluator = Evaluator(lm, metric, entrant.label, together, meter.threads, on_row=told)
-    outcomes = evaluator.run([Job(entrant.program, row) for row in entrant.rows])
+    outcomes = evaluator.run([Job(program, row) for row in entrant.rows])
     refuse_failures(outcomes)
     return outcomes
 
