@@ -19,6 +19,8 @@ SPAM = "text -> label: Literal['spam', 'mail']"
 RULES = """
 import dspy
 
+from preceptor.testing import simulated
+
 class Rule(dspy.Module):
     def __init__(self, signature="text -> label"):
         super().__init__()
@@ -37,6 +39,13 @@ class Topic(Rule):
         super().__init__("text -> topic")
     def forward(self, text):
         return dspy.Prediction(topic="mail")
+
+class Own(Rule):
+    def __init__(self):
+        super().__init__("text -> label")
+        self.predict.lm = simulated(lambda request: "[[ ## label ## ]]\\nmail\\n\\n[[ ## completed ## ]]")
+    def forward(self, text):
+        return self.predict(text=text)
 
 class Odd(Rule):
     def forward(self, text):
@@ -83,6 +92,12 @@ def test_one_program_has_its_score_interval_and_confusion(here: Path, capsys: py
         ("mail", "spam"): 1,
         ("mail", "mail"): 24,
     }
+
+
+def test_the_model_of_a_programs_own_is_metered_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments(here, "Own"), "--budget", "calls=39"]) == 3
+    assert "with a larger budget goes on" in " ".join(capsys.readouterr().err.split())
+    assert evaluated(capsys, *arguments(here, "Own"), "--budget", "calls=40")["score"] == 0.625
 
 
 def test_two_programs_are_compared_row_by_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
