@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import dspy
 
@@ -12,7 +12,10 @@ from preceptor.errors import ConfigError, MetricError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric
+from preceptor.scoring.metrics import Metric, text_of
+
+_SHOWN: Final = 10
+"""Labels named in a message."""
 
 
 def label_field(student: dspy.Module, row: dspy.Example) -> str:
@@ -92,6 +95,19 @@ def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: 
         if _Refusing.was_asked(error) or (is_partial and isinstance(error.__cause__, (AttributeError, KeyError))):
             return
         raise MetricError(f"Tried on the first row of {name}, with its own label as the answer: {error}") from error
+
+
+def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) -> None:
+    """Raise if the label that `f1:LABEL` counts is no row's: every program would score 0.
+
+    Raises:
+        ConfigError: With the labels there are.
+    """
+    family, _, label = metric.name.partition(":")
+    found = sorted({text_of(row, output) for row in rows}) if family == "f1" and label and output else []
+    if found and label.strip().casefold() not in {each.strip().casefold() for each in found}:
+        shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+        raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {shown}.")
 
 
 class _AsksModel(Exception):

@@ -42,6 +42,7 @@ class Evidence:
         lost: Failed attempts (`calls`), and the most they may have cost.
         regions: What became of each region of a mixture of experts; texts and numbers by name.
         principles: Of the returned program's constitutions, with what each is worth; texts and numbers by name.
+        unparsable: Confirmation rows on which the returned program's answer couldn't be read.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Evidence:
     seed_search_score: float | None = None
     regions: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[Mapping[str, Any], ...] = ()
+    unparsable: int = 0
 
     @property
     def baseline(self) -> float:
@@ -93,7 +95,11 @@ class Evidence:
         left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
         experts = sum(region["expert"] == "its own" for region in self.regions)
         mixed = f" {experts} of {len(self.regions)} regions have an expert of their own." if self.regions else ""
-        return self._result + self._again + mixed + (left_out if self.copied else "")
+        return self._result + self._unread + self._again + mixed + (left_out if self.copied else "")
+
+    @property
+    def _unread(self) -> str:
+        return f" {self.unparsable} of its answers on these rows couldn't be read." if self.unparsable else ""
 
     @property
     def _again(self) -> str:
@@ -110,7 +116,8 @@ class Evidence:
                 f"({difference}, p = {c.p_value:.2g}, {c.test})."
             )
         if not self.has_candidate:
-            return f"Kept: the search found nothing better than your instructions ({self.metric} {c.before:.3f})."
+            search = "the search, which was stopped early," if self.stopped else "the search"
+            return f"Kept: {search} found nothing better than your instructions ({self.metric} {c.before:.3f})."
         return (
             f"Kept: no significant improvement on {c.rows} untouched rows. The best candidate differs by "
             f"{difference}, p = {c.p_value:.2g}; so many rows can confirm {100 * self.smallest_gain:.0f} or more."
@@ -150,6 +157,7 @@ class Evidence:
             "copied": self.copied,
             "verdict": self.verdict,
             **({"look": c.look} if c.look > 1 else {}),
+            **({"unparsable": self.unparsable} if self.unparsable else {}),
             **({"regions": [dict(region) for region in self.regions]} if self.regions else {}),
             **({"principles": [dict(principle) for principle in self.principles]} if self.principles else {}),
         }

@@ -227,7 +227,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     **dict.fromkeys(("method", "metric", "test", "verdict", "lm", "proposer", "stopped", "run", "program"), _text),
     **dict.fromkeys(("baseline", "compiled", "gain", "tested_gain", "p_value", "smallest_gain"), _number),
     **dict.fromkeys(("rows", "train_rows", "calls", "tokens", "dollars", "seconds", "seed", "demos", "look"), _number),
-    **dict.fromkeys(("billed_calls", "billed_tokens", "billed_dollars"), _number),
+    **dict.fromkeys(("billed_calls", "billed_tokens", "billed_dollars", "unparsable"), _number),
     **dict.fromkeys(("baseline_ci", "compiled_ci", "ci"), _interval),
     **dict.fromkeys(("instructions", "seed_instructions"), _texts_by_name),
     **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),

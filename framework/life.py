@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dspy
 
 from preceptor import program as artifact
-from preceptor.checks import check_metric, check_settings, label_field, needed_inputs
+from preceptor.checks import check_metric, check_positive, check_settings, label_field, needed_inputs
 from preceptor.data import check_examples, split, stratified, unseen
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.evidence import Evidence
@@ -91,6 +91,7 @@ def checked(
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
         check_metric(metric, student, rows[0], name)
+    check_positive(metric, [*train, *confirm], output)
     return train, confirm, output, metric
 
 
@@ -286,6 +287,7 @@ class Compile:
             proposer=self.proposer.model,
             stopped=found.stopped,
             copied=found.copied,
+            unparsable=sum(outcome.kind == "unparsable" for outcome in (after if replaced else before)),
             run=str(task.run.folder),
             program=str(task.run.program),
         )

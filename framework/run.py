@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -109,7 +109,7 @@ class Run:
         with ExitStack() as opened:
             with writable(self.folder):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-                studies = opened.enter_context(closing(_begun(self.folder / name)))
+            studies = opened.enter_context(_records(self.folder / name))
             yield Run(self.folder / name, self.ledger, studies)
 
     def keep(self, name: str, value: Mapping[str, Any]) -> None:
@@ -156,9 +156,7 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
     """
     with ExitStack() as opened:
         ledger = opened.enter_context(open_ledger(folder, parts, has_keys=True))
-        with writable(folder):
-            studies = opened.enter_context(closing(_begun(folder)))
-        yield Run(folder, ledger, studies)
+        yield Run(folder, ledger, opened.enter_context(_records(folder)))
 
 
 @contextmanager
@@ -186,13 +184,20 @@ def open_ledger(folder: Path, parts: Mapping[str, Any], *, has_keys: bool = Fals
         yield ledger
 
 
-def _begun(folder: Path) -> Studies:
-    """Start a folder's records anew."""
+@contextmanager
+def _records(folder: Path) -> Generator[Studies]:
+    """Start a folder's records anew, and write down the rest of them in the end."""
     from preceptor.study import Studies  # Optuna, which `import preceptor` doesn't wait for
 
-    for name in ("trials.jsonl", LINEAGE):
-        (folder / name).unlink(missing_ok=True)
-    return Studies(folder)
+    with writable(folder):
+        for name in ("trials.jsonl", LINEAGE):
+            (folder / name).unlink(missing_ok=True)
+        studies = Studies(folder)
+    try:
+        yield studies
+    finally:
+        with writable(folder):
+            studies.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import dspy
 
-from preceptor.errors import ConfigError, LMFailed
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
@@ -139,9 +139,10 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         with compiling.open() as task:
             try:
                 return self.carry_out(compiling, task)
-            except LMFailed as error:
-                task.meter.ledger.take_back()
-                raise LMFailed(f"{error} {compiling.so_far(task)}") from error
+            except (BudgetExhausted, LMFailed) as error:
+                if isinstance(error, LMFailed):
+                    task.meter.ledger.take_back()
+                raise type(error)(f"{error} {compiling.so_far(task)}") from error
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search, confirm and save; return the program. A method of several winners has its own."""

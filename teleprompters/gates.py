@@ -130,6 +130,7 @@ class Mixture:
             has_candidate=True,
             replaced=True,
             compiled_ci=interval(after, compiling.metric),
+            unparsable=sum(outcome.kind == "unparsable" for outcome in after),
             search_score=None,
             instructions=_texts(parts),
             seed_instructions=_texts(dict.fromkeys(parts, compiling.student)),

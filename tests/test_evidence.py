@@ -59,6 +59,8 @@ def test_a_kept_prompt_claims_no_gain_whatever_the_candidate_scored() -> None:
 def test_a_search_that_found_nothing_says_so() -> None:
     none = dataclasses.replace(EVIDENCE, replaced=False, has_candidate=False)
     assert none.verdict == "Kept: the search found nothing better than your instructions (accuracy 0.500)."
+    early = dataclasses.replace(none, stopped="The budget ended.").verdict
+    assert early.startswith("Kept: the search, which was stopped early, found nothing better than your instructions")
 
 
 def test_without_a_candidate_the_gain_is_none_for_sure() -> None:

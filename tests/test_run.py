@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_a_run_folder_holds_fingerprints_and_a_ledger(tmp_path: Path) -> None:
     assert read_run(tmp_path / "new" / "run") == {
         "fingerprints": {name: fingerprint(part) for name, part in PARTS.items()}
     }
+
+
+def test_records_that_cannot_be_finished_are_an_error_about_the_folder(tmp_path: Path) -> None:
+    def lose_the_folder() -> None:
+        with open_run(tmp_path / "run", PARTS) as run:
+            run.write_trials([TRIAL], calls=7, spread=lambda outcomes: (0.25, 1.0))
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(RunError, match=r"^Can't write the run folder .*run: .*Choose another one\.$"):
+        lose_the_folder()
 
 
 def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(tmp_path: Path) -> None:

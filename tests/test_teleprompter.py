@@ -950,6 +950,22 @@ def test_a_likelihood_search_that_ends_on_its_budget_is_ranked_by_the_mean(tmp_p
     assert evidence.seed_search_score == pytest.approx((lines[0]["score"] + lines[1]["score"]) / 2)
 
 
+def test_a_verdict_says_how_many_answers_could_not_be_read(tmp_path: Path) -> None:
+    evidence = compiled_by(tries(tmp_path, simulated(lambda request: "Hard to say."), RIGHT)).evidence
+    assert evidence.verdict.startswith("Kept: the search found nothing better than your instructions (accuracy 0.000).")
+    assert evidence.verdict.endswith(f" {CONFIRM} of its answers on these rows couldn't be read.")
+    assert evidence.stable()["unparsable"] == CONFIRM
+    assert "unparsable" not in compiled_by(tries(tmp_path / "b", simulated(answer), RIGHT)).evidence.stable()
+
+
+def test_a_metric_of_a_label_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    lm = simulated(answer)
+    with pytest.raises(ConfigError, match=r"^The metric f1:smap counts a label that no row has; they have: no, yes\.$"):
+        compiled_by(tries(tmp_path, lm, RIGHT, metric="f1:smap"))
+    assert asked(lm) == []
+    assert compiled_by(tries(tmp_path, lm, RIGHT, metric="f1:Yes")).evidence.metric == "f1:Yes"
+
+
 def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
     def judged(example: Any, prediction: Any) -> bool:
         for judge in "abc":  # calls that nobody reckoned with
@@ -959,7 +975,7 @@ def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
     lm = simulated(lambda request: answer(request) if system(request) else "ok")
     method = tries(tmp_path, lm, RIGHT, metric=judged, budget=Budget(calls=2 * CONFIRM + TRAIN))
 
-    with pytest.raises(BudgetExhausted, match=r"past the budget of 56; nothing was sent\. Resume with a larger"):
+    with pytest.raises(BudgetExhausted, match=r"past the budget of 56; .*a larger budget.*with run_dir='.*'$"):
         compiled_by(method)
 
     assert not (tmp_path / "run" / "program").exists()

@@ -7,7 +7,8 @@ Exit codes: 0 done (a kept prompt included), 2 wrong usage, 3 stopped early and 
 from __future__ import annotations
 
 import logging
-from typing import Final
+from importlib.metadata import version
+from typing import Annotated, Final
 
 import typer
 
@@ -23,6 +24,22 @@ app: Final = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _told(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"preceptor {version('preceptor')}, dspy {version('dspy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_told, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Take what stands before a command."""
+    del version
+
+
 compiling.add_to(app)
 batching.add_to(app)
 inspecting.add_to(app)

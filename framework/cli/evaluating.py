@@ -14,7 +14,7 @@ import dspy
 import typer
 
 from preceptor import program as artifact
-from preceptor.checks import check_metric, label_field
+from preceptor.checks import check_metric, check_positive, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
@@ -97,6 +97,7 @@ def eval_(
     measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
     for entrant in entrants:
         check_metric(measure, entrant.program, entrant.rows[0], data)
+        check_positive(measure, entrant.rows, entrant.label)
     models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}
     with progress() as report, _metered(entrants, models, bounds) as (ledger, account):
         meter = Meter(ledger, account, threads=threads, patience=patience)

@@ -66,16 +66,18 @@ class Budget:
         """Read `calls=2000,tokens=1M,dollars=5,minutes=30`; `seconds` works too.
 
         Raises:
-            ConfigError: If a part isn't `name=number` with one of those names.
+            ConfigError: If a part isn't `name=number` with one of those names, or a bound is given twice.
         """
         given: dict[str, float] = {}
         for part in text.split(","):
             match = _FORM.fullmatch(part.strip())
             if match is None:
                 raise ConfigError(f"--budget: {part.strip()!r} is not name=number, as in calls=2000,tokens=1M.")
-            given[match[1]] = float(match[2]) * _UNITS[match[3].lower()]
-        if "minutes" in given:
-            given["seconds"] = 60 * given.pop("minutes")
+            name, number = match[1], float(match[2]) * _UNITS[match[3].lower()]
+            name, number = ("seconds", 60 * number) if name == "minutes" else (name, number)
+            if name in given:
+                raise ConfigError(f"--budget: {name} are bounded twice in {text!r}; give each bound once.")
+            given[name] = number
         unknown = set(given) - set(BOUNDS)
         if unknown:
             raise ConfigError(f"--budget: no {sorted(unknown)[0]!r}; use calls, tokens, dollars, minutes or seconds.")

@@ -16,7 +16,16 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, ParseError, PreceptorError, again
+from preceptor.errors import (
+    BudgetExhausted,
+    ConfigError,
+    InputTooLong,
+    LMFailed,
+    MetricError,
+    ParseError,
+    PreceptorError,
+    again,
+)
 from preceptor.lm.dispatch import reason
 from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order
@@ -68,6 +77,7 @@ class Evaluator:
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
             LMFailed: As soon as too many have failed; see `refuse_failures`.
+            ConfigError: If the program returns something else than a `dspy.Prediction`.
             MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
@@ -133,6 +143,11 @@ class Evaluator:
                 raise again(known) from known.__cause__
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
+        if not isinstance(prediction, dspy.Prediction):
+            raise ConfigError(
+                f"The program returned a {type(prediction).__name__}, not a dspy.Prediction; "
+                f"return dspy.Prediction({self.output or 'answer'}=...)."
+            )
         try:
             score = self.metric(job.example, prediction)
         except MetricError as error:  # a metric that asks a model can end the budget too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,11 @@ def test_an_altered_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     replaced(copy / "program.json", "schema", "Schema")
     assert run(["show", str(copy)]) == 2
     assert "was altered since it was saved" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"preceptor {version('preceptor')}, dspy {version('dspy')}\n"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ def test_a_budget_is_read_from_text(text: str, budget: Budget) -> None:
     assert calls is None or type(calls) is int
 
 
+@pytest.mark.parametrize(("text", "name"), [("calls=1000,calls=500", "calls"), ("minutes=10,seconds=5", "seconds")])
+def test_a_bound_that_is_given_twice_is_refused(text: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--budget: {name} are bounded twice in '{text}'; give each bound once\.$"):
+        Budget.parse(text)
+
+
 @pytest.mark.parametrize(
     "part", ["", "calls", "calls=", "calls=many", "calls=-1", "calls=1.2.3", "calls=.", "calls=1G"]
 )

@@ -10,7 +10,7 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
@@ -85,6 +85,27 @@ def test_a_broken_call_a_bad_form_and_an_answer_are_three_different_things(threa
         Outcome("unparsable", 0.0, "", "a", "The reply is none of a, b."),
         Outcome("scored", 1.0, "b", "b"),
     ]
+
+
+class Bare(dspy.Module):
+    """Returns its answer, and no prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pick = program()
+
+    def forward(self, text: str) -> Any:
+        return self.pick(text=text).label
+
+
+def test_a_program_that_returns_no_prediction_is_refused_at_its_first_row() -> None:
+    lm = simulated(lambda request: "a")
+    with pytest.raises(
+        ConfigError,
+        match=r"^The program returned a str, not a dspy\.Prediction; return dspy\.Prediction\(label=\.\.\.\)\.$",
+    ):
+        evaluator(lm, threads=1).run(jobs(Bare(), rows(9)))
+    assert len(asked(lm)) == 1
 
 
 def test_an_exception_of_the_users_program_fails_its_row_with_its_text() -> None:
