@@ -134,7 +134,7 @@ class Evaluator:
 
     def _answered(self, job: Job, gold: str) -> Outcome:
         try:
-            prediction = job.program(**job.example.inputs())
+            prediction: Any = job.program(**job.example.inputs())
         except AdapterParseError as error:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
         except Exception as error:  # noqa: BLE001  ends the evaluation, or its row

@@ -318,4 +318,4 @@ def test_memory_doesnt_grow_with_a_parquet_file_of_many_row_groups(place: Place,
     assert ended.returncode == 0, ended.stderr
     count, grown = map(int, ended.stdout.split())
     assert count == 30_000
-    assert grown < 25 < len(big) // 2_000_000
+    assert grown < 45 < len(big) // 2_000_000
