@@ -4,7 +4,7 @@ import logging
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from preceptor.leaks import Guard, copied
@@ -28,15 +28,19 @@ def guarded(instructions: str, *texts: str, labels: str = "'yes', 'no'") -> Guar
     return Guard.of(train, {"predict": program.predict.signature})
 
 
+@example(["a"] * 4, [], ["a"] * 3, 4)
 @given(WORDS, WORDS, WORDS, st.integers(1, 10))
 def test_the_passage_is_the_longest_run_shared_with_one_row(
     instruction: list[str], row: list[str], other: list[str], words: int
 ) -> None:
     passage = copied(" ".join(instruction), [" ".join(row), " ".join(other)], words=words).split()
 
-    longest = max(shared(instruction, row), shared(instruction, other))
-    is_copy = longest >= words or longest == len(instruction) >= 3
-    assert len(passage) == (longest if is_copy else 0)
+    def copy_of(text: list[str]) -> int:
+        most, is_alone = shared(instruction, text), row != other
+        is_whole = most >= 3 and (most == len(instruction) or (most == len(text) and is_alone))
+        return most if most >= words or is_whole else 0
+
+    assert len(passage) == max(copy_of(row), copy_of(other))
     assert any(shared(passage, text) == len(passage) for text in (row, other))
     assert shared(passage, instruction) == len(passage)
 
