@@ -297,8 +297,12 @@ def test_a_file_that_doesnt_fit_the_others_ends_the_batch_and_what_was_answered_
 MEMORY = """
 import os, sys
 from pathlib import Path
+import ctypes, pyarrow
 from preceptor.batch import open_source
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+def resident():
+    pyarrow.default_memory_pool().release_unused()  # what the allocators keep for later is no growth
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1_000_000
 def read(name):
     for row in open_source(name).rows(0):
         if row.number % 1000 == 0:
@@ -318,4 +322,4 @@ def test_memory_doesnt_grow_with_a_parquet_file_of_many_row_groups(place: Place,
     assert ended.returncode == 0, ended.stderr
     count, grown = map(int, ended.stdout.split())
     assert count == 30_000
-    assert grown < 45 < len(big) // 2_000_000
+    assert grown < 25 < len(big) // 2_000_000
