@@ -18,12 +18,12 @@ from typing import Any, Final, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor
 from preceptor.program import candidate_of
-from preceptor.scoring.evaluate import refuse_failures, unjudged
+from preceptor.scoring.evaluate import no_prediction, refuse_failures, unjudged
 from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
@@ -295,8 +295,7 @@ class Watch:
                     raise self._stop(error) from error
                 note.outcome = Outcome("failed", None, error=f"{type(error).__name__}: {error}")
         if not isinstance(prediction, dspy.Prediction):
-            got = type(prediction).__name__
-            raise self._stop(ConfigError(f"DSPy's optimizers need a program that returns a Prediction, not a {got}."))
+            raise self._stop(no_prediction(prediction, self._task.output))
         trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]
         return _noted(prediction, note)
 

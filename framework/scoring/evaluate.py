@@ -144,10 +144,7 @@ class Evaluator:
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
         if not isinstance(prediction, dspy.Prediction):
-            raise ConfigError(
-                f"The program returned a {type(prediction).__name__}, not a dspy.Prediction; "
-                f"return dspy.Prediction({self.output or 'answer'}=...)."
-            )
+            raise no_prediction(prediction, self.output)
         try:
             score = self.metric(job.example, prediction)
         except MetricError as error:  # a metric that asks a model can end the budget too
@@ -228,6 +225,14 @@ def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Ou
         after: Of the one that may replace it, on the same rows.
     """
     return [_wrong(new) if new.kind == "failed" != old.kind else new for old, new in zip(before, after, strict=True)]
+
+
+def no_prediction(answer: Any, output: str) -> ConfigError:
+    """Return the error of a program that returns something else than a `dspy.Prediction`."""
+    kind = type(answer).__name__
+    return ConfigError(
+        f"The program returned a {kind}, not a dspy.Prediction; return dspy.Prediction({output or 'answer'}=...)."
+    )
 
 
 def _wrong(failed: Outcome, worst: float = 0.0) -> Outcome:
