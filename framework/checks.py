@@ -12,7 +12,7 @@ from preceptor.errors import ConfigError, MetricError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric, text_of
+from preceptor.scoring.metrics import Metric, folded, text_of
 
 _SHOWN: Final = 10
 """Labels named in a message."""
@@ -105,7 +105,7 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
     """
     family, _, label = metric.name.partition(":")
     found = sorted({text_of(row, output) for row in rows}) if family == "f1" and label and output else []
-    if found and label.strip().casefold() not in {each.strip().casefold() for each in found}:
+    if found and folded(label) not in map(folded, found):
         shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {shown}.")
 

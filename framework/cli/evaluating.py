@@ -14,7 +14,7 @@ import dspy
 import typer
 
 from preceptor import program as artifact
-from preceptor.checks import check_metric, check_positive, label_field
+from preceptor.checks import check_metric, check_models, check_positive, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
@@ -96,6 +96,7 @@ def eval_(
     entrants = _entrants(targets, instructions or [], data, part, lm, student)
     measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
     for entrant in entrants:
+        check_models(entrant.program)
         check_metric(measure, entrant.program, entrant.rows[0], data)
         check_positive(measure, entrant.rows, entrant.label)
     models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}

@@ -204,7 +204,7 @@ def normalize(text: str) -> str:
         ['eiffel tower', 'its -1234.5', 'c++', 'a', '+']
     """
     words = list(filter(None, map(_word, text.lower().split())))
-    return " ".join([word for word in words if word not in _ARTICLES] or words) or _folded(text)
+    return " ".join([word for word in words if word not in _ARTICLES] or words) or folded(text)
 
 
 def _word(raw: str) -> str:
@@ -252,12 +252,13 @@ def members(text: Any) -> set[str]:
     return {normalize(as_text(part)) for part in parts} - {""}
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a label as labels are compared: without its case and the space around it."""
     return text.strip().casefold()
 
 
 def _accuracy(field: str) -> Metric:
-    return _row_metric("accuracy", lambda gold, answer: _folded(as_text(answer)) == _folded(as_text(gold)), field)
+    return _row_metric("accuracy", lambda gold, answer: folded(as_text(answer)) == folded(as_text(gold)), field)
 
 
 def _exact(field: str) -> Metric:
@@ -298,8 +299,8 @@ def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Me
 
 def _label_terms(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
     """Return each row's hits, errors and gold labels, label by label: shape (rows, 3 * labels)."""
-    golds = np.array([_folded(outcome.gold) for outcome in outcomes])[:, None] == np.array(labels)
-    answers = np.array([_folded(outcome.answer) for outcome in outcomes])[:, None] == np.array(labels)
+    golds = np.array([folded(outcome.gold) for outcome in outcomes])[:, None] == np.array(labels)
+    answers = np.array([folded(outcome.answer) for outcome in outcomes])[:, None] == np.array(labels)
     return np.hstack([golds & answers, golds != answers, golds]).astype(np.float64)
 
 
@@ -310,7 +311,7 @@ def _label_f1(sums: Array) -> tuple[Array, Array]:
 
 
 def _macro_terms(outcomes: Sequence[Outcome]) -> Array:
-    return _label_terms(outcomes, sorted({_folded(outcome.gold) for outcome in outcomes}))
+    return _label_terms(outcomes, sorted({folded(outcome.gold) for outcome in outcomes}))
 
 
 def _macro_score(sums: Array) -> Array:
@@ -329,7 +330,7 @@ def _macro(field: str) -> Metric:
 
 def binary_f1(field: str, positive: str) -> Metric:
     """Return the F1 of the label `positive` in `field`; any other answer counts as negative."""
-    sums = Sums(lambda outcomes: _label_terms(outcomes, [_folded(positive)]), lambda sums: _label_f1(sums)[0][..., 0])
+    sums = Sums(lambda outcomes: _label_terms(outcomes, [folded(positive)]), lambda sums: _label_f1(sums)[0][..., 0])
     return Metric(f"f1:{positive}", _accuracy(field).scorer, 2, sums)
 
 
