@@ -179,7 +179,7 @@ def predicted(predict: dspy.Predict, inputs: dict[str, Any]) -> dspy.Prediction:
     """Return `predict(**inputs)` under the direct adapter.
 
     In an evaluation nobody listens, streams or keeps a history: what DSPy's `Predict` does for them is left out
-    there, for it costs as much as the row does. The trace is kept either way.
+    there. The trace is kept either way.
     """
     lm: Any = predict.lm or dspy.settings.lm
     adapter, signature = DirectAdapter(), cast("Signature", predict.signature)

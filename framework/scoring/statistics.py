@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def level(self) -> float:
-        """What the p-value of a gain must be below (Bonferroni)."""
+        """What the p-value of a gain must be below, less at each look: it bounds each, not all of them together."""
         return (1 - CONFIDENCE) / self.look
 
     @property
