@@ -975,7 +975,8 @@ def test_an_exhausted_confirmation_is_no_result(tmp_path: Path) -> None:
     lm = simulated(lambda request: answer(request) if system(request) else "ok")
     method = tries(tmp_path, lm, RIGHT, metric=judged, budget=Budget(calls=2 * CONFIRM + TRAIN))
 
-    with pytest.raises(BudgetExhausted, match=r"past the budget of 56; .*a larger budget.*with run_dir='.*'$"):
+    told = r"past the budget of 56; nothing was sent\. Resume with a larger .* compile again, with run_dir='.*run'$"
+    with pytest.raises(BudgetExhausted, match=told):
         compiled_by(method)
 
     assert not (tmp_path / "run" / "program").exists()
