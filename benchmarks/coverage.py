@@ -1,11 +1,13 @@
 """`preceptor bench coverage`: how often the intervals hold the truth, and how often chance is confirmed.
 
-Two programs answer the same simulated rows; their true scores are those of a very large sample.
+Two programs answer the same simulated rows; their true scores are those of a very large sample. Where each input
+comes several times, its answers are equal: so many rows say no more than their different inputs do.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,6 +21,8 @@ from preceptor.scoring.trial import Outcome
 
 Pair = tuple[list[Outcome], list[Outcome]]
 SIZES: Final = {"accuracy": (20, 50, 200, 1000), "f1:bug": (50, 200), "macro_f1": (50, 200), "token_f1": (20, 50, 200)}
+REPEATED: Final = {"accuracy": (20, 50, 200), "f1:bug": (50, 200), "macro_f1": (50, 200)}
+TIMES: Final = 10
 LABELS: Final = np.array(["bug", "praise", "question"])
 LARGE: Final = 400_000
 
@@ -35,35 +39,44 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Write a JSON object here too.")] = None,
 ) -> None:
     """Simulate data sets with a gain of 15 points, with none, and with the smallest that should be confirmed."""
-    measured = [_line(name, rows, repeats) for name, sizes in SIZES.items() for rows in sizes]
+    measured = [
+        _line(name, inputs, times, repeats)
+        for times, lines in ((1, SIZES), (TIMES, REPEATED))
+        for name, sizes in lines.items()
+        for inputs in sizes
+    ]
     if out is not None:
         out.write_text(json.dumps({"repeats": repeats, "measured": measured}, indent=2) + "\n", encoding="utf-8")
     header = list(measured[0])
     print_table(f"Share of {repeats} data sets", header, [list(line.values()) for line in measured])
 
 
-def _line(name: str, rows: int, repeats: int) -> dict[str, Any]:
-    say(f"  {name}, {rows} rows")
-    score, gain, _ = _shares(name, rows, repeats, 0.15)
-    _, none, false = _shares(name, rows, repeats, 0.0)
-    power = _shares(name, rows, repeats, smallest_gain(rows))[2] if name == "accuracy" else "-"
+def _line(name: str, inputs: int, times: int, repeats: int) -> dict[str, Any]:
+    say(f"  {name}, {inputs} inputs" + (f", each {times} times" if times > 1 else ""))
+    score, gain, _ = _shares(name, inputs, times, repeats, 0.15)
+    _, none, false = _shares(name, inputs, times, repeats, 0.0)
+    power = _shares(name, inputs, times, repeats, smallest_gain(inputs))[2] if name == "accuracy" else "-"
     shares = {"score covered": score, "gain covered": gain, "no gain covered": none, "no gain confirmed": false}
-    return {"metric": name, "rows": rows, **shares, "smallest gain confirmed": power}
+    return {"metric": name, "rows": inputs * times, "inputs": inputs, **shares, "smallest gain confirmed": power}
 
 
-def _shares(name: str, rows: int, repeats: int, gain: float) -> tuple[float, float, float]:
+def _shares(name: str, inputs: int, times: int, repeats: int, gain: float) -> tuple[float, float, float]:
     """Return how often the score's interval and the gain's held the truth, and a gain was confirmed."""
-    rng, metric = np.random.default_rng(rows), wrap(name, "label")
+    rng, metric = np.random.default_rng(inputs), wrap(name, "label")
     old, new = (metric.aggregate(outcomes) for outcomes in _pair(name, rng, LARGE, gain))
     truth = new - old if gain else 0.0
     found = np.zeros(3)
     for seed in range(repeats):
-        before, after = _pair(name, rng, rows, gain)
+        before, after = (_often(outcomes, times) for outcomes in _pair(name, rng, inputs, gain))
         low, high = interval(after, metric)
         verdict = compare(before, after, metric, seed=seed)
         found += [low <= new <= high, verdict.low <= truth <= verdict.high, verdict.is_confirmed]
     score, covered, confirmed = (found / repeats).tolist()
     return score, covered, confirmed
+
+
+def _often(outcomes: list[Outcome], times: int) -> list[Outcome]:
+    return [replace(outcome, of=str(at)) for at, outcome in enumerate(outcomes) for _ in range(times)]
 
 
 def _pair(name: str, rng: Any, rows: int, gain: float) -> Pair:

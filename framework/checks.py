@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor.errors import ConfigError, MetricError
-from preceptor.lm.adapter import takes_none
+from preceptor.errors import ConfigError, DataError, MetricError
+from preceptor.lm.adapter import labels_of, takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric, folded, text_of
+from preceptor.scoring.metrics import Metric, folded, references, text_of
 
 _SHOWN: Final = 10
 """Labels named in a message."""
@@ -108,6 +108,26 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
     if found and folded(label) not in map(folded, found):
         shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {shown}.")
+
+
+def check_labels(student: dspy.Module, rows: Sequence[dspy.Example], output: str, name: str) -> None:
+    """Raise if a row's label is none that the signature names, but for its case: no answer could be right.
+
+    Raises:
+        DataError: Naming the row.
+    """
+    field = predictors(student)[-1][1].signature.output_fields.get(output)
+    known = labels_of(field.annotation) if field is not None else ()
+    accepted = set(map(folded, known))
+    for number, row in enumerate(rows, 1):
+        given = row.get(output)
+        wrong = [text for text in references(given) if folded(text) not in accepted]
+        if known and given is not None and wrong:
+            raise DataError(f"{name}, row {number}, {output}: {wrong[0]!r} is no label; expected {_any_of(known)}.")
+
+
+def _any_of(labels: Sequence[str]) -> str:
+    return f"one of {', '.join(labels[:_SHOWN])}" + (", ..." if len(labels) > _SHOWN else "")
 
 
 class _AsksModel(Exception):

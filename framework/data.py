@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import logging
 import random
@@ -314,15 +315,28 @@ def split(rows: Sequence[dspy.Example], output: str, *, seed: int) -> tuple[list
         >>> sorted(row.y for row in train), len(validation)
         (['a', 'a', 'b', 'b'], 4)
     """
+    taken = half(rows, output, random.Random(seed))
+    return [row for at, row in enumerate(rows) if at in taken], [row for at, row in enumerate(rows) if at not in taken]
+
+
+def half(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> set[int]:
+    """Return which rows make the larger half, stratified; rows of equal inputs stay together."""
     twins: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
-        twins[_given(row)].append(at)
-    half, taken = (len(rows) + 1) // 2, set[int]()
-    for at in stratified(rows, output, random.Random(seed)):
-        group = twins[_given(rows[at])]
-        if at not in taken and len(taken) + len(group) <= half:
+        twins[inputs_key(row)].append(at)
+    taken = set[int]()
+    for at in stratified(rows, output, rng):
+        group = twins[inputs_key(rows[at])]
+        if at not in taken and len(taken) + len(group) <= (len(rows) + 1) // 2:
             taken.update(group)
-    return [row for at, row in enumerate(rows) if at in taken], [row for at, row in enumerate(rows) if at not in taken]
+    return taken
+
+
+def drawn(rows: Sequence[dspy.Example], output: str, most: int | None, *, seed: int) -> list[dspy.Example]:
+    """Return at most so many rows, drawn at random, stratified by the field `output`, in the order they came."""
+    if most is None or most >= len(rows):
+        return list(rows)
+    return [rows[at] for at in sorted(stratified(rows, output, random.Random(seed))[:most])]
 
 
 def unseen(rows: Sequence[dspy.Example], train: Sequence[dspy.Example], *, name: str) -> list[dspy.Example]:
@@ -333,8 +347,8 @@ def unseen(rows: Sequence[dspy.Example], train: Sequence[dspy.Example], *, name:
     """
     first: dict[str, int] = {}
     for number, row in enumerate(train, 1):
-        first.setdefault(_given(row), number)
-    seen = {number: first.get(_given(row), 0) for number, row in enumerate(rows, 1)}
+        first.setdefault(inputs_key(row), number)
+    seen = {number: first.get(inputs_key(row), 0) for number, row in enumerate(rows, 1)}
     kept = [row for number, row in enumerate(rows, 1) if not seen[number]]
     if len(kept) == len(rows):
         return kept
@@ -349,9 +363,15 @@ def unseen(rows: Sequence[dspy.Example], train: Sequence[dspy.Example], *, name:
     return kept
 
 
-def _given(row: dspy.Example) -> str:
-    """Return a row's inputs as text that is equal for equal inputs."""
-    return json.dumps(row.inputs().toDict(), sort_keys=True, default=str)
+def different(rows: Sequence[dspy.Example]) -> int:
+    """Return how many different inputs the rows have."""
+    return len(set(map(inputs_key, rows)))
+
+
+def inputs_key(row: dspy.Example) -> str:
+    """Return 16 hexadecimal digits that are equal for equal inputs."""
+    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:

@@ -109,17 +109,19 @@ class Evidence:
     @property
     def _result(self) -> str:
         c = self.comparison
+        alike = f" of {c.rows - c.repeated} different inputs" if c.repeated else ""
         difference = f"{100 * c.gain:+.1f} points, 95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
         if self.replaced:
             return (
-                f"Replaced: {self.metric} {c.before:.3f} -> {c.after:.3f} on {c.rows} rows no search step has seen "
+                f"Replaced: {self.metric} {c.before:.3f} -> {c.after:.3f} "
+                f"on {c.rows} rows{alike} no search step has seen "
                 f"({difference}, p = {c.p_value:.2g}, {c.test})."
             )
         if not self.has_candidate:
             search = "the search, which was stopped early," if self.stopped else "the search"
             return f"Kept: {search} found nothing better than your instructions ({self.metric} {c.before:.3f})."
         return (
-            f"Kept: no significant improvement on {c.rows} untouched rows. The best candidate differs by "
+            f"Kept: no significant improvement on {c.rows} untouched rows{alike}. The best candidate differs by "
             f"{difference}, p = {c.p_value:.2g}; so many rows can confirm {100 * self.smallest_gain:.0f} or more."
         )
 
@@ -157,6 +159,7 @@ class Evidence:
             "copied": self.copied,
             "verdict": self.verdict,
             **({"look": c.look} if c.look > 1 else {}),
+            **({"repeated_rows": c.repeated} if c.repeated else {}),
             **({"unparsable": self.unparsable} if self.unparsable else {}),
             **({"regions": [dict(region) for region in self.regions]} if self.regions else {}),
             **({"principles": [dict(principle) for principle in self.principles]} if self.principles else {}),

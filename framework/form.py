@@ -52,6 +52,7 @@ def check_program(saved: Mapping[str, Any]) -> None:
         _printable(_need(saved, name, str), name)
     if "://" in saved["lm"]:
         raise Malformed("lm holds an address; only the name of a model is taken from a file")
+    _is(saved.get("has_address", False), bool, "has_address")
     for name, predictor in _need(saved, "predictors", dict).items():
         _printable(name, "the name of a predictor")
         _check_predictor(_is(predictor, dict, f"predictor {name}"), f"predictor {name}")
@@ -227,7 +228,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     **dict.fromkeys(("method", "metric", "test", "verdict", "lm", "proposer", "stopped", "run", "program"), _text),
     **dict.fromkeys(("baseline", "compiled", "gain", "tested_gain", "p_value", "smallest_gain"), _number),
     **dict.fromkeys(("rows", "train_rows", "calls", "tokens", "dollars", "seconds", "seed", "demos", "look"), _number),
-    **dict.fromkeys(("billed_calls", "billed_tokens", "billed_dollars", "unparsable"), _number),
+    **dict.fromkeys(("billed_calls", "billed_tokens", "billed_dollars", "unparsable", "repeated_rows"), _number),
     **dict.fromkeys(("baseline_ci", "compiled_ci", "ci"), _interval),
     **dict.fromkeys(("instructions", "seed_instructions"), _texts_by_name),
     **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),

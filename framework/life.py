@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from preceptor import program as artifact
-from preceptor.checks import check_metric, check_positive, check_settings, label_field, needed_inputs
-from preceptor.data import check_examples, split, stratified, unseen
-from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
+from preceptor.affordable import FEWEST, affordable, confirming, power
+from preceptor.checks import check_labels, check_metric, check_positive, check_settings, label_field, needed_inputs
+from preceptor.data import check_examples, different, split, stratified, unseen
+from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
@@ -29,7 +30,7 @@ from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
-from preceptor.scoring.statistics import compare, interval, smallest_gain
+from preceptor.scoring.statistics import compare, interval
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task, evaluator, with_models
 
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from preceptor.teleprompter import Teleprompter
 
 logger = logging.getLogger(__name__)
-
-_FEWEST: Final = 6
-"""Rows that have to change for the better, and none for the worse, for p < 0.05: 2 / 2 ** 5 is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +81,16 @@ def checked(
         train, confirm = split(train, output, seed=method.seed)
     else:
         confirm = unseen(check_examples(valset, inputs, name="valset"), train, name="valset")
-    if len(train) < 2 or len(confirm) < _FEWEST:
+    count = different(confirm)
+    if len(train) < 2 or count < FEWEST:
+        told = f"{count} of different inputs" if count < len(confirm) else str(count)
         raise ConfigError(
-            f"Too few rows: {len(train)} to search on, {len(confirm)} to confirm on; at least 2 and {_FEWEST}: "
+            f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
             "fewer can't tell a gain from chance, however large it is."
         )
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
+        check_labels(student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
     return train, confirm, output, metric
@@ -136,7 +137,7 @@ class Compile:
         own = [one.lm for _, one in every_predictor(self.student) if one.lm is not None]
         for lm in (self.lm, self.proposer, *own):
             check(lm, method.budget)
-        self._refuse_unaffordable()
+        self._announce()
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
         with open_run(folder, parts) as run:
             account = Account(method.budget, Cost(*run.ledger.failures), paid=Cost(*run.ledger.paid))
@@ -248,7 +249,7 @@ class Compile:
             if outcome.kind == "scored" and self.output
         ]
         artifact.save(
-            compiled, task.run.program, evidence={**evidence.stable(), "probes": probes}, lm=self.lm.model, replace=True
+            compiled, task.run.program, evidence={**evidence.stable(), "probes": probes}, lm=self.lm, replace=True
         )
         task.run.write_result(evidence.as_dict())
         logger.info("%s", evidence.verdict)
@@ -329,21 +330,19 @@ class Compile:
     @property
     def confirmation(self) -> int:
         """Calls set aside for confirming: for as many programs as are confirmed, every row, every predictor."""
-        return self.method.confirmed * len(self.confirm) * len(predictors(self.student))
+        return confirming(self.method, len(self.confirm), len(predictors(self.student)))
 
-    def _refuse_unaffordable(self) -> None:
+    def _announce(self) -> None:
+        """Say what the compile will take.
+
+        Raises:
+            Unaffordable: If that is more than the budget has.
+        """
         signatures = {name: predictor.signature for name, predictor in predictors(self.student)}
-        confirm, calls = self.confirmation, self.method.budget.calls
-        for_search = None if calls is None else calls - confirm
-        estimate = self.method.estimate(signatures, len(self.train), for_search)
-        if calls is not None and calls < confirm + estimate.least:
-            raise Unaffordable(
-                f"{type(self.method).__name__} needs at least {confirm + estimate.least} calls here: {confirm} to "
-                f"confirm on {len(self.confirm)} rows and {estimate.least} to search. The budget has {calls}. "
-                "No call was made. Raise the budget or give fewer rows."
-            )
+        estimate = affordable(self.method, signatures, len(self.train), len(self.confirm))
+        confirm = self.confirmation
         logger.info("%s: %d calls to search, %d to confirm", type(self.method).__name__, estimate.expected, confirm)
-        for told in (f"about {confirm + estimate.expected} calls", _power(len(self.confirm))):
+        for told in (f"about {confirm + estimate.expected} calls", power(different(self.confirm))):
             self.method.report(told, 0, 0)
 
     def _parts(self) -> dict[str, Any]:
@@ -357,13 +356,6 @@ class Compile:
             "lm": _lm_state(self.lm),
             "proposer": _lm_state(self.proposer),
         }
-
-
-def _power(rows: int) -> str:
-    """Return what so many confirmation rows can be expected to confirm."""
-    gain = smallest_gain(rows)
-    least = f"a gain of {100 * gain:.0f} points or more" if gain < 1 else "no gain"
-    return f"{rows} rows confirm {least} in a score of 0 or 1, four times in five"
 
 
 def _texts(row: dspy.Example) -> dict[str, str]:

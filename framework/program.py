@@ -30,7 +30,7 @@ from preceptor import declared, form, routed, untrusted
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import every_predictor, has_address, predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
 
@@ -65,14 +65,16 @@ def copy_of(program: dspy.Module) -> dspy.Module:
     return copied
 
 
-def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: str, replace: bool = False) -> None:
+def save(
+    program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: dspy.LM | str, replace: bool = False
+) -> None:
     """Write the artifact folder `path`, and read it back before it is put in its place.
 
     Args:
         program: What to save; its language models are left out but for the name.
         path: A folder that doesn't exist yet, unless `replace`.
         evidence: Shown by `show` and `report`. Probes that can't be asked safely again are left out.
-        lm: The model's identifier; an address in it is left out.
+        lm: The model or its identifier; of an address, no more is kept than that there is one.
         replace: Put the new artifact in the place of an older one.
 
     Raises:
@@ -84,7 +86,10 @@ def save(program: dspy.Module, path: Path, *, evidence: Mapping[str, Any], lm: s
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        files = {"program.json": _json(_described(program, lm)), "evidence.json": _json(_replayable(evidence))}
+        files = {
+            "program.json": _json(_described(program, lm)),
+            "evidence.json": _json(_replayable(evidence)),
+        }
         _write(fresh, files | ({routed.FILE: routed.written(program)} if _is_routed(program) else {}))
         _read(fresh)
         if path.exists():
@@ -125,7 +130,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
 
 
-def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
+def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
     is_routed = _is_routed(program)
     described = {
         name: {
@@ -141,7 +146,8 @@ def _described(program: dspy.Module, lm: str) -> dict[str, Any]:
         **student,
         "predictors": described,
         **({"frozen": frozen} if (frozen := _frozen(cast("Any", program).default if is_routed else program)) else {}),
-        "lm": re.sub(r"\w+://.*", "", lm),
+        "lm": re.sub(r"\w+://.*", "", lm if isinstance(lm, str) else lm.model),
+        **({"has_address": True} if not isinstance(lm, str) and has_address(lm) else {}),
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -240,7 +240,7 @@ def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
     changed = [name for name, value in prints.items() if name in before and before[name] != value]
-    if changed:
+    if changed and _is_begun(folder):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "
             "Choose another folder, or go back to the inputs it was made with."
@@ -253,11 +253,23 @@ def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
     return known
 
 
+def _is_begun(folder: Path) -> bool:
+    """Return True if something was answered in this folder: else nothing is lost where its inputs are changed."""
+    path = folder / "ledger.sqlite"
+    if _has_results(folder) or not path.is_file():
+        return _has_results(folder)
+    with closing(Ledger(path)) as ledger:
+        return bool(len(ledger))
+
+
+def _has_results(folder: Path) -> bool:
+    trials = folder / "trials.jsonl"
+    return (trials.is_file() and trials.stat().st_size > 0) or (folder / "result.json").is_file()
+
+
 def _refuse_lost_answers(folder: Path, ledger: Ledger) -> None:
     """Raise if trials were scored but no answer is there: the ledger's own log, a second file, was left behind."""
-    trials = folder / "trials.jsonl"
-    has_trials = (trials.is_file() and trials.stat().st_size > 0) or (folder / "result.json").is_file()
-    if has_trials and not len(ledger):
+    if _has_results(folder) and not len(ledger):
         raise RunError(
             f"{ledger.path} has no answers, but {folder} has trials that were scored by some. Put back the ledger "
             f"and, if there was one, {ledger.path.name}-wal next to it; or delete {folder} to start anew."
@@ -284,7 +296,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, Any]:
     """Keep what `preceptor resume` needs to start the run again, but no password; call it before the compile.
 
-    Until the run has begun, the command replaces the one that is there, and none leaves none. After that only what may
+    Until there is an answer, the command replaces the one that is there, and none leaves none. After that only what may
     differ from one process of a run to the next is taken from it, such as the budget.
 
     Returns:
@@ -300,7 +312,7 @@ def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, A
     with _locked(folder), writable(folder):
         known = read_run(folder) if (folder / "run.json").is_file() else {}
         before: Mapping[str, Any] = known.pop("command", {})
-        if command and before and known.get("fingerprints"):
+        if command and before and known.get("fingerprints") and _is_begun(folder):
             renewed = {name: value for name, value in command.items() if name in _RENEWED}
             command = {**command, **before, **renewed}
         write_whole(folder / "run.json", {**known, "command": command} if command else known)

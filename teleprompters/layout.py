@@ -11,7 +11,7 @@ from typing import Any, Final
 import dspy
 import numpy as np
 
-from preceptor.data import stratified
+from preceptor.data import half
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
 from preceptor.regions import NOWHERE, Plane, Regions, Router, divided, rendered
@@ -103,9 +103,8 @@ def _map(vectors: Vectors, train: int, found: Regions, router: Router, routes: S
 
 
 def _half(confirm: Sequence[dspy.Example], rows: Sequence[int], output: str, seed: str) -> list[int]:
-    """Return the larger half of the rows, stratified by label."""
-    order = stratified([confirm[row] for row in rows], output, random.Random(seed))
-    return [rows[at] for at in order[: (len(rows) + 1) // 2]]
+    """Return the larger half of the rows, stratified by label; rows of equal inputs stay together."""
+    return [rows[at] for at in half([confirm[row] for row in rows], output, random.Random(seed))]
 
 
 def kept(folder: Path, embedder: Embedder, texts: Sequence[str], report: Report) -> Vectors:

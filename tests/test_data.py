@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.cli.inputs import rows_of
-from preceptor.data import check_examples, examples, load_rows, split, stratified, unseen
+from preceptor.data import check_examples, drawn, examples, load_rows, split, stratified, unseen
 from preceptor.errors import DataError
 from preceptor.scoring.metrics import wrap
 
@@ -280,6 +280,24 @@ def test_a_split_keeps_rows_of_equal_inputs_together(labels: list[str], seed: in
     assert len(train) + len(validation) == len(rows)
     assert not {row.x for row in train} & {row.x for row in validation}
     assert len(train) <= (len(rows) + 1) // 2
+
+
+@given(LABELS, st.integers(0, 100), st.integers(1, 40))
+def test_rows_are_drawn_in_their_order_with_about_the_labels_shares(labels: list[str], seed: int, most: int) -> None:
+    rows = labelled(labels)
+
+    some = drawn(rows, "y", most, seed=seed)
+
+    assert [row.x for row in some] == sorted(row.x for row in some)
+    assert len({row.x for row in some}) == len(some) == min(most, len(rows))
+    for label in set(labels):
+        share = labels.count(label) * len(some) / len(labels)
+        assert abs(sum(row.y == label for row in some) - share) < 2
+
+
+def test_all_rows_are_drawn_where_no_number_is_given() -> None:
+    rows = labelled(["a", "b", "a"])
+    assert drawn(rows, "y", None, seed=0) == drawn(rows, "y", 3, seed=5) == rows
 
 
 def test_rows_that_the_search_has_seen_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,21 @@ def test_a_kept_prompt_claims_no_gain_whatever_the_candidate_scored() -> None:
     assert kept.stable()["tested_gain"] == 0.05
 
 
+@pytest.mark.parametrize(
+    ("replaced", "told"),
+    [
+        (True, "0.500 -> 0.750 on 40 rows of 25 different inputs no search step has seen"),
+        (False, "no significant improvement on 40 untouched rows of 25 different inputs. "),
+    ],
+)
+def test_repeated_rows_are_told(replaced: bool, told: str) -> None:
+    several = dataclasses.replace(EVIDENCE, comparison=dataclasses.replace(BETTER, repeated=15), replaced=replaced)
+
+    assert told in several.verdict
+    assert (several.stable()["rows"], several.stable()["repeated_rows"]) == (40, 15)
+    assert "repeated_rows" not in EVIDENCE.stable()
+
+
 def test_a_search_that_found_nothing_says_so() -> None:
     none = dataclasses.replace(EVIDENCE, replaced=False, has_candidate=False)
     assert none.verdict == "Kept: the search found nothing better than your instructions (accuracy 0.500)."

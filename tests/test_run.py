@@ -132,6 +132,22 @@ def test_a_folder_of_other_inputs_is_refused_and_left_as_it_is(
     assert files(tmp_path) == before
 
 
+def test_a_folder_in_which_nothing_was_answered_is_anothers_to_use(tmp_path: Path) -> None:
+    remember_command(tmp_path, {"lm": "openai/mistyped", "budget": "calls=9"})
+    with open_run(tmp_path, PARTS):
+        pass
+    remember_command(tmp_path, {"lm": "openai/right", "budget": "calls=5"})
+    with open_run(tmp_path, {**PARTS, "metric": "f1:a"}) as run:
+        run.ledger.write([ANSWERED])
+
+    known = read_run(tmp_path)
+    assert (known["command"]["lm"], known["fingerprints"]["metric"]) == ("openai/right", fingerprint("f1:a"))
+    with pytest.raises(RunError, match="belongs to another metric"), open_run(tmp_path, PARTS):
+        pass
+    remember_command(tmp_path, {"lm": "openai/mistyped", "budget": "calls=7"})
+    assert read_run(tmp_path)["command"] == {"lm": "openai/right", "budget": "calls=7"}
+
+
 def test_a_folder_of_other_things_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text("{}", encoding="utf-8")
 

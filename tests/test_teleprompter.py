@@ -244,6 +244,26 @@ def test_six_rows_are_enough_to_confirm_a_gain_and_fewer_never(tmp_path: Path) -
     assert not compare(none, five, wrap("macro_f1", "label")).is_confirmed
 
 
+def test_six_inputs_are_needed_however_often_they_come(tmp_path: Path) -> None:
+    message = r"^Too few rows: 16 to search on, 5 of different inputs to confirm on; at least 2 and 6: "
+    with pytest.raises(ConfigError, match=message):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT), valset=rows(5, TRAIN) * 10)
+
+
+def test_repeated_rows_are_no_evidence(tmp_path: Path) -> None:
+    """Five of ten inputs get better: 25 of 50 rows, which would be p = 6e-08 if they were independent."""
+    told: list[str] = []
+    method = tries(tmp_path, simulated(answer), RIGHT, report=lambda what, done, total: told.append(what))
+
+    evidence = compiled_by(method, valset=rows(10, TRAIN) * 5).evidence
+
+    assert (evidence.comparison.gain, evidence.comparison.p_value, evidence.replaced) == (0.5, 2 / 2**5, False)
+    assert (evidence.stable()["rows"], evidence.stable()["repeated_rows"]) == (50, 40)
+    assert "Kept: no significant improvement on 50 untouched rows of 10 different inputs. " in evidence.verdict
+    assert read(tmp_path / "run" / "program").evidence["repeated_rows"] == 40
+    assert any(each.startswith("10 rows confirm ") for each in told)
+
+
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> None:
     lm = simulated(answer)
@@ -371,7 +391,7 @@ def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) 
 
     expected = (
         r"^Tries needs at least 56 calls here: 40 to confirm on 20 rows and 16 to search\. The budget has 55\. "
-        r"No call was made\. Raise the budget or give fewer rows\.$"
+        r"No call was made\. Raise the budget or give fewer rows: 15 to search on and 19 to confirm on can be paid\.$"
     )
     with pytest.raises(Unaffordable, match=expected):
         compiled_by(method)
@@ -464,6 +484,16 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
             DataError,
             r"^trainset, row 1: the input 'text' is missing; it has \['body'\]\.$",
         ),
+        (
+            {"trainset": [*rows(TRAIN), dspy.Example(text="row", label="maybe").with_inputs("text")]},
+            DataError,
+            r"^trainset, row 17, label: 'maybe' is no label; expected one of yes, no\.$",
+        ),
+        (
+            {"valset": [*rows(CONFIRM, TRAIN), dspy.Example(text="row", label=["yes", 1]).with_inputs("text")]},
+            DataError,
+            r"^valset, row 21, label: '1' is no label; expected one of yes, no\.$",
+        ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
     ],
@@ -477,6 +507,15 @@ def test_what_cant_work_is_refused_before_the_first_call(
 
     assert asked(lm) == []
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_may_be_written_in_capitals_be_one_of_several_or_be_missing(tmp_path: Path) -> None:
+    odd = [("a", "YES "), ("b", ["no", "yes"]), ("c", None)]
+    examples = [dspy.Example(text=text, label=label).with_inputs("text") for text, label in odd]
+
+    compiled = compiled_by(tries(tmp_path, simulated(answer), RIGHT), trainset=[*rows(TRAIN), *examples])
+
+    assert compiled.evidence.train_rows == TRAIN + 3
 
 
 def none(example: Any, prediction: Any) -> Any:

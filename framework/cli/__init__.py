@@ -1,7 +1,7 @@
 """The command line. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done (a kept prompt included), 2 wrong usage, 3 stopped early and resumable,
-4 the language model failed, 130 interrupted.
+Exit codes: 0 done (a kept prompt included), 1 a score below `eval --fail-under`, 2 wrong usage,
+3 stopped early and resumable, 4 the language model failed, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers, budget_of
 from preceptor.cli.evaluating import Student, load
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_on, program_of
+from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_named, lm_on, program_of
 from preceptor.cli.view import counted, out, plain, print_json, say
 from preceptor.data import HUB_ID
 from preceptor.lm.dispatch import Patience
@@ -57,7 +57,7 @@ def batch(
     json: Json = False,
 ) -> None:
     """Answer every row of a data set, once; the same command again goes on where it was stopped."""
-    ready, model, identity = _ready(program, instructions, student)
+    ready, model, identity = _ready(program, instructions, student, lm, api_base)
     rows = open_source(source, part=part)
     if rows.name != source:
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
@@ -68,7 +68,7 @@ def batch(
             program=ready,
             identity=identity,
             inputs=inputs,
-            lm=lm_on(engine, model if lm is None else lm, api_base, max_tokens),
+            lm=lm_on(engine, model, api_base, max_tokens),
             source=rows,
             out=to,
             budget=bounds,
@@ -82,13 +82,15 @@ def batch(
     refuse_failures(result)
 
 
-def _ready(target: str, instructions: str | None, student: str | None) -> tuple[Any, str, Any]:
+def _ready(
+    target: str, instructions: str | None, student: str | None, lm: str | None, api_base: str | None
+) -> tuple[Any, str, Any]:
     """Return the program, its model, and what tells it apart from another of the same signature."""
     if not Path(target).is_dir():
-        return program_of(target, instructions), DEFAULT_LM, _code(target)
+        return program_of(target, instructions), lm or DEFAULT_LM, _code(target)
     saved = artifact.read(Path(target))
     parts = {name: _sha(saved.path / name) for name in ("program.json", "centroids.safetensors")}
-    return load(Path(target), student), str(saved.program["lm"]), [parts, _code(student)]
+    return load(Path(target), student), lm_named(saved, lm, api_base), [parts, _code(student)]
 
 
 def _code(target: str | None) -> str:

@@ -12,9 +12,10 @@ import typer
 
 from preceptor import demo as demo_task
 from preceptor import run as runs
+from preceptor.checks import label_field
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
 from preceptor.cli.view import print_json, print_verdict, progress, say
-from preceptor.data import HUB_ID
+from preceptor.data import HUB_ID, drawn
 from preceptor.errors import ConfigError, ModelError
 from preceptor.evidence import Evidence
 from preceptor.life import checked
@@ -59,6 +60,7 @@ class Command:
     target: str
     data: str
     validation: str | None = None
+    rows: int | None = None
     instructions: str | None = None
     method: str = "ape"
     mixture: int | None = None
@@ -106,6 +108,9 @@ def compile_(
     target: Annotated[str, typer.Argument(help="FILE.py:NAME, or a signature: \"text -> label: Literal['a','b']\".")],
     data: Annotated[str, typer.Option(help=f"CSV, TSV, JSONL, Parquet, a folder with train.*, or {HUB_ID}.")],
     val: Annotated[str | None, typer.Option(help="Rows to confirm on; by default half of --data.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Most rows of --data, and of --val, drawn at random; by default all.")
+    ] = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
     method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",
     mixture: Annotated[
@@ -138,6 +143,7 @@ def compile_(
         target=target,
         data=data,
         validation=val,
+        rows=rows,
         instructions=instructions,
         method=method,
         mixture=mixture,
@@ -208,12 +214,12 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 def _run(command: Command, folder: Path | None) -> Evidence:
     """Compile as the command says; every input is checked before the model is loaded."""
     program = program_of(command.target, command.instructions)
-    train = rows_of(program, command.data)
-    confirm = rows_of(program, command.validation, part="validation") if command.validation else None
+    train = _some(command, program, command.data)
+    confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
     train, confirm, *_ = checked(method, program, train, confirm)
     folder = folder or _place(command, program, train, confirm)
-    before = runs.remember_command(folder, dataclasses.asdict(command))
+    before = runs.remember_command(folder, dataclasses.asdict(_from_anywhere(command)))
     try:
         lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
         proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
@@ -224,6 +230,28 @@ def _run(command: Command, folder: Path | None) -> Evidence:
     except (ConfigError, ModelError):
         runs.remember_command(folder, before)
         raise
+
+
+def _from_anywhere(command: Command) -> Command:
+    """Return the command with its files' whole paths: a run may be resumed from another folder."""
+    return dataclasses.replace(
+        command,
+        target=_whole(command.target),
+        data=_whole(command.data),
+        validation=command.validation and _whole(command.validation),
+        metric=command.metric and _whole(command.metric),
+    )
+
+
+def _whole(text: str) -> str:
+    file, colon, name = text.rpartition(":") if ".py:" in text else (text, "", "")
+    return f"{Path(file).absolute()}{colon}{name}" if Path(file).exists() else text
+
+
+def _some(command: Command, program: dspy.Module, source: str, part: str = "train") -> list[dspy.Example]:
+    """Return a file's rows, or as many of them as the command takes."""
+    found = rows_of(program, source, part=part)
+    return drawn(found, label_field(program, found[0]), command.rows, seed=command.seed)
 
 
 def _method_of(command: Command, program: dspy.Module) -> Any:

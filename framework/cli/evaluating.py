@@ -16,7 +16,7 @@ import typer
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_models, check_positive, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_of, metric_of, program_of
+from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_named, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
@@ -29,7 +29,7 @@ from preceptor.lm.seam import every_predictor, predictors
 from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
 from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
-from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.metrics import BUILT_IN, Metric, wrap
 from preceptor.scoring.statistics import Comparison, compare, interval
 from preceptor.scoring.trial import Outcome
 from preceptor.task import Report, with_models
@@ -56,6 +56,7 @@ class Entrant:
         lm: The name of its model.
         rows: With its own inputs.
         label: The field its answers are compared by.
+        metric: The name of the metric that it was compiled by, "" if it wasn't.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Entrant:
     lm: str
     rows: Sequence[dspy.Example]
     label: str
+    metric: str = ""
 
 
 def eval_(
@@ -76,7 +78,9 @@ def eval_(
     instructions: Annotated[
         list[str] | None, typer.Option(help="The prompt of a signature; of two signatures, once for each.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="A built-in metric, or FILE.py:NAME; by default that of the program's compile.")
+    ] = None,
     student: Student = None,
     budget: Bound = None,
     threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
@@ -84,6 +88,9 @@ def eval_(
     retries: Retries = DEFAULT.retries,
     price: Price = None,
     part: Annotated[str, typer.Option(help="Of a folder or a hub id: train, validation, test.")] = "test",
+    fail_under: Annotated[
+        float | None, typer.Option(min=0, max=1, help="End with exit code 1 if the (second) program scores less.")
+    ] = None,
     changes: Annotated[int, typer.Option(min=0, help="Of two programs: rows to print that changed, each way.")] = 0,
     json: Json = False,
 ) -> None:
@@ -93,8 +100,8 @@ def eval_(
     """
     bounds, patience = budget_of(budget, price or ()), Patience(timeout=timeout, retries=retries)
     targets = [target] if other is None else [target, other]
-    entrants = _entrants(targets, instructions or [], data, part, lm, student)
-    measure = wrap(metric_of(metric, entrants[0].program), entrants[0].label)
+    entrants = _entrants(targets, instructions or [], data, part, lm, api_base, student)
+    measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
     for entrant in entrants:
         check_models(entrant.program)
         check_metric(measure, entrant.program, entrant.rows[0], data)
@@ -110,21 +117,40 @@ def eval_(
     ]
     if other is None:
         print_json(results[0]) if json else _print_evaluation(results[0])
-        return
-    verdict = compare(scored[0], scored[1], measure)
-    kinds = _kinds(scored[0], scored[1])
-    found = list(_examples(entrants[0].rows, scored, kinds, changes))
-    result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
-    print_json(result) if json else _print_comparison(result)
+    else:
+        verdict, kinds = compare(scored[0], scored[1], measure), _kinds(scored[0], scored[1])
+        found = list(_examples(entrants[0].rows, scored, kinds, changes))
+        result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
+        print_json(result) if json else _print_comparison(result)
+    score = measure.aggregate(scored[-1])
+    if fail_under is not None and score < fail_under:
+        say(f"{entrants[-1].name} scores {score:.3f}, which is below {fail_under:g}.")
+        raise typer.Exit(1)
+
+
+def _of_compile(entrants: Sequence[Entrant]) -> str | None:
+    """Return the metric by which a program was compiled, None if none was, or by one of the user's own."""
+    known = next((entrant.metric for entrant in entrants if entrant.metric), "")
+    if known and known.partition(":")[0] not in BUILT_IN:
+        say(f"  compiled by a metric of your own, {known}; to score by it, give --metric FILE.py:{known}")
+        return None
+    return known or None
 
 
 def _entrants(
-    targets: Sequence[str], instructions: Sequence[str], data: str, part: str, lm: str | None, student: str | None
+    targets: Sequence[str],
+    instructions: Sequence[str],
+    data: str,
+    part: str,
+    lm: str | None,
+    api_base: str | None,
+    student: str | None,
 ) -> list[Entrant]:
     """Return the programs, each with its model and rows.
 
     Raises:
-        ConfigError: If there are more instructions than signatures, or the programs answer different fields.
+        ConfigError: If there are more instructions than signatures, the programs answer different fields, or the
+            model of one was asked at an address that isn't given.
     """
     saved = {name: artifact.read(Path(name)) for name in targets if Path(name).is_dir()}
     takers = [at for at, name in enumerate(targets) if "->" in name]
@@ -138,8 +164,9 @@ def _entrants(
     for at, name in enumerate(targets):
         program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
         given = examples(rows, *fields_of(program, rows[0]), source=data)
-        own = str(saved[name].program["lm"]) if name in saved else known
-        found.append(Entrant(name, program, own if lm is None else lm, given, label_field(program, given[0])))
+        own = lm_named(saved[name], lm, api_base) if name in saved else known if lm is None else lm
+        metric = str(saved[name].evidence.get("metric", "")) if name in saved else ""
+        found.append(Entrant(name, program, own, given, label_field(program, given[0]), metric))
     labels = list(dict.fromkeys(entrant.label for entrant in found))
     if len(labels) > 1:
         raise ConfigError(

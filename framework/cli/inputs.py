@@ -27,6 +27,7 @@ from preceptor.lm.local import LocalLM
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
 from preceptor.lm.workers import RayLM
+from preceptor.program import Artifact
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
 MAX_TOKENS: Final = 512
@@ -160,6 +161,21 @@ def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None)
         return _reasoning(name, max_tokens or REASONING_TOKENS, settings)
     except ValueError as error:
         raise ConfigError(f"{name!r} is no language model: {error}. Write it as openai/gpt-4o-mini.") from error
+
+
+def lm_named(saved: Artifact, lm: str | None, api_base: str | None) -> str:
+    """Return the name of a saved program's model, or of the one that was asked for in its place.
+
+    Raises:
+        ConfigError: If the program's was a server's of one's own: what it is asked would go to another.
+    """
+    known = str(saved.program["lm"])
+    if lm is None and api_base is None and saved.program.get("has_address"):
+        raise ConfigError(
+            f"{saved.path} was compiled with {known} at an address of its own, which isn't kept. Give it with "
+            "--api-base, or name another model with --lm."
+        )
+    return known if lm is None else lm
 
 
 def _reasoning(name: str, max_tokens: int, settings: Mapping[str, Any]) -> dspy.LM:

@@ -17,7 +17,7 @@ from rich.tree import Tree
 from preceptor import program as artifact
 from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Student, eval_, load
-from preceptor.cli.inputs import lm_of
+from preceptor.cli.inputs import lm_named, lm_of
 from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say
 from preceptor.difference import compared
 from preceptor.errors import ArtifactError, LMFailed
@@ -117,7 +117,7 @@ def verify(
     loaded = load(program, student)
     say("  hashes hold")
     probes: list[dict[str, Any]] = saved.evidence.get("probes", [])
-    model = lm_of(str(saved.program["lm"]) if lm is None else lm, api_base)
+    model = lm_of(lm_named(saved, lm, api_base), api_base)
     with dspy.context(lm=model):
         answers = [_answer(loaded, probe) for probe in probes]
     changed = [

@@ -13,9 +13,10 @@ import typer
 
 from preceptor.cli.compiling import Json, MaxTokens
 from preceptor.cli.evaluating import Student, load
-from preceptor.cli.inputs import REASONING_TOKENS, lm_of
+from preceptor.cli.inputs import REASONING_TOKENS, lm_named, lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
+from preceptor.program import read
 from preceptor.serving.app import application
 from preceptor.serving.run import Server, allow_many_connections, listen, log_lines, spare_garbage_collection
 from preceptor.serving.service import Service, Source
@@ -78,6 +79,8 @@ def serve(
         body_bytes=max_bytes,
         drain_seconds=drain,
     )
+    for each in filter(None, (program, shadow)):
+        lm_named(read(each), lm, api_base)
     make = partial(_model, lm, api_base, max_tokens)
     with listen(host, port) as listening:  # before a model is loaded: the port may be another's
         source = _source(program, make, student)

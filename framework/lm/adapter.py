@@ -245,6 +245,11 @@ def output_name(signature: Signature) -> str:
     return str(name)
 
 
+def labels_of(annotation: Any) -> tuple[str, ...]:
+    """Return the texts that a field of this type may hold, empty if it is free."""
+    return tuple(_options(annotation))
+
+
 @_remembered
 def is_direct(signature: Signature) -> bool:
     """Return True if the bare reply can be the answer: one output that is text, a number or a choice."""

@@ -29,6 +29,11 @@ def settings_of(lm: dspy.LM) -> dict[str, Any]:
     return {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
 
 
+def has_address(lm: dspy.LM) -> bool:
+    """Return True for a model that is asked at an address of its own, not at its provider's."""
+    return bool(lm.kwargs.get("api_base") or lm.kwargs.get("base_url"))
+
+
 def given_settings(lm: dspy.LM) -> dict[str, Any]:
     """Return the settings of `settings_of` as they make another `dspy.LM` like it."""
     settings = settings_of(lm)

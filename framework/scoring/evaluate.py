@@ -16,6 +16,7 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from preceptor.data import inputs_key
 from preceptor.errors import (
     BudgetExhausted,
     ConfigError,
@@ -130,7 +131,7 @@ class Evaluator:
         with dspy.context(lm=self.lm, trace=[], disable_history=True), ending():
             outcome = self._answered(job, gold)
         self.on_row()
-        return outcome
+        return replace(outcome, of=inputs_key(job.example))
 
     def _answered(self, job: Job, gold: str) -> Outcome:
         try:

@@ -51,6 +51,7 @@ class Comparison:
         p_value: Two-sided.
         rows: Rows compared; rows where either failed are left out (see `evaluate.held_against`).
         test: Name of the test: `exact McNemar`, `permutation`, or `none` without rows.
+        repeated: How many of these rows have the inputs of an earlier one; equal inputs are tested as one row.
         look: How many candidates have been compared on these rows, this one included; the level is divided by it.
     """
 
@@ -62,6 +63,7 @@ class Comparison:
     p_value: float
     rows: int
     test: str
+    repeated: int = 0
     look: int = 1
 
     @property
@@ -105,13 +107,29 @@ def compare(before: Sequence[Outcome], after: Sequence[Outcome], metric: Metric,
         return Comparison(0.0, 0.0, 0.0, -1.0, 1.0, 1.0, 0, "none")
     first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     old, new = metric.aggregate(first), metric.aggregate(second)
-    if metric.is_mean and all(outcome.score in (0, 1) for outcome in first + second):
+    inputs = min(_inputs(first), _inputs(second), key=lambda numbers: len(set(numbers)))
+    repeated = len(pairs) - len(set(inputs))
+    if metric.is_mean and not repeated and all(outcome.score in (0, 1) for outcome in first + second):
         low, high, p_value, test = *_mcnemar(first, second), "exact McNemar"
     else:
-        low, high, p_value, test = *_permutation(first, second, metric.sums, seed), "permutation"
+        old_terms, new_terms = (_by_input(metric.sums.terms(outcomes), inputs) for outcomes in (first, second))
+        low, high, p_value, test = *_permutation(old_terms, new_terms, metric.sums, seed), "permutation"
     if p_value >= 1 - CONFIDENCE:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Comparison(old, new, new - old, low, high, p_value, len(pairs), test)
+    return Comparison(old, new, new - old, low, high, p_value, len(pairs), test, repeated)
+
+
+def _inputs(outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the number of each outcome's input, in the order in which they come first."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(outcome.of or at, len(numbers)) for at, outcome in enumerate(outcomes)]
+
+
+def _by_input(terms: Array, inputs: Sequence[int]) -> Array:
+    """Return the sums of the terms of each input's rows."""
+    summed = np.zeros((max(inputs) + 1, terms.shape[1]))
+    np.add.at(summed, inputs, terms)
+    return summed
 
 
 def _mcnemar(first: list[Outcome], second: list[Outcome]) -> tuple[float, float, float]:
@@ -137,9 +155,8 @@ def _tango(better: float, worse: float, rows: int) -> float:
     return float(cast("float", optimize.brentq(excess, -1.0, gain - 1e-9)))
 
 
-def _permutation(first: list[Outcome], second: list[Outcome], sums: Sums, seed: int) -> tuple[float, float, float]:
-    """Return the interval and p-value of a gain in any other score."""
-    before, after = sums.terms(first), sums.terms(second)
+def _permutation(before: Array, after: Array, sums: Sums, seed: int) -> tuple[float, float, float]:
+    """Return the interval and p-value of a gain in any other score, from each input's terms."""
     changed = (before != after).any(axis=1)
     if not changed.any():
         counted = max(1, int((before != 0).any(axis=1).sum()))
@@ -204,16 +221,18 @@ def interval(outcomes: Sequence[Outcome], metric: Metric) -> tuple[float, float]
         [0.49, 0.94]
     """
     answered = [outcome for outcome in outcomes if outcome.kind != "failed"]
-    if metric.is_mean and all(outcome.score in (0, 1) for outcome in answered):
+    inputs = _inputs(answered)
+    is_certain = metric.is_mean and all(outcome.score in (0, 1) for outcome in answered)
+    if is_certain and len(set(inputs)) == len(answered):
         return _wilson(metric.aggregate(answered), len(answered))
-    if len(answered) < 2:
+    if len(set(inputs)) < 2:
         return 0.0, 1.0
-    terms = metric.sums.terms(answered)
+    terms = _by_input(metric.sums.terms(answered), inputs)
     total = terms.sum(axis=0)
     score, error = float(metric.sums.score(total)), _standard_error(metric.sums.score(total - terms))
     if not 0 < score < 1 or error < _NO_ERROR:
         return _wilson(score, int((terms != 0).any(axis=1).sum()))
-    return _wilson(score, (_Z / _student(len(answered))) ** 2 * score * (1 - score) / error**2)
+    return _wilson(score, (_Z / _student(len(terms))) ** 2 * score * (1 - score) / error**2)
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:

@@ -74,6 +74,7 @@ class Outcome:
         gold: The label as text.
         error: What went wrong, if something did.
         steps: The predictors' inputs and outputs, where they were asked for.
+        of: Equal for rows of equal inputs, whose answers aren't independent; "" is a row of its own.
     """
 
     kind: Kind
@@ -82,6 +83,7 @@ class Outcome:
     gold: str = ""
     error: str = ""
     steps: tuple[Step, ...] = ()
+    of: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

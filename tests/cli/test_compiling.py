@@ -133,6 +133,49 @@ def test_what_cant_work_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "cache" / "runs").exists()
 
 
+def test_as_many_rows_as_are_asked_for_are_drawn_and_resumed_with(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = compiled(capsys, *arguments(rows, server, "--rows", "18"))
+    assert (first["train_rows"], first["rows"]) == (9, 9)
+    assert compiled(capsys, "resume", first["run"])["billed_calls"] == 0
+
+    other = written(tmp_path / "other.csv", 40, word="Dinner")
+    other.write_text(other.read_text(encoding="utf-8").replace("prize", "car"), encoding="utf-8")
+    both = compiled(capsys, *arguments(rows, server, "--val", str(other), "--rows", "20"))
+    assert (both["train_rows"], both["rows"]) == (20, 20)
+    assert both["run"] != first["run"]
+
+
+def test_a_run_of_relative_paths_is_resumed_from_another_folder(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = """import dspy
+class Sort(dspy.Signature):
+    "Sort."
+    text: str = dspy.InputField()
+    label: str = dspy.OutputField()
+def judge(example, prediction):
+    return float(example.label == prediction.label)
+"""
+    (tmp_path / "task.py").write_text(task, encoding="utf-8")
+    others = written(tmp_path / "others.csv", word="Dinner")
+    others.write_text(others.read_text(encoding="utf-8").replace("prize", "car"), encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    given = arguments(rows, server)[4:]
+    monkeypatch.chdir(tmp_path)
+    command = ["compile", "task.py:Sort", "--metric", "task.py:judge", "--val", "others.csv", *given]
+    command[command.index(str(rows))] = "rows.csv"
+    folder = compiled(capsys, *command)["run"]
+
+    monkeypatch.chdir(tmp_path / "other")
+    assert compiled(capsys, "resume", folder)["billed_calls"] == 0
+
+    known = read_run(Path(folder))["command"]
+    assert (known["target"], known["metric"]) == (f"{tmp_path}/task.py:Sort", f"{tmp_path}/task.py:judge")
+    assert (known["data"], known["validation"]) == (str(rows), f"{tmp_path}/others.csv")
+
+
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True)])
 def test_a_setting_that_is_true_or_false_is_read_as_that(text: str, value: bool) -> None:
     assert _knobs(ConstitutionalExperts, {"join": text}) == {"join": value}

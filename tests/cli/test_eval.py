@@ -213,6 +213,39 @@ def test_a_saved_program_is_compared_with_a_signature_on_its_own_model(
     assert [result[side]["program"] for side in ("first", "second")] == [SPAM, str(here / "saved")]
 
 
+@pytest.mark.parametrize(
+    ("known", "asked", "metric"),
+    [("f1:spam", [], "f1:spam"), ("f1:spam", ["--metric", "accuracy"], "accuracy"), ("judge", [], "accuracy")],
+)
+def test_a_program_is_scored_by_the_metric_of_its_compile(
+    here: Path, capsys: pytest.CaptureFixture[str], known: str, asked: list[str], metric: str
+) -> None:
+    program, evidence = Classify(SPAM, "Is it spam?"), {"metric": known}
+    artifact.save(program, here / "saved", evidence=evidence, lm="openai/m")
+    with ChatServer(lambda body: "spam") as server:
+        given = ["eval", str(here / "saved"), "--data", str(here / "rows.csv"), "--api-base", server.url, *asked]
+        assert run([*given, "--json"]) == 0
+    told = capsys.readouterr()
+
+    assert json.loads(told.out)["metric"] == metric
+    assert ("give --metric FILE.py:judge" in " ".join(told.err.split())) == (known == "judge")
+
+
+@pytest.mark.parametrize(("least", "code"), [("0.375", 0), ("0.376", 1)])
+def test_a_score_below_the_one_asked_for_is_an_exit_code(
+    here: Path, capsys: pytest.CaptureFixture[str], least: str, code: int
+) -> None:
+    with ChatServer(lambda body: "spam") as server:  # right on 15 rows of 40
+        assert run([*hosted(here, server), "--fail-under", least, "--json"]) == code
+        told = capsys.readouterr()
+        assert json.loads(told.out)["score"] == 0.375
+        assert ("scores 0.375, which is below 0.376." in told.err) == (code == 1)
+
+        both = ["--instructions", "Sort.", "--instructions", "Is it spam?", "--fail-under", least]
+        command = hosted(here, server, *both)
+        assert run([command[0], SPAM, *command[1:], "--json"]) == code
+
+
 def hosted(here: Path, server: ChatServer, *more: str) -> list[str]:
     return ["eval", SPAM, "--data", str(here / "rows.csv"), "--lm", "openai/m", "--api-base", server.url, *more]
 

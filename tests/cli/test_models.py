@@ -70,6 +70,29 @@ def test_a_proposer_has_an_address_of_its_own(rows: Path, tmp_path: Path) -> Non
         assert {received.body["model"] for received in other.requests} == {"writer"}
 
 
+def test_a_program_of_a_server_of_ones_own_is_not_asked_of_the_provider(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, given = str(tmp_path / "run" / "program"), ["--data", str(rows)]
+    knobs = ["--set", "candidates=1", "--budget", "calls=60", "--run", str(tmp_path / "run")]
+    with ChatServer(lambda body: "spam") as server:
+        address = ["--api-base", server.url]
+        assert run(["compile", SPAM, *given, "--lm", "openai/m", *address, *knobs]) == 0
+        assert server.url.partition("//")[2] not in (tmp_path / "run" / "program" / "program.json").read_text("utf-8")
+        capsys.readouterr()
+        for command in (
+            ["eval", program, *given],
+            ["eval", SPAM, program, *given],
+            ["verify", program],
+            ["batch", program, str(rows), str(tmp_path / "out.csv")],
+            ["serve", program, "--port", "0"],
+        ):
+            assert run(command) == 2
+            message = " ".join(capsys.readouterr().err.split())
+            assert "was compiled with openai/m at an address of its own, which isn't kept. Give it with --a" in message
+        assert run(["eval", program, *given, *address]) == run(["verify", program, *address]) == 0
+
+
 def test_other_weights_than_those_named_are_refused(smollm: dspy.LM) -> None:
     assert lm_of("local/smollm2-135m").model == lm_of(smollm.model).model == smollm.model
     message = (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -246,6 +247,53 @@ def test_rows_where_either_failed_are_left_out() -> None:
     verdict = compare(before, after, ACCURACY)
 
     assert (verdict.rows, verdict.before, verdict.after, verdict.gain) == (2, 0.5, 1.0, 0.5)
+
+
+def repeated(scores: Sequence[float], times: int) -> list[Outcome]:
+    return [Outcome("scored", float(score), of=str(at)) for at, score in enumerate(scores) for _ in range(times)]
+
+
+def test_rows_of_equal_inputs_are_tested_as_one() -> None:
+    """Of five inputs that change, four get better: of 32 ways to swap them, twelve are as far from none."""
+    before, after = [0] * 4 + [1] * 16, [1] * 4 + [0] + [1] * 15
+
+    verdict = compare(repeated(before, 10), repeated(after, 10), ACCURACY)
+
+    assert verdict.p_value == 12 / 32
+    assert (verdict.rows, verdict.repeated, verdict.test) == (200, 180, "permutation")
+    assert verdict.gain == pytest.approx(3 / 20)
+    assert not verdict.is_confirmed
+    once = compare(outcomes(before), outcomes(after), ACCURACY)
+    assert (once.p_value, once.repeated) == (12 / 32, 0), "as with each row once"
+    assert verdict.low == pytest.approx(once.low, abs=0.05)
+    assert verdict.high == pytest.approx(once.high, abs=0.05)
+
+
+def test_an_input_that_comes_often_weighs_what_its_rows_weigh() -> None:
+    before, after = repeated([0, 1], 1) + repeated([0], 2), repeated([1, 1], 1) + repeated([1], 2)
+
+    verdict = compare(before, after, ACCURACY)
+
+    assert (verdict.before, verdict.after, verdict.rows, verdict.repeated) == (0.25, 1.0, 4, 2)
+
+
+def test_two_programs_rows_are_as_few_as_the_inputs_of_the_one_that_sees_less() -> None:
+    before = [Outcome("scored", 0.0, of=str(at // 4)) for at in range(32)]
+    after = [Outcome("scored", 1.0, of=f"more {at}") for at in range(32)]
+
+    assert compare(before, after, ACCURACY).repeated == compare(after, before, ACCURACY).repeated == 24
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "f1:a"])
+def test_the_interval_of_a_score_is_as_wide_with_each_input_ten_times_as_once(metric: str) -> None:
+    measure = wrap(metric, "label")
+    once = labelled("abba" * 10, "abaa" * 10)
+    often = [dataclasses.replace(outcome, of=str(at)) for at, outcome in enumerate(once) for _ in range(10)]
+
+    (low, high), (wide_low, wide_high) = interval(once, measure), interval(often, measure)
+
+    assert wide_low == pytest.approx(low, abs=0.02)
+    assert wide_high == pytest.approx(high, abs=0.02)
 
 
 def test_nothing_in_common_compares_to_nothing() -> None:

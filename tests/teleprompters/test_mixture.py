@@ -28,7 +28,7 @@ from preceptor.program import read
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters import APE, GEPA, MixtureOfExperts
-from preceptor.teleprompters.layout import Layout
+from preceptor.teleprompters.layout import Layout, _half
 from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
 from preceptor.testing.draws import draw, number
 
@@ -337,6 +337,15 @@ class Open(MixtureOfExperts):
         layout = super()._layout(compiling, task)
         self.measuring.update(row.text for at, row in enumerate(compiling.confirm) if at not in layout.gates)
         return layout
+
+
+def test_rows_of_equal_inputs_choose_or_measure_together() -> None:
+    confirm = [dspy.Example(text=str(at % 9), label="yn"[at % 2]).with_inputs("text") for at in range(36)]
+
+    choose = _half(confirm, range(36), "label", "0 region")
+
+    assert 0 < len(choose) <= 18
+    assert not {at % 9 for at in choose} & {at % 9 for at in range(36) if at not in choose}
 
 
 def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_path: Path) -> None:
