@@ -31,7 +31,6 @@ from preceptor.benchmarks.table import FOLDER, summary
 from preceptor.benchmarks.tasks import Published
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
 from preceptor.cli.view import print_json, progress, say
-from preceptor.data import unseen
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.catalogue import cache_folder
@@ -42,6 +41,7 @@ from preceptor.scoring.evaluate import Counter, Evaluator, Job
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Candidate, Outcome
+from preceptor.splits import unseen
 from preceptor.task import Report
 from preceptor.teleprompter import Teleprompter
 from preceptor.teleprompters import MixtureOfExperts

@@ -1,17 +1,13 @@
-"""Rows: reading them from files, checking them before anything is spent, and splitting them."""
+"""Rows: reading them from files, and checking them before anything is spent."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
-import logging
-import random
 import re
 import tempfile
 import textwrap
-from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args, get_origin
@@ -22,14 +18,18 @@ import pydantic
 from preceptor.errors import DataError
 from preceptor.lm.adapter import bare, takes_none
 
-logger = logging.getLogger(__name__)
-
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 HUB_ID: Final = "a hub id (owner/name, or owner/name:configuration@revision)"
 _HUB_ID: Final = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(:(?P<name>[^@]+))?(@(?P<revision>.+))?")
+_OTHER_MARKS: Final = (";", "\t", "|")
+"""What separates values in files named .csv that aren't."""
+
 _LISTS: Final = (list, tuple, set, frozenset)
 _CONTAINERS: Final = (*_LISTS, dict)
+_MOST_TOLD: Final = 10
+"""Rows of which a message says what is wrong with them."""
+
 _TOLD: Final = 400
 """Characters of what others say about an error."""
 
@@ -102,6 +102,8 @@ def _read(reader: str, path: Path) -> list[dict[str, Any]]:
             if "corresponds to no data" in str(error):
                 return []
             cause = error.__cause__ or error
+            if isinstance(cause, UnicodeDecodeError):
+                raise _encoded(path, cause) from error
             raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {cause}") from error
         finally:
             if shown:
@@ -113,6 +115,12 @@ def _csv_options(path: Path) -> dict[str, Any]:
     import datasets
 
     header, first = _beginning(path, dialect(path))
+    other = next((mark for mark in _OTHER_MARKS if mark in header[0]), "") if len(header) == 1 else ""
+    if other and not dialect(path):
+        raise DataError(
+            f"{path}: one column, {header[0]!r}. Values are separated by commas, or in a file named .tsv by tabs; "
+            f"here it seems to be {other!r}. Save it with commas."
+        )
     if len(set(header)) < len(header) or not all(header):
         raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header)}.")
     if len(first) > len(header):  # pandas would take the first column for an index and shift the others
@@ -136,8 +144,14 @@ def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[
             with contextlib.suppress(csv.Error):  # a text longer than csv's limit; pandas has none
                 return header, next(filter(None, lines), [])
             return header, []
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise _encoded(path, error) from error
+    except csv.Error as error:
         raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {error}.") from error
+
+
+def _encoded(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{path} isn't in UTF-8: {error}. Save it so; Excel calls it 'CSV UTF-8'.")
 
 
 def _from_hub(name: str, part: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -206,10 +220,23 @@ def examples(
         raise DataError(f"{source} has no column {absent[0]!r}; it has {', '.join(rows[0])}.")
     _refuse_duplicates(rows, source)
     found: list[dspy.Example] = []
+    unusable: list[str] = []
     for number, row in enumerate(rows, 1):
-        values = typed(row, fields, f"{source}, row {number}")
-        found.append(dspy.Example(**values).with_inputs(*inputs))
+        try:
+            values = typed(row, fields, f"{source}, row {number}")
+        except DataError as error:
+            unusable.append(str(error))
+        else:
+            found.append(dspy.Example(**values).with_inputs(*inputs))
+    if unusable:
+        raise DataError(_together(unusable))
     return found
+
+
+def _together(unusable: Sequence[str]) -> str:
+    """Return what is wrong with some rows, in one message."""
+    told = "\n".join(unusable[:_MOST_TOLD])
+    return f"{told}\n{len(unusable)} rows can't be used." if len(unusable) > 1 else told
 
 
 def typed(row: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -302,87 +329,3 @@ def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> 
         if absent:
             raise DataError(f"{name}, row {number}: the input {absent[0]!r} is missing; it has {list(row.inputs())}.")
     return found
-
-
-def split(rows: Sequence[dspy.Example], output: str, *, seed: int) -> tuple[list[dspy.Example], list[dspy.Example]]:
-    """Return (train, validation) halves, stratified by the field `output` where it is there.
-
-    Rows of equal inputs stay together: validation rows are rows that nobody has seen.
-
-    Example:
-        >>> rows = [dspy.Example(x=n, y="ab"[n % 2]).with_inputs("x") for n in range(8)]
-        >>> train, validation = split(rows, "y", seed=0)
-        >>> sorted(row.y for row in train), len(validation)
-        (['a', 'a', 'b', 'b'], 4)
-    """
-    taken = half(rows, output, random.Random(seed))
-    return [row for at, row in enumerate(rows) if at in taken], [row for at, row in enumerate(rows) if at not in taken]
-
-
-def half(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> set[int]:
-    """Return which rows make the larger half, stratified; rows of equal inputs stay together."""
-    twins: dict[str, list[int]] = defaultdict(list)
-    for at, row in enumerate(rows):
-        twins[inputs_key(row)].append(at)
-    taken = set[int]()
-    for at in stratified(rows, output, rng):
-        group = twins[inputs_key(rows[at])]
-        if at not in taken and len(taken) + len(group) <= (len(rows) + 1) // 2:
-            taken.update(group)
-    return taken
-
-
-def drawn(rows: Sequence[dspy.Example], output: str, most: int | None, *, seed: int) -> list[dspy.Example]:
-    """Return at most so many rows, drawn at random, stratified by the field `output`, in the order they came."""
-    if most is None or most >= len(rows):
-        return list(rows)
-    return [rows[at] for at in sorted(stratified(rows, output, random.Random(seed))[:most])]
-
-
-def unseen(rows: Sequence[dspy.Example], train: Sequence[dspy.Example], *, name: str) -> list[dspy.Example]:
-    """Return the rows whose inputs no train row has; those left out are counted in the log, as a warning.
-
-    Raises:
-        DataError: If none is left.
-    """
-    first: dict[str, int] = {}
-    for number, row in enumerate(train, 1):
-        first.setdefault(inputs_key(row), number)
-    seen = {number: first.get(inputs_key(row), 0) for number, row in enumerate(rows, 1)}
-    kept = [row for number, row in enumerate(rows, 1) if not seen[number]]
-    if len(kept) == len(rows):
-        return kept
-    at = next(number for number in seen if seen[number])
-    told = f"the inputs of rows of the trainset; the first is row {at}, equal to row {seen[at]} there."
-    if not kept:
-        raise DataError(
-            f"{name}: all {len(rows)} rows have {told} A gain is confirmed on rows the search hasn't seen: "
-            f"leave the {name} out, and half of the trainset is kept back."
-        )
-    logger.warning("%s: %d of %d rows are left out, having %s", name, len(rows) - len(kept), len(rows), told)
-    return kept
-
-
-def different(rows: Sequence[dspy.Example]) -> int:
-    """Return how many different inputs the rows have."""
-    return len(set(map(inputs_key, rows)))
-
-
-def inputs_key(row: dspy.Example) -> str:
-    """Return 16 hexadecimal digits that are equal for equal inputs."""
-    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:
-    """Return a random order of the rows in which every beginning has about the labels' shares."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for at, row in enumerate(rows):
-        groups[str(row.get(output, "")) if output else ""].append(at)
-    placed: list[tuple[float, float, int]] = []
-    for label in sorted(groups):
-        members = groups[label]
-        rng.shuffle(members)
-        offset = rng.random()
-        placed += [((rank + offset) / len(members), rng.random(), at) for rank, at in enumerate(members)]
-    return [at for _, _, at in sorted(placed)]

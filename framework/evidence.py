@@ -43,6 +43,7 @@ class Evidence:
         regions: What became of each region of a mixture of experts; texts and numbers by name.
         principles: Of the returned program's constitutions, with what each is worth; texts and numbers by name.
         unparsable: Confirmation rows on which the returned program's answer couldn't be read.
+        unpriced: Models whose price isn't known; the dollars are without what they cost.
     """
 
     method: str
@@ -73,6 +74,7 @@ class Evidence:
     regions: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[Mapping[str, Any], ...] = ()
     unparsable: int = 0
+    unpriced: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> float:
@@ -158,6 +160,7 @@ class Evidence:
             "demos": self.demos,
             "copied": self.copied,
             "verdict": self.verdict,
+            **({"unpriced": list(self.unpriced)} if self.unpriced else {}),
             **({"look": c.look} if c.look > 1 else {}),
             **({"repeated_rows": c.repeated} if c.repeated else {}),
             **({"unparsable": self.unparsable} if self.unparsable else {}),

@@ -200,6 +200,11 @@ def _texts_by_name(value: Any, where: str) -> None:
         _is(text, str, f"{where}.{name}")
 
 
+def _texts(value: Any, where: str) -> None:
+    for text in _is(value, list, where):
+        _printable(_is(text, str, where), where)
+
+
 def _regions(value: Any, where: str) -> None:
     for region in _is(value, list, where):
         _flat(region, "a region")
@@ -233,6 +238,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     **dict.fromkeys(("instructions", "seed_instructions"), _texts_by_name),
     **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),
     **dict.fromkeys(("replaced", "has_candidate"), _flag),
+    "unpriced": _texts,
     "probes": _probes,
     "regions": _regions,
     "principles": _principles,

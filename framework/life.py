@@ -17,13 +17,14 @@ import dspy
 from preceptor import program as artifact
 from preceptor.affordable import FEWEST, affordable, confirming, power
 from preceptor.checks import check_labels, check_metric, check_positive, check_settings, label_field, needed_inputs
-from preceptor.data import check_examples, different, split, stratified, unseen
+from preceptor.data import check_examples
 from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.meter import Meter, check
+from preceptor.lm.prices import unpriced
 from preceptor.lm.seam import every_predictor, predictors, settings_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
@@ -32,6 +33,7 @@ from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval
 from preceptor.scoring.trial import Candidate, Outcome, Trial
+from preceptor.splits import different, split, stratified, unseen
 from preceptor.task import Task, evaluator, with_models
 
 if TYPE_CHECKING:
@@ -134,8 +136,7 @@ class Compile:
     def open(self) -> Generator[Task]:
         """Check that the budget can pay, then open the run folder, whose records begin anew."""
         method, parts = self.method, self._parts()
-        own = [one.lm for _, one in every_predictor(self.student) if one.lm is not None]
-        for lm in (self.lm, self.proposer, *own):
+        for lm in self._models:
             check(lm, method.budget)
         self._announce()
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
@@ -162,6 +163,11 @@ class Compile:
             )
             with reported(run.folder):
                 yield task
+
+    @property
+    def _models(self) -> list[dspy.LM]:
+        own = [one.lm for _, one in every_predictor(self.student) if one.lm is not None]
+        return [self.lm, self.proposer, *own]
 
     def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
         """Search to the end, or to that of the budget."""
@@ -288,6 +294,7 @@ class Compile:
             proposer=self.proposer.model,
             stopped=found.stopped,
             copied=found.copied,
+            unpriced=unpriced(self._models, self.method.budget.prices),
             unparsable=sum(outcome.kind == "unparsable" for outcome in (after if replaced else before)),
             run=str(task.run.folder),
             program=str(task.run.program),

@@ -11,11 +11,11 @@ from typing import Any, Final
 import dspy
 import numpy as np
 
-from preceptor.data import half
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
 from preceptor.regions import NOWHERE, Plane, Regions, Router, divided, rendered
 from preceptor.run import REGIONS, fingerprint
+from preceptor.splits import half
 from preceptor.task import Task
 
 FILE: Final = "embeddings-{}.npy"

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Final
 
 import dspy
 
-from preceptor.data import stratified
 from preceptor.errors import ConfigError
 from preceptor.life import Compile
 from preceptor.lm.dispatch import NOT_SENT
@@ -29,6 +28,7 @@ from preceptor.lm.meter import batching_engine
 from preceptor.lm.share import Share
 from preceptor.program import apply, candidate_of
 from preceptor.scoring.multiplicity import confirmable
+from preceptor.splits import stratified
 from preceptor.task import Report, Task, with_models
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters.ape import APE

@@ -4,8 +4,7 @@ import contextlib
 import csv
 import json
 import os
-import random
-from collections import Counter
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +13,13 @@ import datasets
 import dspy
 import pydantic
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from preceptor.cli.inputs import rows_of
-from preceptor.data import check_examples, drawn, examples, load_rows, split, stratified, unseen
+from preceptor.data import check_examples, examples, load_rows
 from preceptor.errors import DataError
 from preceptor.scoring.metrics import wrap
 
 ROWS = [{"text": "Hello, you", "label": "1"}, {"text": 'She said "no"', "label": "NA"}]
-LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
 
 
 def written(folder: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
@@ -120,8 +116,34 @@ def test_a_file_that_cant_be_used_is_named_with_the_reason(
 
 @pytest.mark.parametrize("content", ["téxt,label\nhi,a\n", "text,label\nhé,a\n"])
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match=r"latin\.csv can't be read as CSV: 'utf-8' codec can't decode byte 0xe9"):
+    message = (
+        r"latin\.csv isn't in UTF-8: 'utf-8' codec can't decode byte 0xe9.*\. Save it so; Excel calls it 'CSV UTF-8'"
+    )
+    with pytest.raises(DataError, match=message):
         load_rows(written(tmp_path, "latin.csv", content, encoding="latin-1"))
+
+
+def test_a_file_in_two_bytes_a_character_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"wide\.csv isn't in UTF-8: .*Save it so"):
+        load_rows(written(tmp_path, "wide.csv", "text,label\nhi,a\n", encoding="utf-16"))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_file_of_other_separators_is_refused_with_what_they_seem_to_be(tmp_path: Path, mark: str) -> None:
+    message = rf"marked\.csv: one column, 'text.*label'\. .* here it seems to be {re.escape(repr(mark))}\. Save it with"
+    with pytest.raises(DataError, match=message):
+        load_rows(written(tmp_path, "marked.csv", f"text{mark}label\nhi{mark}a\n"))
+    assert load_rows(written(tmp_path, "one.csv", "text\nhi; there\n")) == [{"text": "hi; there"}]
+
+
+def test_all_rows_that_cant_be_used_are_told_together_ten_of_them_one_by_one() -> None:
+    rows = [{"text": f"row {n}", "label": "c" if n % 2 else "a"} for n in range(30)]
+    with pytest.raises(DataError) as caught:
+        checked(*rows)
+
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [f"rows.csv, row {n}, label: 'c' is no label; expected one of a, b." for n in (2, 4)]
+    assert lines[9:] == ["rows.csv, row 20, label: 'c' is no label; expected one of a, b.", "15 rows can't be used."]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -225,100 +247,6 @@ def test_examples_of_the_users_are_returned_as_they_are() -> None:
 def test_what_is_no_usable_example_is_refused_with_its_row(rows: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_examples(rows, ["text"], name="trainset")
-
-
-def labelled(labels: list[str]) -> list[dspy.Example]:
-    return [dspy.Example(x=at, y=label).with_inputs("x") for at, label in enumerate(labels)]
-
-
-@given(LABELS, st.integers(0, 100))
-def test_a_split_gives_every_row_to_one_half_in_the_order_they_came(labels: list[str], seed: int) -> None:
-    train, validation = split(labelled(labels), "y", seed=seed)
-    first, second = [row.x for row in train], [row.x for row in validation]
-
-    assert sorted(first + second) == list(range(len(labels)))
-    assert (first, second) == (sorted(first), sorted(second))
-    assert len(first) - len(second) in (0, 1)
-
-
-@given(LABELS, st.integers(0, 100))
-def test_a_split_shares_out_every_label(labels: list[str], seed: int) -> None:
-    train, validation = split(labelled(labels), "y", seed=seed)
-    first, second = Counter(row.y for row in train), Counter(row.y for row in validation)
-
-    assert all(abs(first[label] - second[label]) <= 3 for label in set(labels))
-
-
-@given(LABELS, st.integers(0, 100), st.integers(1, 60))
-def test_every_beginning_has_about_the_labels_shares(labels: list[str], seed: int, size: int) -> None:
-    order = stratified(labelled(labels), "y", random.Random(seed))
-    begun = Counter(labels[at] for at in order[:size])
-
-    assert sorted(order) == list(range(len(labels)))
-    for label, count in Counter(labels).items():
-        fair = count * min(size, len(labels)) / len(labels)
-        assert abs(begun[label] - fair) <= 3
-
-
-def test_equal_seeds_split_equally_and_others_do_not() -> None:
-    rows = labelled(["a", "b"] * 20)
-    assert split(rows, "y", seed=1) == split(rows, "y", seed=1)
-    assert split(rows, "y", seed=1) != split(rows, "y", seed=2)
-
-
-def test_rows_without_a_label_are_split_all_the_same() -> None:
-    rows = [dspy.Example(x=at).with_inputs("x") for at in range(5)]
-    train, validation = split(rows, "", seed=0)
-    assert (len(train), len(validation)) == (3, 2)
-
-
-@given(LABELS, st.integers(0, 100), st.integers(1, 20))
-def test_a_split_keeps_rows_of_equal_inputs_together(labels: list[str], seed: int, texts: int) -> None:
-    rows = [dspy.Example(x=at % texts, y=label).with_inputs("x") for at, label in enumerate(labels)]
-    train, validation = split(rows, "y", seed=seed)
-
-    assert len(train) + len(validation) == len(rows)
-    assert not {row.x for row in train} & {row.x for row in validation}
-    assert len(train) <= (len(rows) + 1) // 2
-
-
-@given(LABELS, st.integers(0, 100), st.integers(1, 40))
-def test_rows_are_drawn_in_their_order_with_about_the_labels_shares(labels: list[str], seed: int, most: int) -> None:
-    rows = labelled(labels)
-
-    some = drawn(rows, "y", most, seed=seed)
-
-    assert [row.x for row in some] == sorted(row.x for row in some)
-    assert len({row.x for row in some}) == len(some) == min(most, len(rows))
-    for label in set(labels):
-        share = labels.count(label) * len(some) / len(labels)
-        assert abs(sum(row.y == label for row in some) - share) < 2
-
-
-def test_all_rows_are_drawn_where_no_number_is_given() -> None:
-    rows = labelled(["a", "b", "a"])
-    assert drawn(rows, "y", None, seed=0) == drawn(rows, "y", 3, seed=5) == rows
-
-
-def test_rows_that_the_search_has_seen_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    rows = labelled(["a"] * 6)
-
-    assert [row.x for row in unseen(rows[1:], [rows[0], rows[2], rows[4]], name="valset")] == [1, 3, 5]
-    [record] = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage() == (
-        "valset: 2 of 5 rows are left out, having the inputs of rows of the trainset; "
-        "the first is row 2, equal to row 2 there."
-    )
-
-
-def test_rows_that_are_all_seen_are_refused() -> None:
-    rows = labelled(["a"] * 6)
-    message = (
-        r"^valset: all 2 rows have the inputs of rows of the trainset; the first is row 1, equal to row 3 there\. "
-    )
-    with pytest.raises(DataError, match=message):
-        unseen(rows[2:4], rows, name="valset")
 
 
 class Ticket(pydantic.BaseModel):

@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 
 import dspy
 
-from preceptor.data import load_rows, stratified
+from preceptor.data import load_rows
 from preceptor.errors import ConfigError, DataError
 from preceptor.modules import Classify, Generate
 from preceptor.scoring.metrics import Metric, Scorer, wrap
+from preceptor.splits import stratified
 
 SHOTS: Final = (13, 21, 42, 87, 100)
 """The published 16-shot draws (Gao et al. 2021, as rl-prompt publishes them); seed n uses the n-th."""

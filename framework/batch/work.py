@@ -23,6 +23,7 @@ from preceptor.lm.ended import ENDS, ending
 from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Ledger, drawing
 from preceptor.lm.meter import Meter
+from preceptor.lm.prices import unpriced
 from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.evaluate import TOLERATED, ours
 from preceptor.task import with_models
@@ -129,6 +130,7 @@ class Work:
                 "billed_calls": account.billed.calls,
                 "tokens": took.tokens,
                 "dollars": took.dollars,
+                **({"unpriced": list(names)} if (names := unpriced([lm], budget.prices)) else {}),
                 "seconds": account.seconds,
             }
             self.folder.conclude(facts, is_whole=is_whole)

@@ -18,7 +18,7 @@ from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_fai
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers, budget_of
 from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_named, lm_on, program_of
-from preceptor.cli.view import counted, out, plain, print_json, say
+from preceptor.cli.view import cost, counted, out, plain, print_json, say
 from preceptor.data import HUB_ID
 from preceptor.lm.dispatch import Patience
 
@@ -180,7 +180,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{counted(result['answered'], 'row')} answered, {result['failed']} failed{unusable}; in {result['out']}",
         f"columns added: {', '.join(result['columns'])}",
         f"{counted(result['calls'], 'call')}, {result['billed_calls']} billed now; {result['tokens']:,} tokens; "
-        f"${result['dollars']:.4f}; {result['seconds']:.0f} s",
+        f"{cost(result)}; {result['seconds']:.0f} s",
     ]
     if result["failed_rows"]:
         again = "; --retry-failed asks again for those that failed" if result["failed"] else ""

@@ -15,7 +15,7 @@ from preceptor import run as runs
 from preceptor.checks import label_field
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
 from preceptor.cli.view import print_json, print_verdict, progress, say
-from preceptor.data import HUB_ID, drawn
+from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError, ModelError
 from preceptor.evidence import Evidence
 from preceptor.life import checked
@@ -24,6 +24,7 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.seam import predictors
 from preceptor.report import REPORT
+from preceptor.splits import drawn
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}

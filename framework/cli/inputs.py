@@ -23,10 +23,8 @@ from preceptor.data import examples, is_json, load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.lm.catalogue import DEFAULT
-from preceptor.lm.local import LocalLM
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
-from preceptor.lm.workers import RayLM
 from preceptor.program import Artifact
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
@@ -148,6 +146,8 @@ def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None)
         ModelError: If a local model isn't there and can't be fetched.
     """
     if name.startswith("local/"):
+        from preceptor.lm.local import LocalLM  # torch, which no other model needs
+
         return _pinned(LocalLM(_local(name), progress=download(), max_tokens=max_tokens or MAX_TOKENS), name)
     if api_base is not None and api_base != without_credentials(api_base):
         raise ConfigError(
@@ -219,6 +219,9 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
         raise ConfigError(
             f"Ray runs models of its own process, local/<id>, not {name}; leave it out, and set --threads."
         )
+    from preceptor.lm.local import LocalLM
+    from preceptor.lm.workers import RayLM
+
     made = partial(LocalLM, _local(name), max_tokens=max_tokens or MAX_TOKENS)
     return _pinned(RayLM(made, int(number) if number else None), name)
 

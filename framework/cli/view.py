@@ -208,10 +208,18 @@ def _totals(result: Mapping[str, Any]) -> Table:
     claimed = f"{100 * result['gain']:+.1f} points, on {result['rows']} rows no search step has seen"
     table.add_row("gain claimed", claimed if result["replaced"] else "none; your instructions stay")
     billed = f", {result['billed_calls']} billed now" if "billed_calls" in result else ""
-    table.add_row("calls", f"{result['calls']}{billed}; {result['tokens']:,} tokens; ${result['dollars']:.4f}")
+    told = f"{result['calls']}{billed}; {result['tokens']:,} tokens; {cost(result)}"
+    table.add_row("calls", plain(told))
     if "seconds" in result:
         table.add_row("time", f"{result['seconds']:.0f} s")
     return table
+
+
+def cost(result: Mapping[str, Any]) -> str:
+    """Return the dollars of a result, and what they are without."""
+    names = ", ".join(result.get("unpriced", ()))
+    without = f", but for {names}: no price is known, give it with --price" if names else ""
+    return f"${result['dollars']:.4f}{without}"
 
 
 def _searched(result: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -26,7 +26,7 @@ from preceptor.lm import attention, decoding, packing, sampling
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
 from preceptor.lm.prepacked import prepack
-from preceptor.lm.seam import InThread, text_of_parts
+from preceptor.lm.seam import InThread, mean_log_probability, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
 
 MAX_TOKENS: Final = 512
@@ -294,14 +294,6 @@ class LocalEngine:
             usage=Usage(input_tokens=prompt.length, output_tokens=output),
             logprobs=logprobs,
         )
-
-
-def mean_log_probability(response: Response) -> float:
-    """Return log P of the chosen text per token, from an answer to a request with choices."""
-    logprobs, tokens = response.logprobs, response.usage.output_tokens
-    if not logprobs or not tokens:
-        raise ModelError("This answer carries no log-probability of a choice.")
-    return float(logprobs[0].logprob / tokens)
 
 
 def branch_texts(engine: LocalEngine, texts: list[str]) -> tuple[Tokens, ...]:

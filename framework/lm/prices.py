@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -28,12 +28,18 @@ def check(lm: dspy.LM, by_hand: Prices) -> None:
     Raises:
         ConfigError: If dollars can't be counted for this model.
     """
-    if lm.model not in by_hand and not is_free(lm) and _per_token(lm.model) is None:
+    if unpriced([lm], by_hand):
         raise ConfigError(
             f"No price is known for {lm.model}. Give it by hand, in dollars per million input and output tokens: "
             f"Budget(dollars=..., prices={{{lm.model!r}: (0.5, 1.5)}}), or --price {lm.model}=0.5/1.5. "
             "Or budget calls, tokens or minutes."
         )
+
+
+def unpriced(models: Iterable[dspy.LM], by_hand: Prices) -> tuple[str, ...]:
+    """Return the names of those models whose price isn't known, each once."""
+    found = [lm.model for lm in models if lm.model not in by_hand and not is_free(lm) and _per_token(lm.model) is None]
+    return tuple(dict.fromkeys(found))
 
 
 def price(lm: dspy.LM, input_tokens: int, output_tokens: int, by_hand: Prices) -> float:

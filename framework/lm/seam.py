@@ -10,6 +10,8 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, TextPart
 
+from preceptor.errors import ModelError
+
 _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
 
 
@@ -47,6 +49,14 @@ def text_of_parts(parts: Any) -> str:
     if not parts:
         return ""
     return parts if isinstance(parts, str) else "".join(str(part.text) for part in parts)
+
+
+def mean_log_probability(response: Response) -> float:
+    """Return log P of the chosen text per token, from an answer to a request with choices."""
+    logprobs, tokens = response.logprobs, response.usage.output_tokens
+    if not logprobs or not tokens:
+        raise ModelError("This answer carries no log-probability of a choice.")
+    return float(logprobs[0].logprob / tokens)
 
 
 def said(message: Message) -> str:

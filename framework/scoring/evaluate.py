@@ -16,7 +16,6 @@ from typing import Any, Final
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.data import inputs_key
 from preceptor.errors import (
     BudgetExhausted,
     ConfigError,
@@ -34,6 +33,7 @@ from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric, text_of
 from preceptor.scoring.trial import Outcome, Step
+from preceptor.splits import inputs_key
 
 TOLERATED: Final = 0.05
 """Share of failed rows up to which a comparison is still made."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,15 @@ def test_a_file_that_was_changed_is_read_again(written: Callable[[str], Path]) -
     for name in ("a", "b"):
         found: Any = program_of(f"{written(program.format(name))}:Program", None)
         assert list(found.signature.output_fields) == [name]
+
+
+def test_the_commands_dont_wait_for_what_only_some_need() -> None:
+    """Torch alone takes seconds, which `show` and models behind a server have no use for."""
+    command = """
+import sys
+from preceptor.cli import run
+assert run(["models"]) == 0
+print([name for name in ("torch", "transformers", "faiss", "cmaes") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -78,6 +78,7 @@ def test_a_program_of_a_server_of_ones_own_is_not_asked_of_the_provider(
     with ChatServer(lambda body: "spam") as server:
         address = ["--api-base", server.url]
         assert run(["compile", SPAM, *given, "--lm", "openai/m", *address, *knobs]) == 0
+        assert "but for openai/m: no price is known" in capsys.readouterr().out
         assert server.url.partition("//")[2] not in (tmp_path / "run" / "program" / "program.json").read_text("utf-8")
         capsys.readouterr()
         for command in (

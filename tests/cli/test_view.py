@@ -75,6 +75,14 @@ def test_search_and_confirmed_scores_stand_side_by_side(capsys: pytest.CaptureFi
     ]
 
 
+def test_dollars_say_what_they_are_without(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(dataclasses.replace(REPLACED, unpriced=("openai/m", "openai/w")), capsys)
+    told = "$0.2500, but for openai/m, openai/w: no price is known, give it with --price"
+    assert lines[10].endswith(told)
+    assert dataclasses.replace(REPLACED, unpriced=("openai/m",)).stable()["unpriced"] == ["openai/m"]
+    assert "unpriced" not in REPLACED.stable()
+
+
 def test_a_candidate_that_was_not_confirmed_is_shown_beside_what_the_search_promised(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

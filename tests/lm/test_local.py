@@ -13,7 +13,8 @@ from dspy.lm15 import Config, Message, Request, Response, TokenLogprob
 import preceptor
 from preceptor.errors import InputTooLong, ModelError
 from preceptor.lm.catalogue import lookup
-from preceptor.lm.local import LocalEngine, _locate, branch_texts, mean_log_probability
+from preceptor.lm.local import LocalEngine, _locate, branch_texts
+from preceptor.lm.seam import mean_log_probability
 
 SYSTEM = "Say whether the review is good or bad."
 NOUNS = ("film", "soup", "chair", "concert", "hotel", "phone", "garden", "novel")

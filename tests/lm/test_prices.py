@@ -36,6 +36,14 @@ def test_an_unknown_model_is_refused_by_name_and_told_how_to_give_its_price() ->
     assert prices.price(lm, 1_000_000, 1_000_000, {"openai/nobody-knows-this": (1.0, 2.0)}) == pytest.approx(3.0)
 
 
+def test_models_without_a_price_are_named_once() -> None:
+    nobodys = dspy.LM("openai/nobody-knows-this")
+    models = [nobodys, dspy.LM("openai/gpt-4o-mini"), simulated(lambda request: "yes"), nobodys]
+
+    assert prices.unpriced(models, {}) == ("openai/nobody-knows-this",)
+    assert prices.unpriced(models, {nobodys.model: (1.0, 1.0)}) == ()
+
+
 def test_a_model_in_this_process_is_free_unless_a_price_is_given() -> None:
     lm = simulated(lambda request: "yes")
     prices.check(lm, {})
