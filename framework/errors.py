@@ -10,7 +10,7 @@ PreceptorError
 ├── InputTooLong         a prompt doesn't fit the model's context
 ├── ArtifactError        a saved program is incomplete, altered or from another version
 ├── BudgetExhausted      the next call would pass the budget; the run can be resumed
-├── LMFailed             the language model failed too often to go on; the run can be resumed
+├── LMFailed             too many calls or rows failed to go on; the run can be resumed
 └── ParseError           a model answered, but not in the agreed form; carries the answer
 """
 
@@ -62,7 +62,7 @@ class BudgetExhausted(PreceptorError):
 
 
 class LMFailed(PreceptorError):
-    """The language model failed on too many rows to make an honest choice."""
+    """The language model, or the program itself, failed on too many rows to make an honest choice."""
 
 
 class ParseError(PreceptorError):

@@ -1,7 +1,7 @@
 """The command line. Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done (a kept prompt included), 1 a score below `eval --fail-under`, 2 wrong usage,
-3 stopped early and resumable, 4 the language model failed, 130 interrupted.
+3 stopped early and resumable, 4 too much of what was asked failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
         say(f"Stopped: {error}")
         return 3
     except LMFailed as error:
-        say(f"The language model failed. {error}")
+        say(f"Stopped: {error}")
         return 4
     except PreceptorError as error:
         say(f"Error: {error}")

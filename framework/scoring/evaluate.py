@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import contextvars
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import dspy
@@ -38,6 +41,8 @@ from preceptor.splits import inputs_key
 TOLERATED: Final = 0.05
 """Share of failed rows up to which a comparison is still made."""
 
+_STANDARD: Final = sysconfig.get_path("stdlib")
+_INSTALLED: Final = (sysconfig.get_path("purelib"), Path(dspy.__file__).parents[1], Path(__file__).parents[1])
 _UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
 """What a model fails at on one row, where a metric asks it for a verdict."""
 
@@ -48,6 +53,21 @@ class Job:
 
     program: dspy.Module
     example: dspy.Example
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where the budget ended: the row, and the error; so many rows behind it may have been answered before."""
+
+    behind: int
+    met: list[tuple[int, BudgetExhausted]] = field(default_factory=list[tuple[int, BudgetExhausted]])
+
+    def is_past(self, row: int) -> bool:
+        return bool(self.met) and row > self.met[0][0] + self.behind
+
+    def check(self) -> None:
+        if self.met:
+            raise self.met[0][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +112,25 @@ class Evaluator:
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Let each thread take rows until none is left: waking one that waits for them would cost as much as a row."""
+        """Let each thread take rows until none is left: waking one that waits for them would cost as much as a row.
+
+        Where the budget ends, the next few rows are tried too: those that other threads had answered when it ended in
+        an earlier process are replayed, and count as they did then.
+        """
         outcomes: list[Outcome | None] = [None] * len(jobs)
         left, is_over = iter(range(len(jobs))), threading.Event()
+        end = _End(2 * self.threads)
 
         def work() -> None:
             for at in left:
-                if is_over.is_set():
+                if is_over.is_set() or end.is_past(at):
                     return
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":
                         _refuse(outcomes, jobs)
+                except BudgetExhausted as error:
+                    end.met.append((at, error))
                 except BaseException:
                     is_over.set()
                     raise
@@ -112,6 +139,7 @@ class Evaluator:
             work()
         else:
             self._together(work, min(self.threads, len(jobs)), is_over)
+        end.check()
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _together(self, work: Callable[[], None], threads: int, is_over: threading.Event) -> None:
@@ -120,10 +148,9 @@ class Evaluator:
             try:
                 for future in as_completed(futures):
                     future.result()
-            except BaseException as error:
+            except BaseException:
                 is_over.set()
-                if not isinstance(error, BudgetExhausted):  # the confirmation is still to come
-                    give_up(self.lm)
+                give_up(self.lm)
                 raise
 
     def _outcome(self, job: Job) -> Outcome:
@@ -142,8 +169,9 @@ class Evaluator:
             known = ours(error)
             if known is not None and not isinstance(known, InputTooLong):  # which is this row's own
                 raise again(known) from known.__cause__
+            line = "" if known or isinstance(error, dspy.LMError) else _line(error)
             error = known or error
-            return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
+            return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}{line}")
         if not isinstance(prediction, dspy.Prediction):
             raise no_prediction(prediction, self.output)
         try:
@@ -164,6 +192,17 @@ class Evaluator:
         trace: list[Any] = dspy.settings.trace or []
         named = [(names[id(one)] if id(one) in names else _name_of_copy(one, parts), *step) for one, *step in trace]
         return tuple(Step(name, dict(inputs), dict(outputs)) for name, inputs, outputs in named if name)
+
+
+def _line(error: BaseException) -> str:
+    """Return where a line of the user's own raised an error, "" if it was raised elsewhere."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if any(path.is_relative_to(folder) for folder in _INSTALLED):
+            return ""
+        if not path.is_relative_to(_STANDARD):
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
 
 
 def _name_of_copy(predictor: Any, parts: Sequence[tuple[str, Any]]) -> str:

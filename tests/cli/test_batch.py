@@ -85,7 +85,7 @@ def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     server.inject(Faults(kinds=("server_error",)))
     assert run(command(server, source, tmp_path / "out.csv")) == 4
     err = capsys.readouterr().err.replace("\n", " ")
-    assert "The language model failed. 7 of 12 rows that were asked have no answer" in err
+    assert "Stopped: 7 of 12 rows that were asked have no answer" in err
     assert "--retry-failed asks for them again" in err
     server.inject(None)
     assert run(command(server, source, tmp_path / "out.csv", "--retry-failed")) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError
-from preceptor.lm.budget import Account, Budget
+from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
@@ -113,12 +114,19 @@ def test_an_exception_of_the_users_program_fails_its_row_with_its_text() -> None
         def forward(self, text: str) -> dspy.Prediction:
             if text == "item 1":
                 raise ValueError("I don't like item 1")
+            if text == "item 2":
+                json.loads(text)
+            if text == "item 3":
+                dspy.ensure_signature("no arrow")
             return dspy.Prediction(label="a")
 
-    outcomes = evaluator(simulated(lambda request: "a")).run(jobs(Picky(), rows(20)))
+    outcomes = evaluator(simulated(lambda request: "a")).run(jobs(Picky(), rows(60)))
 
-    assert [outcome.kind for outcome in outcomes] == ["scored", "failed", *["scored"] * 18]
-    assert outcomes[1].error == "ValueError: I don't like item 1"
+    first = Picky.forward.__code__.co_firstlineno
+    assert [outcome.kind for outcome in outcomes] == ["scored", *["failed"] * 3, *["scored"] * 56]
+    assert outcomes[1].error == f"ValueError: I don't like item 1 (test_evaluate.py, line {first + 2})"
+    assert outcomes[2].error.endswith(f" (test_evaluate.py, line {first + 4})")
+    assert "test_evaluate.py" not in outcomes[3].error
 
 
 @pytest.mark.timeout(60)  # rows that never began were once waited for
@@ -209,6 +217,33 @@ def test_the_end_of_the_budget_comes_through_dspys_own_errors(
         evaluator(metered(ledger, lm, 7), threads=threads).run(jobs(student, rows(100)))
 
     assert len(asked(lm)) == 7
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_where_the_budget_ends_the_rows_that_other_threads_had_answered_still_count(
+    ledger: Ledger, threads: int
+) -> None:
+    class Counted(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pick = program()
+            self.tried: list[str] = []
+
+        def forward(self, text: str) -> Any:
+            self.tried.append(text)
+            return self.pick(text=text)
+
+    lm, student = simulated(lambda request: "a"), Counted()
+    evaluator(metered(ledger, lm, 2), threads=threads).run(jobs(student, rows(3)[1:]))
+    student.tried.clear()
+
+    account = Account(Budget(calls=2), paid=Cost(*ledger.paid))
+    with pytest.raises(BudgetExhausted, match=r"paid by all processes of this run to 3, past the budget of 2"):
+        evaluator(Meter(ledger, account).wrap(lm), threads=threads).run(jobs(student, rows(400)))
+
+    assert account.spent.calls == len(asked(lm)) == 2
+    assert {"item 0", "item 1", "item 2"} <= set(student.tried)
+    assert len(student.tried) <= 1 + 4 * threads
 
 
 class Careful(dspy.Module):
