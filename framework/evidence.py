@@ -43,6 +43,7 @@ class Evidence:
         regions: What became of each region of a mixture of experts; texts and numbers by name.
         principles: Of the returned program's constitutions, with what each is worth; texts and numbers by name.
         unparsable: Confirmation rows on which the returned program's answer couldn't be read.
+        own_metric: True if the metric is a function of the user's, whatever it is called.
         unpriced: Models whose price isn't known; the dollars are without what they cost.
     """
 
@@ -74,6 +75,7 @@ class Evidence:
     regions: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[Mapping[str, Any], ...] = ()
     unparsable: int = 0
+    own_metric: bool = False
     unpriced: tuple[str, ...] = ()
 
     @property
@@ -160,6 +162,7 @@ class Evidence:
             "demos": self.demos,
             "copied": self.copied,
             "verdict": self.verdict,
+            **({"own_metric": True} if self.own_metric else {}),
             **({"unpriced": list(self.unpriced)} if self.unpriced else {}),
             **({"look": c.look} if c.look > 1 else {}),
             **({"repeated_rows": c.repeated} if c.repeated else {}),

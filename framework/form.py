@@ -237,7 +237,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     **dict.fromkeys(("baseline_ci", "compiled_ci", "ci"), _interval),
     **dict.fromkeys(("instructions", "seed_instructions"), _texts_by_name),
     **dict.fromkeys(("search_score", "seed_search_score"), _number_or_none),
-    **dict.fromkeys(("replaced", "has_candidate"), _flag),
+    **dict.fromkeys(("replaced", "has_candidate", "own_metric"), _flag),
     "unpriced": _texts,
     "probes": _probes,
     "regions": _regions,

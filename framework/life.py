@@ -92,7 +92,7 @@ def checked(
         )
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
-        check_labels(student, rows, output, name)
+        check_labels(metric, student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
     return train, confirm, output, metric
@@ -294,6 +294,7 @@ class Compile:
             proposer=self.proposer.model,
             stopped=found.stopped,
             copied=found.copied,
+            own_metric=not self.metric.is_built_in,
             unpriced=unpriced(self._models, self.method.budget.prices),
             unparsable=sum(outcome.kind == "unparsable" for outcome in (after if replaced else before)),
             run=str(task.run.folder),

@@ -155,18 +155,21 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
             is overwritten.
     """
     with ExitStack() as opened:
-        ledger = opened.enter_context(open_ledger(folder, parts, has_keys=True))
+        ledger = opened.enter_context(open_ledger(folder, parts, has_keys=True, is_run=True))
         yield Run(folder, ledger, opened.enter_context(_records(folder)))
 
 
 @contextmanager
-def open_ledger(folder: Path, parts: Mapping[str, Any], *, has_keys: bool = False) -> Generator[Ledger]:
+def open_ledger(
+    folder: Path, parts: Mapping[str, Any], *, has_keys: bool = False, is_run: bool = False
+) -> Generator[Ledger]:
     """Open a folder's ledger, new or to be gone on with; nobody else may meanwhile.
 
     Args:
         folder: Made if absent.
         parts: What the answers depend on, by name; their fingerprints are kept.
         has_keys: Keep the answers' keys in memory; see `Ledger`.
+        is_run: As long as nothing was answered, the folder may be used with other parts.
 
     Raises:
         RunError: As `open_run`.
@@ -175,7 +178,7 @@ def open_ledger(folder: Path, parts: Mapping[str, Any], *, has_keys: bool = Fals
     with ExitStack() as opened:
         opened.enter_context(_locked(folder))
         with writable(folder):
-            known = _known(folder, prints)
+            known = _known(folder, prints, is_run=is_run)
         ledger = Ledger(folder / "ledger.sqlite", is_alone=has_keys)  # the folder is locked
         opened.callback(ledger.close)
         with writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
@@ -226,7 +229,7 @@ def writable(folder: Path) -> Generator[None]:
         raise RunError(f"Can't write the run folder {folder}: {reason}. Choose another one.") from error
 
 
-def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
+def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str, Any]:
     """Return what `run.json` says, {} in a new folder.
 
     Raises:
@@ -240,7 +243,7 @@ def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
     changed = [name for name, value in prints.items() if name in before and before[name] != value]
-    if changed and _is_begun(folder):
+    if changed and not (is_run and not _is_begun(folder)):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "
             "Choose another folder, or go back to the inputs it was made with."
@@ -256,7 +259,7 @@ def _known(folder: Path, prints: Mapping[str, str]) -> dict[str, Any]:
 def _is_begun(folder: Path) -> bool:
     """Return True if something was answered in this folder: else nothing is lost where its inputs are changed."""
     path = folder / "ledger.sqlite"
-    if _has_results(folder) or not path.is_file():
+    if _has_results(folder) or not (path.is_file() and path.stat().st_size):
         return _has_results(folder)
     with closing(Ledger(path)) as ledger:
         return bool(len(ledger))

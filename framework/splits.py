@@ -8,8 +8,10 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import dspy
+import pydantic
 
 from preceptor.errors import DataError
 
@@ -82,8 +84,15 @@ def different(rows: Sequence[dspy.Example]) -> int:
 
 def inputs_key(row: dspy.Example) -> str:
     """Return 16 hexadecimal digits that are equal for equal inputs."""
-    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=str)
+    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON or text that is equal for equal values; the text of images and arrays is shortened."""
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump()
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:

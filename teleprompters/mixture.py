@@ -28,7 +28,7 @@ from preceptor.lm.meter import batching_engine
 from preceptor.lm.share import Share
 from preceptor.program import apply, candidate_of
 from preceptor.scoring.multiplicity import confirmable
-from preceptor.splits import stratified
+from preceptor.splits import different, stratified
 from preceptor.task import Report, Task, with_models
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters.ape import APE
@@ -136,7 +136,7 @@ class MixtureOfExperts(Teleprompter):
     def _experts(self, compiling: Compile, task: Task, layout: Layout) -> list[Expert]:
         """Search on every region that could be confirmed and paid for; return what came of each region."""
         large = [name for name in layout.names if len(layout.train[name]) >= self.least_rows]
-        able = confirmable({name: len(layout.gate(name)) for name in large})
+        able = confirmable({name: different([compiling.confirm[row] for row in layout.gate(name)]) for name in large})
         afforded = self._afforded(task, {name: len(layout.train[name]) for name in able})
 
         def searched(name: str) -> Expert:

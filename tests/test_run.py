@@ -148,6 +148,18 @@ def test_a_folder_in_which_nothing_was_answered_is_anothers_to_use(tmp_path: Pat
     assert read_run(tmp_path)["command"] == {"lm": "openai/right", "budget": "calls=7"}
 
 
+def test_an_empty_ledger_stays_one_that_was_lost(tmp_path: Path) -> None:
+    with open_run(tmp_path, PARTS) as run:
+        run.ledger.write([ANSWERED])
+    remember_command(tmp_path, {"data": "rows.csv"})
+    (tmp_path / "ledger.sqlite").write_bytes(b"")
+
+    remember_command(tmp_path, {"data": "rows.csv"})
+
+    with pytest.raises(RunError, match="held every answer of this run, is empty"), open_run(tmp_path, PARTS):
+        pass
+
+
 def test_a_folder_of_other_things_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text("{}", encoding="utf-8")
 

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 
 import dspy
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,4 +122,10 @@ def test_inputs_are_equal_whatever_the_label_and_the_order_of_the_fields() -> No
     other = dspy.Example(x="1", z=["a"], y="a").with_inputs("x", "z")
 
     assert inputs_key(one) == inputs_key(same) != inputs_key(other)
+    for first, second in (
+        (np.zeros(5000), np.array([*np.zeros(4000), 1.0, *np.zeros(999)])),
+        (dspy.Image(f"data:image/png;base64,{'A' * 99}B"), dspy.Image(f"data:image/png;base64,{'A' * 98}BB")),
+    ):
+        rows = [dspy.Example(x=value, y="a").with_inputs("x") for value in (first, second, first)]
+        assert different(rows) == 2
     assert different([one, same, other, other]) == 2

@@ -35,7 +35,7 @@ from preceptor.modules import Classify
 from preceptor.program import candidate_of, read
 from preceptor.scoring import racing
 from preceptor.scoring.metrics import wrap
-from preceptor.scoring.statistics import compare
+from preceptor.scoring.statistics import compare, smallest_gain
 from preceptor.scoring.trial import Outcome, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
@@ -258,6 +258,7 @@ def test_repeated_rows_are_no_evidence(tmp_path: Path) -> None:
     evidence = compiled_by(method, valset=rows(10, TRAIN) * 5).evidence
 
     assert (evidence.comparison.gain, evidence.comparison.p_value, evidence.replaced) == (0.5, 2 / 2**5, False)
+    assert evidence.smallest_gain == pytest.approx(smallest_gain(10))
     assert (evidence.stable()["rows"], evidence.stable()["repeated_rows"]) == (50, 40)
     assert "Kept: no significant improvement on 50 untouched rows of 10 different inputs. " in evidence.verdict
     assert read(tmp_path / "run" / "program").evidence["repeated_rows"] == 40
@@ -492,7 +493,7 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
         (
             {"valset": [*rows(CONFIRM, TRAIN), dspy.Example(text="row", label=["yes", 1]).with_inputs("text")]},
             DataError,
-            r"^valset, row 21, label: '1' is no label; expected one of yes, no\.$",
+            r"^valset, row 21, label: '\[\"yes\", 1\]' is no label; expected one of yes, no\.$",
         ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
@@ -509,13 +510,37 @@ def test_what_cant_work_is_refused_before_the_first_call(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_label_may_be_written_in_capitals_be_one_of_several_or_be_missing(tmp_path: Path) -> None:
-    odd = [("a", "YES "), ("b", ["no", "yes"]), ("c", None)]
-    examples = [dspy.Example(text=text, label=label).with_inputs("text") for text, label in odd]
+class Mapped(Classify):
+    """Answers something else than its predictor."""
 
-    compiled = compiled_by(tries(tmp_path, simulated(answer), RIGHT), trainset=[*rows(TRAIN), *examples])
+    def forward(self, **inputs: Any) -> Any:
+        return dspy.Prediction(label=super().forward(**inputs).label.upper() + "!")
+
+
+def judge(example: Any, prediction: Any) -> bool:
+    return str(prediction.label) in str(example.label)
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "labels"),
+    [
+        ("accuracy", Classify, ["YES ", "No", None]),
+        ("accuracy", Mapped, ["YES!", "perhaps", "NO!"]),
+        ("exact_match", Classify, [["no", "other"], "yes.", "The yes"]),
+        (judge, Classify, ["yes or no", 1, ["no"]]),
+    ],
+)
+def test_labels_are_let_through_that_an_answer_may_be_right_for(
+    tmp_path: Path, metric: Any, kind: type[Classify], labels: list[Any]
+) -> None:
+    examples = [dspy.Example(text=str(label), label=label).with_inputs("text") for label in labels]
+    program = kind("text -> label: Literal['yes', 'no']", SEED)
+
+    method = tries(tmp_path, simulated(answer), RIGHT, metric=metric)
+    compiled = compiled_by(method, program, trainset=[*rows(TRAIN), *examples])
 
     assert compiled.evidence.train_rows == TRAIN + 3
+    assert compiled.evidence.stable().get("own_metric", False) is callable(metric)
 
 
 def none(example: Any, prediction: Any) -> Any:

@@ -17,7 +17,7 @@ from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers, budget_of
 from preceptor.cli.evaluating import Student, load
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_named, lm_on, program_of
+from preceptor.cli.inputs import DEFAULT_LM, fields_of, is_saved, lm_named, lm_on, program_of
 from preceptor.cli.view import cost, counted, out, plain, print_json, say
 from preceptor.data import HUB_ID
 from preceptor.lm.dispatch import Patience
@@ -86,7 +86,7 @@ def _ready(
     target: str, instructions: str | None, student: str | None, lm: str | None, api_base: str | None
 ) -> tuple[Any, str, Any]:
     """Return the program, its model, and what tells it apart from another of the same signature."""
-    if not Path(target).is_dir():
+    if not is_saved(target):
         return program_of(target, instructions), lm or DEFAULT_LM, _code(target)
     saved = artifact.read(Path(target))
     parts = {name: _sha(saved.path / name) for name in ("program.json", "centroids.safetensors")}

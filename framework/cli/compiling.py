@@ -240,11 +240,13 @@ def _from_anywhere(command: Command) -> Command:
         target=_whole(command.target),
         data=_whole(command.data),
         validation=command.validation and _whole(command.validation),
-        metric=command.metric and _whole(command.metric),
+        metric=_whole(command.metric) if command.metric and ".py:" in command.metric else command.metric,
     )
 
 
 def _whole(text: str) -> str:
+    if "->" in text:  # a signature
+        return text
     file, colon, name = text.rpartition(":") if ".py:" in text else (text, "", "")
     return f"{Path(file).absolute()}{colon}{name}" if Path(file).exists() else text
 

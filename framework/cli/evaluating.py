@@ -16,7 +16,7 @@ import typer
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_models, check_positive, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, lm_named, lm_of, metric_of, program_of
+from preceptor.cli.inputs import DEFAULT_LM, fields_of, is_saved, lm_named, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
@@ -130,11 +130,16 @@ def eval_(
 
 def _of_compile(entrants: Sequence[Entrant]) -> str | None:
     """Return the metric by which a program was compiled, None if none was, or by one of the user's own."""
-    known = next((entrant.metric for entrant in entrants if entrant.metric), "")
-    if known and known.partition(":")[0] not in BUILT_IN:
+    return next((entrant.metric for entrant in entrants if entrant.metric), None)
+
+
+def _metric_of(evidence: Mapping[str, Any]) -> str:
+    """Return the built-in metric that a program was compiled by, "" if there is none."""
+    known = str(evidence.get("metric", ""))
+    if known and evidence.get("own_metric", known.partition(":")[0] not in BUILT_IN):
         say(f"  compiled by a metric of your own, {known}; to score by it, give --metric FILE.py:{known}")
-        return None
-    return known or None
+        return ""
+    return known
 
 
 def _entrants(
@@ -152,7 +157,7 @@ def _entrants(
         ConfigError: If there are more instructions than signatures, the programs answer different fields, or the
             model of one was asked at an address that isn't given.
     """
-    saved = {name: artifact.read(Path(name)) for name in targets if Path(name).is_dir()}
+    saved = {name: artifact.read(Path(name)) for name in targets if is_saved(name)}
     takers = [at for at, name in enumerate(targets) if "->" in name]
     takers = takers or [at for at, name in enumerate(targets) if name not in saved]
     if len(instructions) > len(takers):
@@ -165,7 +170,7 @@ def _entrants(
         program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
         given = examples(rows, *fields_of(program, rows[0]), source=data)
         own = lm_named(saved[name], lm, api_base) if name in saved else known if lm is None else lm
-        metric = str(saved[name].evidence.get("metric", "")) if name in saved else ""
+        metric = _metric_of(saved[name].evidence) if name in saved else ""
         found.append(Entrant(name, program, own, given, label_field(program, given[0]), metric))
     labels = list(dict.fromkeys(entrant.label for entrant in found))
     if len(labels) > 1:

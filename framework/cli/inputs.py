@@ -41,6 +41,11 @@ def entries(group: str) -> dict[str, Any]:
     return {entry.name: entry for entry in entry_points(group=f"preceptor.{group}")}
 
 
+def is_saved(target: str) -> bool:
+    """Return True if a target is a folder, and so a saved program; a signature may be too long to be one's name."""
+    return "->" not in target and Path(target).is_dir()
+
+
 def program_of(target: str, instructions: str | None) -> dspy.Module:
     """Return a program from `FILE.py:NAME`, or from a signature written out.
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import dspy
 import typer
 
+from preceptor import program as artifact
 from preceptor.cli.compiling import Json, MaxTokens
 from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import REASONING_TOKENS, lm_named, lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
-from preceptor.program import read
 from preceptor.serving.app import application
 from preceptor.serving.run import Server, allow_many_connections, listen, log_lines, spare_garbage_collection
 from preceptor.serving.service import Service, Source
@@ -79,12 +79,10 @@ def serve(
         body_bytes=max_bytes,
         drain_seconds=drain,
     )
-    for each in filter(None, (program, shadow)):
-        lm_named(read(each), lm, api_base)
-    make = partial(_model, lm, api_base, max_tokens)
+    make, read = partial(_model, lm, api_base, max_tokens), partial(_program, student, lm, api_base)
     with listen(host, port) as listening:  # before a model is loaded: the port may be another's
-        source = _source(program, make, student)
-        second = _source(shadow, make, student, source.models) if shadow else None
+        source = _source(program, make, read)
+        second = _source(shadow, make, read, source.models) if shadow else None
         service = Service(source, limits, shadow=second, share=shadow_share, logs_inputs=log_inputs)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         _announce(service, address, keys, as_json=json)
@@ -100,10 +98,19 @@ def _model(lm: str | None, api_base: str | None, max_tokens: int | None, name: s
     return lm_of(name if lm is None else lm, api_base, max_tokens)
 
 
+def _program(student: str | None, lm: str | None, api_base: str | None, path: Path) -> dspy.Module:
+    """Return the program, whenever it is read, unless its model has an address that wasn't given."""
+    lm_named(artifact.read(path), lm, api_base)
+    return load(path, student)
+
+
 def _source(
-    path: Path, make: Callable[[str], dspy.LM], student: str | None, models: dict[str, dspy.LM] | None = None
+    path: Path,
+    make: Callable[[str], dspy.LM],
+    read: Callable[[Path], dspy.Module],
+    models: dict[str, dspy.LM] | None = None,
 ) -> Source:
-    return Source(path, lm=make, load=lambda folder: load(folder, student), models={} if models is None else models)
+    return Source(path, lm=make, load=read, models={} if models is None else models)
 
 
 def _announce(service: Service, address: str, keys: Keys, *, as_json: bool) -> None:

@@ -57,17 +57,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where the budget ended: the row, and the error; so many rows behind it may have been answered before."""
+    """The end of the budget, as the rows met it; behind so many of them no row was answered in an earlier process."""
 
-    behind: int
-    met: list[tuple[int, BudgetExhausted]] = field(default_factory=list[tuple[int, BudgetExhausted]])
+    most: int
+    met: list[BudgetExhausted] = field(default_factory=list[BudgetExhausted])
 
-    def is_past(self, row: int) -> bool:
-        return bool(self.met) and row > self.met[0][0] + self.behind
+    @property
+    def is_past(self) -> bool:
+        return len(self.met) > self.most
 
     def check(self) -> None:
         if self.met:
-            raise self.met[0][1]
+            raise self.met[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,8 @@ class Evaluator:
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Let each thread take rows until none is left: waking one that waits for them would cost as much as a row.
 
-        Where the budget ends, the next few rows are tried too: those that other threads had answered when it ended in
-        an earlier process are replayed, and count as they did then.
+        Where the budget ends, other rows are tried until some more have met its end: those that other threads had
+        answered when it ended in an earlier process are replayed, and count as they did then.
         """
         outcomes: list[Outcome | None] = [None] * len(jobs)
         left, is_over = iter(range(len(jobs))), threading.Event()
@@ -123,14 +124,14 @@ class Evaluator:
 
         def work() -> None:
             for at in left:
-                if is_over.is_set() or end.is_past(at):
+                if is_over.is_set() or end.is_past:
                     return
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":
                         _refuse(outcomes, jobs)
                 except BudgetExhausted as error:
-                    end.met.append((at, error))
+                    end.met.append(error)
                 except BaseException:
                     is_over.set()
                     raise

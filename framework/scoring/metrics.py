@@ -98,6 +98,16 @@ class Metric:
     sums: Sums = MEAN
 
     @property
+    def is_built_in(self) -> bool:
+        """False for a function of the user's, whatever it is called."""
+        return getattr(self.scorer, "__module__", "") == __name__
+
+    @property
+    def compares_labels(self) -> bool:
+        """True if an answer is right that is the label, but for its case, and no other."""
+        return self.is_built_in and self.name.partition(":")[0] in ("accuracy", "macro_f1", "f1")
+
+    @property
     def is_mean(self) -> bool:
         """False for metrics over the whole set, such as F1."""
         return self.sums is MEAN

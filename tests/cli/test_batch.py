@@ -92,6 +92,19 @@ def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     assert len(rows(tmp_path / "out.csv")) == server.answered == 12
 
 
+def test_rows_that_were_mended_are_no_longer_the_same_job_even_if_nothing_was_asked(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": ""}\n' * 3, encoding="utf-8")
+    run(command(server, source, tmp_path / "out"))
+    assert server.count == 0
+    source.write_text('{"text": "lunch"}\n' * 5, encoding="utf-8")
+
+    assert run(command(server, source, tmp_path / "out")) == 2
+    assert "belongs to another" in capsys.readouterr().err
+
+
 def test_rows_with_empty_cells_are_told_apart_from_failures_and_the_result_is_printed_whatever_came_of_it(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,21 +214,26 @@ def test_a_saved_program_is_compared_with_a_signature_on_its_own_model(
 
 
 @pytest.mark.parametrize(
-    ("known", "asked", "metric"),
-    [("f1:spam", [], "f1:spam"), ("f1:spam", ["--metric", "accuracy"], "accuracy"), ("judge", [], "accuracy")],
+    ("evidence", "asked", "metric"),
+    [
+        ({"metric": "f1:spam"}, [], "f1:spam"),
+        ({"metric": "f1:spam"}, ["--metric", "accuracy"], "accuracy"),
+        ({"metric": "judge"}, [], "accuracy"),
+        ({"metric": "f1", "own_metric": True}, [], "accuracy"),
+    ],
 )
 def test_a_program_is_scored_by_the_metric_of_its_compile(
-    here: Path, capsys: pytest.CaptureFixture[str], known: str, asked: list[str], metric: str
+    here: Path, capsys: pytest.CaptureFixture[str], evidence: dict[str, Any], asked: list[str], metric: str
 ) -> None:
-    program, evidence = Classify(SPAM, "Is it spam?"), {"metric": known}
-    artifact.save(program, here / "saved", evidence=evidence, lm="openai/m")
+    artifact.save(Classify(SPAM, "Is it spam?"), here / "saved", evidence=evidence, lm="openai/m")
     with ChatServer(lambda body: "spam") as server:
         given = ["eval", str(here / "saved"), "--data", str(here / "rows.csv"), "--api-base", server.url, *asked]
         assert run([*given, "--json"]) == 0
     told = capsys.readouterr()
 
     assert json.loads(told.out)["metric"] == metric
-    assert ("give --metric FILE.py:judge" in " ".join(told.err.split())) == (known == "judge")
+    is_own = f"give --metric FILE.py:{evidence['metric']}" in " ".join(told.err.split())
+    assert is_own == (evidence["metric"] in ("judge", "f1"))
 
 
 @pytest.mark.parametrize(("least", "code"), [("0.375", 0), ("0.376", 1)])

@@ -61,6 +61,18 @@ def test_the_bound_of_an_answer_is_the_one_that_was_asked_for(rows: Path) -> Non
     assert sent == [512] * 16 + [7] * 16
 
 
+def test_a_signature_may_be_longer_than_the_name_of_a_file(rows: Path, tmp_path: Path) -> None:
+    labels = ["spam", "mail", *(f"another label of many, number {n}" for n in range(40))]
+    signature = f"text -> label: Literal[{', '.join(map(repr, labels))}]"
+    knobs = ["--set", "candidates=1", "--budget", "calls=60", "--run", str(tmp_path / "run")]
+    with ChatServer(lambda body: "spam") as server:
+        given = ["--data", str(rows), "--lm", "openai/m", "--api-base", server.url]
+        assert run(["compile", signature, *given, *knobs]) == 0
+        assert run(["resume", str(tmp_path / "run")]) == 0
+        assert run(["eval", signature, *given]) == 0
+        assert run(["batch", signature, str(rows), str(tmp_path / "out.csv"), *given[2:]]) == 0
+
+
 def test_a_proposer_has_an_address_of_its_own(rows: Path, tmp_path: Path) -> None:
     knobs = ["--set", "candidates=1", "--budget", "calls=60", "--run", str(tmp_path / "run")]
     with ChatServer(lambda body: "spam") as task, ChatServer(lambda body: "Is it spam?") as other:

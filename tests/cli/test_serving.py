@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dspy
 import httpx
 import pytest
 
 from preceptor.cli import run
 from preceptor.cli.inputs import REASONING_TOKENS
-from preceptor.cli.serving import _model
+from preceptor.cli.serving import _model, _program, _source
+from preceptor.errors import ConfigError
 from preceptor.modules import Classify
 from preceptor.program import save
 from preceptor.serving.model import served
@@ -63,6 +66,21 @@ def test_a_served_model_has_the_bound_that_was_asked_for_else_its_own(
     with ChatServer(lambda body: "spam") as server:
         served(_model(None, server.url, asked, f"openai/{name}"), asked or REASONING_TOKENS)("Spam?")
         assert server.requests[0].body["max_completion_tokens"] == sent
+
+
+def test_a_program_of_another_address_is_not_put_in_the_place_of_the_one_that_is_served(tmp_path: Path) -> None:
+    path, server = tmp_path / "program", "http://127.0.0.1:9"
+    save(Classify(SIGNATURE, "Spam?"), path, evidence={}, lm="openai/m")
+    source = _source(path, partial(_model, None, None, 9), partial(_program, None, None, None))
+    assert source.served(9).artifact.instructions == {"predict": "Spam?"}
+
+    moved = dspy.LM("openai/m", api_base=server)
+    save(Classify(SIGNATURE, "Spam!"), path, evidence={}, lm=moved, replace=True)
+
+    with pytest.raises(ConfigError, match=r"was compiled with openai/m at an address of its own"):
+        source.served(9)
+    given = _source(path, partial(_model, None, server, 9), partial(_program, None, None, server))
+    assert given.served(9).artifact.instructions == {"predict": "Spam!"}
 
 
 def test_a_port_of_anothers_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:

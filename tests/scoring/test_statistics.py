@@ -260,7 +260,8 @@ def test_rows_of_equal_inputs_are_tested_as_one() -> None:
     verdict = compare(repeated(before, 10), repeated(after, 10), ACCURACY)
 
     assert verdict.p_value == 12 / 32
-    assert (verdict.rows, verdict.repeated, verdict.test) == (200, 180, "permutation")
+    assert (verdict.rows, verdict.repeated, verdict.test) == (200, 180, "permutation of inputs")
+    assert verdict.smallest_gain == smallest_gain(20)
     assert verdict.gain == pytest.approx(3 / 20)
     assert not verdict.is_confirmed
     once = compare(outcomes(before), outcomes(after), ACCURACY)

@@ -348,6 +348,15 @@ def test_rows_of_equal_inputs_choose_or_measure_together() -> None:
     assert not {at % 9 for at in choose} & {at % 9 for at in range(36) if at not in choose}
 
 
+def test_no_call_is_spent_on_a_region_whose_different_inputs_are_too_few_to_confirm_anything(tmp_path: Path) -> None:
+    fruit, tools = ([row for row in rows(64, 40) if row.text.startswith(topic)] for topic in TOPICS)
+
+    compiled = compiled_by(mixture(tmp_path), valset=[*fruit, *tools[:4] * 8])
+
+    [tools_region] = [row for row in compiled.evidence.regions if row["expert"] == "default: too few confirmation rows"]
+    assert (tools_region["choosing_rows"], tools_region["train_rows"]) == (16, 20)
+
+
 def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_path: Path) -> None:
     """There every right answer counts as wrong, so the experts were chosen by what they can't repeat."""
 
