@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
-import pydantic
 
 from preceptor.errors import DataError
 
@@ -89,9 +88,7 @@ def inputs_key(row: dspy.Example) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON or text that is equal for equal values; the text of images and arrays is shortened."""
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump()
+    """Return a value as JSON or text that is equal for equal values only; the text of a large array is shortened."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 

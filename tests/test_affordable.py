@@ -34,6 +34,7 @@ def test_the_seed_and_a_candidate_are_confirmed_on_every_row_by_every_predictor(
 def test_a_search_has_what_the_confirmation_leaves() -> None:
     assert affordable(method(300), TWO, 20, 30) == Estimate(least=87, expected=180)
     assert affordable(method(None), TWO, 20, 30) == Estimate(least=87, expected=87)
+    assert affordable(method(207), TWO, 20, 30).least == 87, "what it needs is enough"
 
 
 @pytest.mark.parametrize("calls", [206, 150, 100, 60])
