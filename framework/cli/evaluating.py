@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -56,7 +56,7 @@ class Entrant:
         lm: The name of its model.
         rows: With its own inputs.
         label: The field its answers are compared by.
-        metric: The name of the metric that it was compiled by, "" if it wasn't.
+        evidence: Of its compile, {} if there is none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Entrant:
     lm: str
     rows: Sequence[dspy.Example]
     label: str
-    metric: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def eval_(
@@ -130,15 +130,13 @@ def eval_(
 
 def _of_compile(entrants: Sequence[Entrant]) -> str | None:
     """Return the metric by which a program was compiled, None if none was, or by one of the user's own."""
-    return next((entrant.metric for entrant in entrants if entrant.metric), None)
-
-
-def _metric_of(evidence: Mapping[str, Any]) -> str:
-    """Return the built-in metric that a program was compiled by, "" if there is none."""
-    known = str(evidence.get("metric", ""))
-    if known and evidence.get("own_metric", known.partition(":")[0] not in BUILT_IN):
+    evidence = next((entrant.evidence for entrant in entrants if entrant.evidence.get("metric")), None)
+    if evidence is None:
+        return None
+    known = str(evidence["metric"])
+    if evidence.get("own_metric", known.partition(":")[0] not in BUILT_IN):
         say(f"  compiled by a metric of your own, {known}; to score by it, give --metric FILE.py:{known}")
-        return ""
+        return None
     return known
 
 
@@ -170,8 +168,8 @@ def _entrants(
         program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
         given = examples(rows, *fields_of(program, rows[0]), source=data)
         own = lm_named(saved[name], lm, api_base) if name in saved else known if lm is None else lm
-        metric = _metric_of(saved[name].evidence) if name in saved else ""
-        found.append(Entrant(name, program, own, given, label_field(program, given[0]), metric))
+        evidence = saved[name].evidence if name in saved else {}
+        found.append(Entrant(name, program, own, given, label_field(program, given[0]), evidence))
     labels = list(dict.fromkeys(entrant.label for entrant in found))
     if len(labels) > 1:
         raise ConfigError(

@@ -219,6 +219,7 @@ def test_a_saved_program_is_compared_with_a_signature_on_its_own_model(
         ({"metric": "f1:spam"}, [], "f1:spam"),
         ({"metric": "f1:spam"}, ["--metric", "accuracy"], "accuracy"),
         ({"metric": "judge"}, [], "accuracy"),
+        ({"metric": "judge"}, ["--metric", "macro_f1"], "macro_f1"),
         ({"metric": "f1", "own_metric": True}, [], "accuracy"),
     ],
 )
@@ -233,7 +234,7 @@ def test_a_program_is_scored_by_the_metric_of_its_compile(
 
     assert json.loads(told.out)["metric"] == metric
     is_own = f"give --metric FILE.py:{evidence['metric']}" in " ".join(told.err.split())
-    assert is_own == (evidence["metric"] in ("judge", "f1"))
+    assert is_own == (evidence["metric"] in ("judge", "f1") and not asked)
 
 
 @pytest.mark.parametrize(("least", "code"), [("0.375", 0), ("0.376", 1)])
