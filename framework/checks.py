@@ -106,8 +106,7 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
     family, _, label = metric.name.partition(":")
     found = sorted({text_of(row, output) for row in rows}) if family == "f1" and label and output else []
     if found and folded(label) not in map(folded, found):
-        shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-        raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {shown}.")
+        raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
 def check_labels(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str, name: str) -> None:
@@ -127,11 +126,11 @@ def check_labels(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Examp
     for number, row in enumerate(rows, 1):
         given = text_of(row, output)
         if given and folded(given) not in accepted:
-            raise DataError(f"{name}, row {number}, {output}: {given!r} is no label; expected {_any_of(known)}.")
+            raise DataError(f"{name}, row {number}, {output}: {given!r} is no label; expected one of {_listed(known)}.")
 
 
-def _any_of(labels: Sequence[str]) -> str:
-    return f"one of {', '.join(labels[:_SHOWN])}" + (", ..." if len(labels) > _SHOWN else "")
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:_SHOWN]) + (", ..." if len(labels) > _SHOWN else "")
 
 
 class _AsksModel(Exception):

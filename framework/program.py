@@ -86,10 +86,7 @@ def save(
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        files = {
-            "program.json": _json(_described(program, lm)),
-            "evidence.json": _json(_replayable(evidence)),
-        }
+        files = {"program.json": _json(_described(program, lm)), "evidence.json": _json(_replayable(evidence))}
         _write(fresh, files | ({routed.FILE: routed.written(program)} if _is_routed(program) else {}))
         _read(fresh)
         if path.exists():
