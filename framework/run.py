@@ -155,21 +155,18 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
             is overwritten.
     """
     with ExitStack() as opened:
-        ledger = opened.enter_context(open_ledger(folder, parts, has_keys=True, is_run=True))
+        ledger = opened.enter_context(open_ledger(folder, parts, is_run=True))
         yield Run(folder, ledger, opened.enter_context(_records(folder)))
 
 
 @contextmanager
-def open_ledger(
-    folder: Path, parts: Mapping[str, Any], *, has_keys: bool = False, is_run: bool = False
-) -> Generator[Ledger]:
+def open_ledger(folder: Path, parts: Mapping[str, Any], *, is_run: bool = False) -> Generator[Ledger]:
     """Open a folder's ledger, new or to be gone on with; nobody else may meanwhile.
 
     Args:
         folder: Made if absent.
         parts: What the answers depend on, by name; their fingerprints are kept.
-        has_keys: Keep the answers' keys in memory; see `Ledger`.
-        is_run: As long as nothing was answered, the folder may be used with other parts.
+        is_run: Keep the answers' keys in memory (see `Ledger`); and as long as nothing was answered, take other parts.
 
     Raises:
         RunError: As `open_run`.
@@ -179,7 +176,7 @@ def open_ledger(
         opened.enter_context(_locked(folder))
         with writable(folder):
             known = _known(folder, prints, is_run=is_run)
-        ledger = Ledger(folder / "ledger.sqlite", is_alone=has_keys)  # the folder is locked
+        ledger = Ledger(folder / "ledger.sqlite", is_alone=is_run)  # the folder is locked
         opened.callback(ledger.close)
         with writable(folder):  # once there is a ledger: from now on, a folder without one has lost it
             _refuse_lost_answers(folder, ledger)
@@ -243,7 +240,7 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
     changed = [name for name, value in prints.items() if name in before and before[name] != value]
-    if changed and not (is_run and not _is_begun(folder)):
+    if changed and (not is_run or _is_begun(folder)):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "
             "Choose another folder, or go back to the inputs it was made with."
@@ -258,9 +255,11 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
 
 def _is_begun(folder: Path) -> bool:
     """Return True if something was answered in this folder: else nothing is lost where its inputs are changed."""
+    if _has_results(folder):
+        return True
     path = folder / "ledger.sqlite"
-    if _has_results(folder) or not (path.is_file() and path.stat().st_size):
-        return _has_results(folder)
+    if not path.is_file() or not path.stat().st_size:
+        return False
     with closing(Ledger(path)) as ledger:
         return bool(len(ledger))
 
