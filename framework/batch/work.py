@@ -117,7 +117,9 @@ class Work:
         account = Purse(budget, Cost(*self.ledger.paid), Cost(*self.ledger.failures))
         meter = Meter(self.ledger, account, threads=self.threads, patience=patience)
         meter.check(lm)
-        if any(part.lm is not None for _, part in every_predictor(self.program)):
+        own = [part.lm for _, part in every_predictor(self.program) if part.lm is not None]
+        names = unpriced([lm, *own], budget.prices)
+        if own:
             self.program = with_models(self.program, meter)
         try:
             for number, rows in self._pending():
@@ -130,7 +132,7 @@ class Work:
                 "billed_calls": account.billed.calls,
                 "tokens": took.tokens,
                 "dollars": took.dollars,
-                **({"unpriced": list(names)} if (names := unpriced([lm], budget.prices)) else {}),
+                **({"unpriced": list(names)} if names else {}),
                 "seconds": account.seconds,
             }
             self.folder.conclude(facts, is_whole=is_whole)

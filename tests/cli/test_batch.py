@@ -92,6 +92,27 @@ def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     assert len(rows(tmp_path / "out.csv")) == server.answered == 12
 
 
+def test_dollars_name_the_models_of_predictors_whose_price_isnt_known(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"""import dspy
+class Own(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.predict = dspy.Predict("text -> label")
+        self.predict.lm = dspy.LM("openai/nobodys", api_base={server.url!r}, cache=False, max_tokens=9)
+    def forward(self, text):
+        return self.predict(text=text)
+"""
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    server.answer = lambda body: "[[ ## label ## ]]\nmail\n\n[[ ## completed ## ]]"
+    given = ["batch", f"{tmp_path}/own.py:Own", str(table(tmp_path / "in.csv", 3)), str(tmp_path / "out.csv")]
+
+    assert run([*given, "--api-base", server.url, *SETTINGS]) == 0
+
+    assert "but for openai/nobodys: no price is known, give it with --price" in capsys.readouterr().out
+
+
 def test_rows_that_were_mended_are_no_longer_the_same_job_even_if_nothing_was_asked(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
