@@ -23,6 +23,7 @@ from preceptor.evidence import Evidence
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
+from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import Meter, check
 from preceptor.lm.prices import unpriced
 from preceptor.lm.seam import every_predictor, predictors, settings_of
@@ -141,6 +142,8 @@ class Compile:
         self._announce()
         folder = Path(method.run_dir) if method.run_dir else cache_folder() / "runs" / fingerprint(parts)
         with open_run(folder, parts) as run:
+            for lm in self._models if not len(run.ledger) else ():  # a run made again may need no call
+                check_key(lm)
             account = Account(method.budget, Cost(*run.ledger.failures), paid=Cost(*run.ledger.paid))
             meter = Meter(run.ledger, account, threads=method.threads, patience=method.patience)
             rng = random.Random(method.seed)

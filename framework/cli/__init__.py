@@ -1,7 +1,8 @@
 """The command line. Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done (a kept prompt included), 1 a score below `eval --fail-under`, 2 wrong usage,
-3 stopped early and resumable, 4 too much of what was asked failed, 130 interrupted.
+3 stopped early and resumable, 4 too much of what was asked failed, 130 interrupted. With `--json` the object
+on stdout has `error` and `exit_code` where the code is 2 to 4.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Annotated, Final
 import typer
 
 from preceptor.cli import batching, compiling, inspecting, reporting, routing, serving, tools
-from preceptor.cli.view import say
-from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
+from preceptor.cli.view import say, tell_fault
+from preceptor.errors import PreceptorError
 
 INTERRUPTED: Final = 130
 
@@ -61,13 +62,6 @@ def run(arguments: list[str]) -> int:
                 "Interrupted. What was answered is kept; the same command, or preceptor resume RUN, goes on from there."
             )
         return code
-    except BudgetExhausted as error:
-        say(f"Stopped: {error}")
-        return 3
-    except LMFailed as error:
-        say(f"Stopped: {error}")
-        return 4
     except PreceptorError as error:
-        say(f"Error: {error}")
-        return 2
+        return tell_fault(error, as_json="--json" in arguments)
     return 0

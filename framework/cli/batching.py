@@ -15,11 +15,12 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
-from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers, budget_of
+from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
 from preceptor.cli.evaluating import Student, load
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, is_saved, lm_named, lm_on, program_of
-from preceptor.cli.view import cost, counted, out, plain, print_json, say
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_on, program_of
+from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
 from preceptor.data import HUB_ID
+from preceptor.errors import PreceptorError
 from preceptor.lm.dispatch import Patience
 
 _WINDOW: Final = 30.0
@@ -78,8 +79,14 @@ def batch(
             report=report,
         )
         result = job.run(retry_failed=retry_failed)
-    print_json(result) if json else _print(result)
-    refuse_failures(result)
+    if not json:
+        _print(result)
+    try:
+        refuse_failures(result)
+    except PreceptorError as error:
+        raise typer.Exit(tell_fault(error, result, as_json=json)) from error
+    if json:
+        print_json(result)
 
 
 def _ready(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -13,13 +13,13 @@ import typer
 from preceptor import demo as demo_task
 from preceptor import run as runs
 from preceptor.checks import label_field
-from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of, lm_on, metric_of, program_of, rows_of
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of, rows_of
+from preceptor.cli.planning import check_hosted, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError, ModelError
 from preceptor.evidence import Evidence
 from preceptor.life import checked
-from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.seam import predictors
@@ -137,6 +137,7 @@ def compile_(
     retries: Retries = DEFAULT.retries,
     price: Price = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: candidates=20.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell the calls; no model is asked.")] = False,
     json: Json = False,
 ) -> None:
     """Improve a program's instructions on labelled rows, and confirm the gain on rows kept back."""
@@ -161,9 +162,9 @@ def compile_(
         timeout=timeout,
         retries=retries,
         prices=price or [],
-        knobs=dict(_pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
+        knobs=dict(pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
     )
-    _show(_run(command, run), json)
+    _tell(command, run, json) if dry_run else _show(_run(command, run), json)
 
 
 def resume(
@@ -205,28 +206,47 @@ def _remembered(run: Path) -> Command:
         ) from error
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=") if option == "--price" else text.partition("=")
-    if not equals:
-        raise ConfigError(f"{option} {text!r} is not name=value.")
-    return name, value
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Given:
+    """What a command names, checked; no model yet."""
+
+    program: dspy.Module
+    method: Any
+    train: list[dspy.Example]
+    confirm: list[dspy.Example]
+    folder: Path
 
 
-def _run(command: Command, folder: Path | None) -> Evidence:
-    """Compile as the command says; every input is checked before the model is loaded."""
+def _given(command: Command, folder: Path | None) -> _Given:
     program = program_of(command.target, command.instructions)
     train = _some(command, program, command.data)
     confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
     train, confirm, *_ = checked(method, program, train, confirm)
-    folder = folder or _place(command, program, train, confirm)
+    return _Given(program, method, train, confirm, folder or _place(command, program, train, confirm))
+
+
+def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
+    """Print what the command would take."""
+    given = _given(command, folder)
+    planned = plan(given.method, given.program, given.train, given.confirm)
+    check_hosted(command.lm, command.api_base, command.max_tokens, given.method.budget)
+    if command.proposer:
+        check_hosted(command.proposer, command.proposer_api_base, None, given.method.budget)
+    tell_plan(planned, given.folder, [command.lm, command.proposer or command.lm], as_json=as_json)
+
+
+def _run(command: Command, folder: Path | None) -> Evidence:
+    """Compile as the command says; every input is checked before the model is loaded."""
+    given = _given(command, folder)
+    folder = given.folder
     before = runs.remember_command(folder, dataclasses.asdict(_from_anywhere(command)))
     try:
         lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
         proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
         with progress() as report:
-            ready = dataclasses.replace(method, lm=lm, proposer=proposer, run_dir=folder, report=report)
-            evidence: Evidence = ready.compile(program, trainset=train, valset=confirm).evidence
+            ready = dataclasses.replace(given.method, lm=lm, proposer=proposer, run_dir=folder, report=report)
+            evidence: Evidence = ready.compile(given.program, trainset=given.train, valset=given.confirm).evidence
             return evidence
     except (ConfigError, ModelError):
         runs.remember_command(folder, before)
@@ -287,28 +307,6 @@ def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:
     if regions is not None and mixture is not None:
         raise ConfigError("--mixture and --regions both give a number of regions; give one of them.")
     return {} if regions is None else {"regions": str(regions)}
-
-
-def budget_of(bounds: str | None, prices: Iterable[str]) -> Budget:
-    """Return a budget as it is written on the command line.
-
-    Raises:
-        ConfigError: If the bounds or a price can't be read.
-    """
-    budget = Budget.parse(bounds) if bounds else Budget()
-    return dataclasses.replace(budget, prices=dict(_price(text) for text in prices))
-
-
-def _price(text: str) -> tuple[str, tuple[float, float]]:
-    """Read `openai/x=0.5/1.5`."""
-    model, rates = _pair("--price", text)
-    try:
-        input_rate, output_rate = map(float, rates.split("/"))
-    except ValueError as error:
-        raise ConfigError(
-            f"--price {text!r} is not MODEL=INPUT/OUTPUT in dollars per million tokens, as in openai/x=0.5/1.5."
-        ) from error
-    return model, (input_rate, output_rate)
 
 
 def _method(name: str) -> Any:

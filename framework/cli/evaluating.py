@@ -15,8 +15,8 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_models, check_positive, label_field
-from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, budget_of
-from preceptor.cli.inputs import DEFAULT_LM, fields_of, is_saved, lm_named, lm_of, metric_of, program_of
+from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed

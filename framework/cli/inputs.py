@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -22,6 +23,7 @@ from preceptor.cli.view import download
 from preceptor.data import examples, is_json, load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import choices, is_direct
+from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import DEFAULT
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
@@ -242,6 +244,40 @@ def metric_of(name: str | None, program: dspy.Module) -> Any:
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}; a metric is a function of an example and a prediction.")
     return found
+
+
+def budget_of(bounds: str | None, prices: Iterable[str]) -> Budget:
+    """Return a budget as it is written on the command line.
+
+    Raises:
+        ConfigError: If the bounds or a price can't be read.
+    """
+    budget = Budget.parse(bounds) if bounds else Budget()
+    return dataclasses.replace(budget, prices=dict(_price(text) for text in prices))
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    """Read `openai/x=0.5/1.5`."""
+    model, rates = pair("--price", text)
+    try:
+        input_rate, output_rate = map(float, rates.split("/"))
+    except ValueError as error:
+        raise ConfigError(
+            f"--price {text!r} is not MODEL=INPUT/OUTPUT in dollars per million tokens, as in openai/x=0.5/1.5."
+        ) from error
+    return model, (input_rate, output_rate)
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """Read `name=value`.
+
+    Raises:
+        ConfigError: If there is no equals sign.
+    """
+    name, equals, value = text.rpartition("=") if option == "--price" else text.partition("=")
+    if not equals:
+        raise ConfigError(f"{option} {text!r} is not name=value.")
+    return name, value
 
 
 def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,7 +18,7 @@ from preceptor import program as artifact
 from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Student, eval_, load
 from preceptor.cli.inputs import lm_named, lm_of
-from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say
+from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say, tell_fault
 from preceptor.difference import compared
 from preceptor.errors import ArtifactError, LMFailed
 from preceptor.lineage import Descendant, descendants, folder_of
@@ -125,13 +125,15 @@ def verify(
         for probe, answer in zip(probes, answers, strict=True)
         if probe["answer"] != answer
     ]
-    if json:
-        print_json({"hashes": True, "probes": len(probes), "changed": changed})
-    else:
+    result = {"hashes": True, "probes": len(probes), "changed": changed}
+    if not json:
         text = f"{program} is whole; {len(probes) - len(changed)} of {len(probes)} recorded answers came again."
         out().print(plain(text), soft_wrap=True)
     if changed:
-        raise ArtifactError(f"{len(changed)} recorded answers changed; the first was {changed[0]}.")
+        error = ArtifactError(f"{len(changed)} recorded answers changed; the first was {changed[0]}.")
+        raise typer.Exit(tell_fault(error, result, as_json=json))
+    if json:
+        print_json(result)
 
 
 def _answer(program: dspy.Module, probe: Mapping[str, Any]) -> str:

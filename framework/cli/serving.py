@@ -17,6 +17,7 @@ from preceptor.cli.evaluating import Student, load
 from preceptor.cli.inputs import REASONING_TOKENS, lm_named, lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
+from preceptor.lm.credentials import check_key
 from preceptor.serving.app import application
 from preceptor.serving.run import Server, allow_many_connections, listen, log_lines, spare_garbage_collection
 from preceptor.serving.service import Service, Source
@@ -95,7 +96,9 @@ def serve(
 
 def _model(lm: str | None, api_base: str | None, max_tokens: int | None, name: str) -> dspy.LM:
     """Return the model of that name, or the one that was asked for in its place."""
-    return lm_of(name if lm is None else lm, api_base, max_tokens)
+    model = lm_of(name if lm is None else lm, api_base, max_tokens)
+    check_key(model)
+    return model
 
 
 def _program(student: str | None, lm: str | None, api_base: str | None, path: Path) -> dspy.Module:

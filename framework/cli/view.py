@@ -16,7 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from preceptor.difference import diff
+from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 from preceptor.task import Report
+
+_WRONG, _STOPPED, _FAILED = 2, 3, 4
 
 _STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that steer a terminal, those that turn the direction of writing, and halves of characters."""
@@ -50,6 +53,15 @@ def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout; half a character is written as JSON's escape for it."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
+
+
+def tell_fault(error: PreceptorError, result: Mapping[str, Any] | None = None, *, as_json: bool) -> int:
+    """Say what went wrong, for machines in one object with the result if there is one; return the exit code."""
+    code = _STOPPED if isinstance(error, BudgetExhausted) else _FAILED if isinstance(error, LMFailed) else _WRONG
+    say(f"{'Error' if code == _WRONG else 'Stopped'}: {error}")
+    if as_json:
+        print_json({**(result or {}), "error": str(error), "exit_code": code})
+    return code
 
 
 @contextmanager

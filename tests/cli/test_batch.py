@@ -144,7 +144,8 @@ def test_rows_with_empty_cells_are_told_apart_from_failures_and_the_result_is_pr
     server.inject(Faults(kinds=("server_error",)))
     assert run(command(server, source, tmp_path / "other", "--json")) == 4
     result = json.loads(capsys.readouterr().out)
-    assert [result[name] for name in ("rows", "answered", "failed", "unusable")] == [5, 0, 3, 2]
+    assert [result[name] for name in ("rows", "answered", "failed", "unusable", "exit_code")] == [5, 0, 3, 2, 4]
+    assert result["error"].startswith("3 of 3 rows that were asked have no answer; ")
 
 
 def test_wrong_usage_exits_with_2_and_nothing_is_asked(

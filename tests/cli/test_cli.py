@@ -200,12 +200,21 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No benchmark 'nothing'" in capsys.readouterr().err
 
 
+def test_what_goes_wrong_is_one_object_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(tmp_path), "--json"]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["exit_code"] == 2
+    assert "Error: " + json.loads(told.out)["error"] == " ".join(told.err.split())
+
+
 def test_a_budget_that_ends_before_the_confirmation_exits_with_3(
     rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = compile_arguments(rows, "--run", str(tmp_path / "run"), "--budget", "seconds=0.001")
-    assert run(arguments) == 3
-    assert "past the budget of 0.001; nothing was sent" in capsys.readouterr().err.replace("\n", " ")
+    assert run([*arguments, "--json"]) == 3
+    told = capsys.readouterr()
+    assert "past the budget of 0.001; nothing was sent" in told.err.replace("\n", " ")
+    assert (json.loads(told.out)["exit_code"], json.loads(told.out)["error"][:8]) == (3, "The next")
     assert not (tmp_path / "run" / "program").exists()
 
 

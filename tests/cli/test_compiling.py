@@ -96,6 +96,23 @@ def test_a_run_remembers_the_first_command_that_could_be_carried_out(
     assert compiled(capsys, "resume", str(folder))["billed_calls"] == 0
 
 
+def test_a_missing_key_of_the_proposers_is_told_before_the_first_call(
+    rows: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    assert run(arguments(rows, server, "--proposer", "anthropic/claude-3-5-haiku-20241022")) == 2
+    assert "haiku-20241022 needs a key. Set ANTHROPIC_API_KEY in" in " ".join(capsys.readouterr().err.split())
+    assert server.count == 0
+
+
+def test_a_finished_run_is_made_again_without_a_key(
+    rows: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = compiled(capsys, *arguments(rows, server))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert compiled(capsys, "resume", first["run"])["billed_calls"] == 0
+
+
 def test_a_run_of_another_version_is_refused(
     rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

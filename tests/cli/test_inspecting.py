@@ -73,6 +73,7 @@ def test_changed_and_unreadable_answers_are_told(saved: Path, capsys: pytest.Cap
     code, result = verified(saved, probes, capsys)
     assert code == 2
     assert [(each["recorded"], each["now"]) for each in result["changed"]] == [("B", "A"), ("G", "")]
+    assert (result["exit_code"], result["error"][:26]) == (2, "2 recorded answers changed")
 
 
 def test_a_program_that_takes_other_inputs_is_told_from_a_bug(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

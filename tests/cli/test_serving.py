@@ -68,7 +68,19 @@ def test_a_served_model_has_the_bound_that_was_asked_for_else_its_own(
         assert server.requests[0].body["max_completion_tokens"] == sent
 
 
-def test_a_program_of_another_address_is_not_put_in_the_place_of_the_one_that_is_served(tmp_path: Path) -> None:
+def test_a_missing_key_is_told_before_the_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    save(Classify(SIGNATURE, "Spam?"), tmp_path / "program", evidence={}, lm="openai/gpt-4o-mini")
+    assert run(["serve", str(tmp_path / "program"), "--port", "0"]) == 2
+    assert "openai/gpt-4o-mini needs a key. Set OPENAI_API_KEY" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_program_of_another_address_is_not_put_in_the_place_of_the_one_that_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
     path, server = tmp_path / "program", "http://127.0.0.1:9"
     save(Classify(SIGNATURE, "Spam?"), path, evidence={}, lm="openai/m")
     source = _source(path, partial(_model, None, None, 9), partial(_program, None, None, None))

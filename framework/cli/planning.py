@@ -1,0 +1,85 @@
+"""What a compile would take: `compile --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import dspy
+
+from preceptor.affordable import affordable, confirming, power
+from preceptor.cli.inputs import lm_of
+from preceptor.cli.view import counted, out, plain, print_json
+from preceptor.lm.budget import Budget
+from preceptor.lm.catalogue import CATALOGUE
+from preceptor.lm.credentials import check_key
+from preceptor.lm.meter import check
+from preceptor.lm.seam import predictors
+from preceptor.scoring.statistics import smallest_gain
+from preceptor.splits import different
+from preceptor.teleprompter import Teleprompter
+
+_LOCAL: Final = "local/"
+
+
+def plan(
+    method: Teleprompter, program: dspy.Module, train: Sequence[dspy.Example], confirm: Sequence[dspy.Example]
+) -> dict[str, Any]:
+    """Return what a compile of checked rows is expected to take, in calls.
+
+    Raises:
+        Unaffordable: If the budget has too few.
+    """
+    signatures = {name: predictor.signature for name, predictor in predictors(program)}
+    search = affordable(method, signatures, len(train), len(confirm))
+    kept, count = confirming(method, len(confirm), len(signatures)), different(confirm)
+    return {
+        "calls": search.expected + kept,
+        "search_calls": search.expected,
+        "confirm_calls": kept,
+        "least_calls": search.least + kept,
+        "train_rows": len(train),
+        "confirm_rows": len(confirm),
+        "different_rows": count,
+        "smallest_gain": smallest_gain(count),
+    }
+
+
+def tell_plan(planned: Mapping[str, Any], folder: Path, models: Sequence[str], *, as_json: bool) -> None:
+    """Print a plan, where the run would be, and which models of the catalogue would be fetched first."""
+    missing = [name for name in dict.fromkeys(models) if _is_missing(name)]
+    if as_json:
+        print_json({**planned, "run": str(folder), "to_fetch": missing})
+        return
+    told = [
+        f"About {planned['calls']} calls, {planned['least_calls']} at least; none was made.",
+        f"  {counted(planned['train_rows'], 'row')} to search on, about {planned['search_calls']} calls",
+        f"  {counted(planned['confirm_rows'], 'row')} to confirm on, {planned['confirm_calls']} calls at most",
+        f"  {power(planned['different_rows'])}",
+        *(f"  {name} isn't here yet: {_megabytes(name)} MB are fetched first" for name in missing),
+        f"Run      {folder}",
+    ]
+    for line in told:
+        out().print(plain(line), soft_wrap=True)
+
+
+def check_hosted(name: str, api_base: str | None, max_tokens: int | None, budget: Budget) -> None:
+    """Raise if a hosted model can't be asked within a budget; one of this process is neither loaded nor checked.
+
+    Raises:
+        ConfigError: If its key or its price isn't known, or it can't be with these settings.
+    """
+    if not name.startswith(_LOCAL):
+        lm = lm_of(name, api_base, max_tokens)
+        check(lm, budget)
+        check_key(lm)
+
+
+def _is_missing(name: str) -> bool:
+    known = CATALOGUE.get(name.removeprefix(_LOCAL)) if name.startswith(_LOCAL) else None
+    return known is not None and not known.is_here
+
+
+def _megabytes(name: str) -> int:
+    return round(CATALOGUE[name.removeprefix(_LOCAL)].size / 1e6)

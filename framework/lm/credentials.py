@@ -1,0 +1,40 @@
+"""Whether a hosted model's key is there: told before anything is asked of any model."""
+
+from __future__ import annotations
+
+import dspy
+from dspy.clients.backend_selection import select_backend
+from dspy.lm15 import LMRouter, MissingCredentialError
+
+from preceptor.errors import ConfigError
+
+_BY_KEY = "key"
+"""The policy of providers that take a key; clouds may have other credentials, which only a call can try."""
+
+
+def check_key(lm: dspy.LM) -> None:
+    """Raise if a hosted model needs a key and none is set; nothing is sent.
+
+    Models in this process, servers of one's own that need none, and providers that DSPy reaches through LiteLLM or that
+    have other credentials than keys pass.
+
+    Raises:
+        ConfigError: Naming the variables.
+    """
+    if not isinstance(lm.engine, str):
+        return
+    chosen = select_backend(lm)
+    route = chosen.resolution
+    if not chosen.native or route is None or route.declared or route.credential_policy != _BY_KEY:
+        return
+    if chosen.clients.get("api_key"):
+        return
+    try:
+        with LMRouter() as router:
+            router.lm(f"{route.provider}:{route.model}")
+    except MissingCredentialError as error:
+        names = " or ".join(error.env_keys)
+        raise ConfigError(
+            f"{lm.model} needs a key. Set {names} in the environment; for a server of your own that needs none, to any "
+            "word. No call was made."
+        ) from error

@@ -1,0 +1,95 @@
+"""`compile --dry-run`: what a compile would take, told without a call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preceptor.cli import planning, run
+from preceptor.lm.catalogue import CATALOGUE
+
+SPAM = "text -> label: Literal['spam','mail']"
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.csv"
+    lines = [f"Win {n},spam\nLunch {n},mail" for n in range(12)]
+    rows.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    return ["compile", SPAM, "--data", str(rows), "--set", "candidates=1", "--dry-run"]
+
+
+def test_the_calls_are_told_and_neither_a_model_nor_a_folder_is_made(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--run", str(tmp_path / "run"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "calls": 49,
+        "search_calls": 25,
+        "confirm_calls": 24,
+        "least_calls": 49,
+        "train_rows": 12,
+        "confirm_rows": 12,
+        "different_rows": 12,
+        "smallest_gain": pytest.approx(0.757, abs=0.001),
+        "run": str(tmp_path / "run"),
+        "to_fetch": ["local/qwen2.5-coder-1.5b"],
+    }
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_people_are_told_in_lines_and_what_would_be_fetched_first(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--run", str(tmp_path / "run")]) == 0
+    size = round(CATALOGUE["qwen2.5-coder-1.5b"].size / 1e6)
+    assert capsys.readouterr().out.splitlines() == [
+        "About 49 calls, 49 at least; none was made.",
+        "  12 rows to search on, about 25 calls",
+        "  12 rows to confirm on, 24 calls at most",
+        "  12 rows confirm a gain of 76 points or more in a score of 0 or 1, four times in five",
+        f"  local/qwen2.5-coder-1.5b isn't here yet: {size} MB are fetched first",
+        f"Run      {tmp_path / 'run'}",
+    ]
+
+
+def test_a_model_that_is_here_need_not_be_fetched(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "_is_missing", lambda name: False)
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["to_fetch"] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--budget", "calls=48"], "APE needs at least 49 calls here"),
+        (["--lm", "openai/gpt-4o-mini"], "openai/gpt-4o-mini needs a key. Set OPENAI_API_KEY"),
+        (["--proposer", "openai/gpt-4o-mini"], "openai/gpt-4o-mini needs a key. Set OPENAI_API_KEY"),
+        (["--lm", "openai/none-such", "--budget", "dollars=1"], "No price is known for openai/none-such"),
+        (["--metric", "wit"], "wit"),
+    ],
+)
+def test_what_would_be_refused_is_refused(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    told: str,
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert run([*command, *more]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mixture_is_planned_with_its_regions(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--mixture", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["confirm_calls"] == 36, "the seed, the one program and the experts"
+    assert told["calls"] == told["search_calls"] + 36
