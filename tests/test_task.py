@@ -467,6 +467,7 @@ def test_a_candidate_that_most_rows_fail_with_does_not_win_by_the_others(make: O
         assert [outcome.kind for outcome in trials[0].outcomes].count("unparsable") == 10
         assert "no route" in trials[0].outcomes[1].error
 
-    assert charged((OK, *[BAD] * 2), worst=-3.0) == (OK, *[dataclasses.replace(BAD, kind="unparsable", score=-3.0)] * 2)
+    wrong = dataclasses.replace(BAD, kind="unparsable", score=-3.0, is_charged=True)
+    assert charged((OK, *[BAD] * 2), worst=-3.0) == (OK, wrong, wrong)
     assert charged((OK, BAD)) == (OK, BAD), "one may be bad luck"
     assert charged((*[OK] * 38, BAD, BAD)) == (*[OK] * 38, BAD, BAD)

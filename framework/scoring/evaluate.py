@@ -259,13 +259,21 @@ def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome,
 def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome]:
     """Return the second program's outcomes, its failures as wrong answers on rows that the first has answered.
 
-    Left out of a comparison, they would let a program win by the rows that it can answer.
+    Left out of a comparison, they would let a program win by the rows that it can answer. Where the first is wrong,
+    the second is taken to be wrong in the same way: with no answer it would be ahead in the F1 of the label that the
+    first took.
 
     Args:
         before: Of the program that is in use.
         after: Of the one that may replace it, on the same rows.
     """
-    return [_wrong(new) if new.kind == "failed" != old.kind else new for old, new in zip(before, after, strict=True)]
+    return [
+        _held(old, new) if new.kind == "failed" != old.kind else new for old, new in zip(before, after, strict=True)
+    ]
+
+
+def _held(old: Outcome, failed: Outcome) -> Outcome:
+    return replace(_wrong(failed), answer=old.answer if (old.score or 0.0) < 1 else "")
 
 
 def no_prediction(answer: Any, output: str) -> ConfigError:
@@ -277,7 +285,7 @@ def no_prediction(answer: Any, output: str) -> ConfigError:
 
 
 def _wrong(failed: Outcome, worst: float = 0.0) -> Outcome:
-    return replace(failed, kind="unparsable", score=worst)
+    return replace(failed, kind="unparsable", score=worst, is_charged=True)
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:

@@ -308,9 +308,14 @@ def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Me
 
 
 def _label_terms(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
-    """Return each row's hits, errors and gold labels, label by label: shape (rows, 3 * labels)."""
+    """Return each row's hits, errors and gold labels, label by label: shape (rows, 3 * labels).
+
+    A call that broke and counts as wrong answers a label where the gold one is none of them: "" would be right there.
+    """
     golds = np.array([folded(outcome.gold) for outcome in outcomes])[:, None] == np.array(labels)
     answers = np.array([folded(outcome.answer) for outcome in outcomes])[:, None] == np.array(labels)
+    charged = np.array([outcome.is_charged for outcome in outcomes])[:, None]
+    answers |= charged & ~golds.any(axis=1, keepdims=True)
     return np.hstack([golds & answers, golds != answers, golds]).astype(np.float64)
 
 

@@ -75,6 +75,7 @@ class Outcome:
         error: What went wrong, if something did.
         steps: The predictors' inputs and outputs, where they were asked for.
         of: Equal for rows of equal inputs, whose answers aren't independent; "" is a row of its own.
+        is_charged: A call that broke and is counted as a wrong answer, whatever the label is.
     """
 
     kind: Kind
@@ -84,6 +85,7 @@ class Outcome:
     error: str = ""
     steps: tuple[Step, ...] = ()
     of: str = field(default="", compare=False)
+    is_charged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from preceptor.lm.meter import Meter, Result
 from preceptor.modules import Classify
 from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
+from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Outcome
 from preceptor.testing import asked, prompt, simulated, system
 
@@ -568,11 +569,31 @@ def test_a_row_that_no_program_can_answer_is_left_out(threads: int) -> None:
 
 def test_a_row_that_only_the_second_program_fails_with_counts_as_its_wrong_answer() -> None:
     failed, scored = Outcome("failed", None, "", "a", "Timeout: 30 s"), Outcome("scored", 1.0, "a", "a")
-    wrong, unparsable = Outcome("unparsable", 0.0, "", "a", "Timeout: 30 s"), Outcome("unparsable", 0.0)
+    wrong = Outcome("unparsable", 0.0, "", "a", "Timeout: 30 s", is_charged=True)
+    unparsable = Outcome("unparsable", 0.0)
 
     assert held_against([scored, unparsable, failed, failed, scored], [failed, failed, failed, scored, scored]) == [
         *[wrong, wrong, failed, scored, scored]
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "left"), [("f1:yes", 80 / (80 + 20 + 20)), ("macro_f1", (80 / (80 + 30) + 240 / (240 + 40)) / 2)]
+)
+def test_no_f1_is_gained_by_calls_that_broke(metric: str, left: float) -> None:
+    """Of 60 yes the seed finds 40, and takes 10 of 140 no for yes; the candidate fails with ten rows, else is equal."""
+    rows = [("yes", "yes")] * 40 + [("yes", "no")] * 20 + [("no", "yes")] * 10 + [("no", "no")] * 130
+    seed = [Outcome("scored", float(gold == answer), answer, gold) for gold, answer in rows]
+    failing = Outcome("failed", None, "", "no", "ContentFilter")
+    scorer = wrap(metric, "label")
+
+    on_its_errors = compare(seed, held_against(seed, [*seed[:60], *[failing] * 10, *seed[70:]]), scorer)
+    assert (on_its_errors.gain, on_its_errors.is_confirmed) == (0.0, False)
+
+    where_right = compare(seed, held_against(seed, [*seed[:70], *[failing] * 10, *seed[80:]]), scorer)
+    assert where_right.after == pytest.approx(left), "for f1:yes as if they were taken for yes"
+    assert where_right.gain < 0
+    assert where_right.rows == 200
 
 
 @pytest.mark.parametrize("threads", THREADS)
