@@ -136,7 +136,7 @@ class Account:
         self._bounded = Cost()
         self._held = 0
         self._room = Cost()
-        self._clock = clock
+        self.clock = clock
         self._start = clock()
         self._lock = threading.Lock()
         self._given_back = threading.Condition(self._lock)
@@ -144,7 +144,7 @@ class Account:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds since the account was opened."""
-        return self._clock() - self._start
+        return self.clock() - self._start
 
     @property
     def seconds_left(self) -> float | None:

@@ -315,6 +315,21 @@ def test_half_of_the_calls_go_to_the_search_on_all_rows_and_the_rest_to_the_regi
     assert shares == {40: 404, 30: 606, 10: 202}
 
 
+def test_a_region_that_is_searched_later_has_lost_no_seconds_to_those_before(tmp_path: Path) -> None:
+    lost: list[float] = []
+
+    class Noting(APE):
+        def search(self, task: Task) -> Any:
+            account = task.meter.account
+            assert account.budget.seconds is not None
+            lost.append(account.budget.seconds - (account.seconds_left or 0.0))
+            return super().search(task)
+
+    compiled_by(mixture(tmp_path, method=Noting, threads=1, budget=Budget(seconds=600)))
+
+    assert lost == [0.0, 0.0, 0.0]
+
+
 def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
     """8 rows choose in each region, of which the right rule turns 4: p = 2 / 2^4."""
     compiled = compiled_by(mixture(tmp_path), valset=rows(32, 40))
