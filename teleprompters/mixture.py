@@ -159,8 +159,13 @@ class MixtureOfExperts(Teleprompter):
         return [made.get(name) or Expert(name, why=why[name]) for name in layout.names]
 
     def _afforded(self, task: Task, rows: Mapping[str, int]) -> dict[str, Share]:
-        """Return a share for each region, in proportion to its rows; regions are left out until the others can pay."""
+        """Return a share for each region, in proportion to its rows; regions are left out until the others can pay.
+
+        What the confirmation needs is kept back as far as it is known now: were it to grow with what one region
+        sees, another would lose what its share had.
+        """
         account, names = task.meter.account, sorted(rows, key=lambda name: (-rows[name], name))
+        account.fix()
         while names:
             total, left = sum(rows[name] for name in names), account.calls_left
             calls = {name: None if left is None else left * rows[name] // total for name in names}

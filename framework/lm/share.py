@@ -14,8 +14,9 @@ _SMALLEST: Final = 1e-9
 class Share(Account):
     """An account whose spending is another's, too; neither's bound is passed.
 
-    What may be spent is fixed when it is made, so that it doesn't depend on what other shares have spent by then. Its
-    seconds run from its first call.
+    What may be spent is fixed when it is made. Of shares that add up to the whole, no one's calls, tokens and dollars
+    depend on what the others spend, if what the whole keeps back is fixed too (`Account.fix`). Seconds run from a
+    share's first call, and end with the whole's.
 
     Args:
         whole: The account it is a share of.
@@ -44,7 +45,7 @@ class Share(Account):
         return super().seconds if self._is_begun else 0.0
 
     def hold(self, calls: int, room: Cost | None = None) -> None:
-        """Keep `calls` and `room` back in the whole, if it keeps back less."""
+        """Keep `calls` and `room` back in the whole, if it keeps back less and that isn't fixed."""
         self._whole.hold_more(calls, room)
 
     def reserve(self, most: Cost, *, billed: bool = True) -> None:

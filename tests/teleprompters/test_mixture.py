@@ -21,7 +21,7 @@ from dspy.lm15 import Request
 from preceptor import load
 from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.life import Compile
-from preceptor.lm.budget import Budget
+from preceptor.lm.budget import Budget, Cost
 from preceptor.lm.embedding import Embedder
 from preceptor.modules import Classify, Experts
 from preceptor.program import read
@@ -328,6 +328,27 @@ def test_a_region_that_is_searched_later_has_lost_no_seconds_to_those_before(tmp
     compiled_by(mixture(tmp_path, method=Noting, threads=1, budget=Budget(seconds=600)))
 
     assert lost == [0.0, 0.0, 0.0]
+
+
+def test_dear_calls_in_one_region_take_no_tokens_from_another(tmp_path: Path) -> None:
+    spent: list[tuple[int, int | None]] = []
+
+    class Spending(APE):
+        def search(self, task: Task) -> Any:
+            account, is_first = task.meter.account, len(task.train) == 40
+            call = Cost(1, 100 if is_first else 1000)
+            try:
+                for _ in range(10 if is_first else 1000):
+                    account.reserve(call)
+                    account.settle(call, call, billed=True)
+            finally:
+                spent.append((account.spent.tokens, account.budget.tokens))
+            return []
+
+    compiled_by(mixture(tmp_path, method=Spending, threads=1, budget=Budget(tokens=100_000)))
+
+    # 100,000 - 1,000 - 1.1 * 192 calls of 100 are left to two regions of 20 rows
+    assert spent == [(1_000, 50_000), (38_000, 38_940), (38_000, 38_940)]
 
 
 def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
