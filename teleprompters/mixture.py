@@ -51,7 +51,7 @@ class MixtureOfExperts(Teleprompter):
     part of what is left in proportion to the region's rows; as many regions are left out, the smallest first, as
     it takes for all others to have the least the method needs. Regions are searched side by side where the
     model answers one request a call. No search sees what another has spent, so the result doesn't depend on
-    timing.
+    timing. Where the inputs fall into one region, it is the method alone: one search with the whole budget.
 
     Half of each region's confirmation rows choose the experts: one replaces the default if it is better there,
     by Holm's correction over all regions tested. The other half measures the whole mixture against the seed. If it
@@ -97,18 +97,25 @@ class MixtureOfExperts(Teleprompter):
         return {**own, "method": type(inner).__name__, "settings": inner.knobs}
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of the search on all rows and of those on regions of equal size."""
+        """Return the calls of the search on all rows and of those on regions of equal size.
+
+        Where the number of regions isn't given, there may be one: then no less than a search of the method alone.
+        """
         inner, count = self._inner, self.regions or GUESS
         least = inner.estimate(signatures, rows, 1).least
         whole = inner.estimate(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
         each = None if calls is None else (calls - whole.expected) // count
         region = inner.estimate(signatures, max(2, rows // count), each)
         afforded = each is None or each >= region.least
-        return Estimate(least, whole.expected + (count * region.expected if afforded else 0))
+        expected = whole.expected + (count * region.expected if afforded else 0)
+        alone = 0 if self.regions else inner.estimate(signatures, rows, calls).expected
+        return Estimate(least, max(expected, alone))
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search on all rows and on each region's, confirm the experts, then the mixture; save and return it."""
         layout = self._layout(compiling, task)
+        if len(layout.names) == 1:
+            return self._undivided(compiling, task, layout)
         account = task.meter.account
         account.hold(compiling.confirmation)
         whole, calls = self._inner, account.calls_left
@@ -120,6 +127,13 @@ class MixtureOfExperts(Teleprompter):
         seed = replace(candidate_of(based.student), constitutions=default.constitutions)
         experts = self._experts(compiling, replace(based, seed=seed), layout)
         return concluded(compiling, task, found, experts, layout)
+
+    def _undivided(self, compiling: Compile, task: Task, layout: Layout) -> dspy.Module:
+        """Search once, with the whole budget, and confirm as the method alone does: there is nothing to route."""
+        whole, [only] = self._inner, layout.names
+        task.meter.account.hold(replace(compiling, method=whole).confirmation)
+        found = compiling.search(replace(task, confirms=whole.confirmed), whole.search)
+        return concluded(compiling, task, found, [Expert(only, why="there is no other region")], layout)
 
     @property
     def _inner(self) -> Teleprompter:
