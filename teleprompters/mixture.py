@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Final
@@ -24,7 +24,7 @@ from preceptor.errors import ConfigError
 from preceptor.life import Compile
 from preceptor.lm.dispatch import NOT_SENT
 from preceptor.lm.embedding import DEFAULT, Embedder, embedder_of
-from preceptor.lm.meter import batching_engine
+from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.share import Share
 from preceptor.program import apply, candidate_of
 from preceptor.scoring.multiplicity import confirmable
@@ -167,7 +167,13 @@ class MixtureOfExperts(Teleprompter):
                     raise
                 return Expert(name, why=str(error))
 
-        made = dict(zip(afforded, _side_by_side(searched_or_refused, list(afforded), self._workers(task)), strict=True))
+        made = dict(
+            zip(
+                afforded,
+                _side_by_side(searched_or_refused, list(afforded), self._workers(task), task.meter),
+                strict=True,
+            )
+        )
         why = dict.fromkeys(layout.names, f"fewer than {self.least_rows} train rows")
         why |= dict.fromkeys(large, "too few confirmation rows") | dict.fromkeys(able, "the budget is too small")
         return [made.get(name) or Expert(name, why=why[name]) for name in layout.names]
@@ -235,12 +241,21 @@ def _within(task: Task, share: Share) -> Task:
     )
 
 
-def _side_by_side(search: Callable[[str], Expert], names: Sequence[str], workers: int) -> list[Expert]:
-    """Return one result a name, in order; with one worker, in this thread."""
+def _side_by_side(search: Callable[[str], Expert], names: Sequence[str], workers: int, meter: Meter) -> list[Expert]:
+    """Return one result a name, in order; with one worker, in this thread.
+
+    What ends the wait for them, such as Ctrl-C, is raised once calls under way are answered and recorded.
+    """
     if workers == 1 or len(names) < 2:
         return [search(name) for name in names]
     with ThreadPoolExecutor(min(workers, len(names))) as pool:
-        running = [pool.submit(copy_context().run, search, name) for name in names]
+        try:
+            running = [pool.submit(copy_context().run, search, name) for name in names]
+            wait(running)
+        except BaseException:
+            meter.give_up()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     errors = [error for each in running if (error := each.exception()) is not None]
     if errors:
         raise min(errors, key=lambda error: NOT_SENT in str(error))  # else it tells of another region's error only

@@ -502,6 +502,28 @@ def test_a_model_that_goes_down_in_a_region_ends_the_compile_which_resumes_to_th
     assert toy.saved(tmp_path / "broken") == toy.saved(tmp_path / "whole")
 
 
+def test_ctrl_c_in_the_regions_is_raised_once_the_calls_under_way_are_recorded(tmp_path: Path) -> None:
+    """Two calls are sent at a time, and two wait for a place."""
+    begun = Counter[str]()
+
+    def slowly(request: Request) -> str:
+        if (tmp_path / "region-2").exists():
+            begun["calls"] += 1
+            if begun["calls"] == 5:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        return answer(request)
+
+    lm, writer = simulated(slowly, name="task"), simulated(propose, name="writer")
+    with pytest.raises(KeyboardInterrupt):
+        compiled_by(mixture(tmp_path, lm=lm, proposer=writer, threads=2))
+    asked_by_then = len(asked(lm)) + len(asked(writer))
+    time.sleep(0.3)
+
+    assert begun["calls"] < 20
+    assert len(asked(lm)) + len(asked(writer)) == asked_by_then == toy.recorded(tmp_path)
+
+
 KILLED = """
 import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("mixed", sys.argv[1])
