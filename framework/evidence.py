@@ -97,9 +97,14 @@ class Evidence:
     def verdict(self) -> str:
         """The result in a sentence, and another one if a candidate was left out."""
         left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
+        return self._result + self._unread + self._again + self._mixed + (left_out if self.copied else "")
+
+    @property
+    def _mixed(self) -> str:
+        if len(self.regions) == 1:
+            return " The inputs fall into one region: one prompt answers all of them."
         experts = sum(region["expert"] == "its own" for region in self.regions)
-        mixed = f" {experts} of {len(self.regions)} regions have an expert of their own." if self.regions else ""
-        return self._result + self._unread + self._again + mixed + (left_out if self.copied else "")
+        return f" {experts} of {len(self.regions)} regions have an expert of their own." if self.regions else ""
 
     @property
     def _unread(self) -> str:

@@ -203,6 +203,8 @@ class ConstitutionalExperts(Teleprompter):
             others = 0 if left is None else left - left // (len(names) - at)
             trials = self._improve(task, name, best, known, others) or trials
             best = trials[0].candidate if trials else best
+        if trials:
+            _compare(task, known, trials[0])
         return trials
 
     def _improve(self, task: Task, name: str, seed: Candidate, known: Known, others: int) -> list[Trial]:
@@ -328,6 +330,17 @@ def _ablated(task: Task, name: str, best: Candidate, known: Known, rows: Sequenc
             worths[one.identity] = worth
     measured = full.candidate.constitutions[name].measured(worths, len(rows))
     return known.whole(full.candidate.with_constitution(name, measured))
+
+
+def _compare(task: Task, known: Known, winner: Trial) -> None:
+    """Keep of the seed's trials what compares with the winner's: its score on the same rows, else none; no call.
+
+    A winner that the ablation made was scored on the rows set aside only; the seed on those of the races, and on the
+    others if it was in the last beam.
+    """
+    seen = {row for trial in task.scored if trial.candidate.key == task.seed.key for row in trial.rows}
+    others = [trial for trial in task.scored if trial.candidate.key != task.seed.key]
+    task.scored[:] = [*others, *(known.score([task.seed], winner.rows) if seen.issuperset(winner.rows) else [])]
 
 
 def _wrong(task: Task, name: str, beam: Sequence[Trial], most: int) -> list[tuple[Candidate, str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Final
@@ -24,7 +24,7 @@ from preceptor.errors import ConfigError
 from preceptor.life import Compile
 from preceptor.lm.dispatch import NOT_SENT
 from preceptor.lm.embedding import DEFAULT, Embedder, embedder_of
-from preceptor.lm.meter import batching_engine
+from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.share import Share
 from preceptor.program import apply, candidate_of
 from preceptor.scoring.multiplicity import confirmable
@@ -51,7 +51,7 @@ class MixtureOfExperts(Teleprompter):
     part of what is left in proportion to the region's rows; as many regions are left out, the smallest first, as
     it takes for all others to have the least the method needs. Regions are searched side by side where the
     model answers one request a call. No search sees what another has spent, so the result doesn't depend on
-    timing.
+    timing. Where the inputs fall into one region, it is the method alone: one search with the whole budget.
 
     Half of each region's confirmation rows choose the experts: one replaces the default if it is better there,
     by Holm's correction over all regions tested. The other half measures the whole mixture against the seed. If it
@@ -97,18 +97,25 @@ class MixtureOfExperts(Teleprompter):
         return {**own, "method": type(inner).__name__, "settings": inner.knobs}
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of the search on all rows and of those on regions of equal size."""
+        """Return the calls of the search on all rows and of those on regions of equal size.
+
+        Where the number of regions isn't given, there may be one: then no less than a search of the method alone.
+        """
         inner, count = self._inner, self.regions or GUESS
         least = inner.estimate(signatures, rows, 1).least
         whole = inner.estimate(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
         each = None if calls is None else (calls - whole.expected) // count
         region = inner.estimate(signatures, max(2, rows // count), each)
         afforded = each is None or each >= region.least
-        return Estimate(least, whole.expected + (count * region.expected if afforded else 0))
+        expected = whole.expected + (count * region.expected if afforded else 0)
+        alone = 0 if self.regions else inner.estimate(signatures, rows, calls).expected
+        return Estimate(least, max(expected, alone))
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search on all rows and on each region's, confirm the experts, then the mixture; save and return it."""
         layout = self._layout(compiling, task)
+        if len(layout.names) == 1:
+            return self._undivided(compiling, task, layout)
         account = task.meter.account
         account.hold(compiling.confirmation)
         whole, calls = self._inner, account.calls_left
@@ -120,6 +127,13 @@ class MixtureOfExperts(Teleprompter):
         seed = replace(candidate_of(based.student), constitutions=default.constitutions)
         experts = self._experts(compiling, replace(based, seed=seed), layout)
         return concluded(compiling, task, found, experts, layout)
+
+    def _undivided(self, compiling: Compile, task: Task, layout: Layout) -> dspy.Module:
+        """Search once, with the whole budget, and confirm as the method alone does: there is nothing to route."""
+        whole, [only] = self._inner, layout.names
+        task.meter.account.hold(replace(compiling, method=whole).confirmation)
+        found = compiling.search(replace(task, confirms=whole.confirmed), whole.search)
+        return concluded(compiling, task, found, [Expert(only, why="there is no other region")], layout)
 
     @property
     def _inner(self) -> Teleprompter:
@@ -153,14 +167,25 @@ class MixtureOfExperts(Teleprompter):
                     raise
                 return Expert(name, why=str(error))
 
-        made = dict(zip(afforded, _side_by_side(searched_or_refused, list(afforded), self._workers(task)), strict=True))
+        made = dict(
+            zip(
+                afforded,
+                _side_by_side(searched_or_refused, list(afforded), self._workers(task), task.meter),
+                strict=True,
+            )
+        )
         why = dict.fromkeys(layout.names, f"fewer than {self.least_rows} train rows")
         why |= dict.fromkeys(large, "too few confirmation rows") | dict.fromkeys(able, "the budget is too small")
         return [made.get(name) or Expert(name, why=why[name]) for name in layout.names]
 
     def _afforded(self, task: Task, rows: Mapping[str, int]) -> dict[str, Share]:
-        """Return a share for each region, in proportion to its rows; regions are left out until the others can pay."""
+        """Return a share for each region, in proportion to its rows; regions are left out until the others can pay.
+
+        What the confirmation needs is kept back as far as it is known now: were it to grow with what one region
+        sees, another would lose what its share had.
+        """
         account, names = task.meter.account, sorted(rows, key=lambda name: (-rows[name], name))
+        account.fix()
         while names:
             total, left = sum(rows[name] for name in names), account.calls_left
             calls = {name: None if left is None else left * rows[name] // total for name in names}
@@ -216,12 +241,21 @@ def _within(task: Task, share: Share) -> Task:
     )
 
 
-def _side_by_side(search: Callable[[str], Expert], names: Sequence[str], workers: int) -> list[Expert]:
-    """Return one result a name, in order; with one worker, in this thread."""
+def _side_by_side(search: Callable[[str], Expert], names: Sequence[str], workers: int, meter: Meter) -> list[Expert]:
+    """Return one result a name, in order; with one worker, in this thread.
+
+    What ends the wait for them, such as Ctrl-C, is raised once calls under way are answered and recorded.
+    """
     if workers == 1 or len(names) < 2:
         return [search(name) for name in names]
     with ThreadPoolExecutor(min(workers, len(names))) as pool:
-        running = [pool.submit(copy_context().run, search, name) for name in names]
+        try:
+            running = [pool.submit(copy_context().run, search, name) for name in names]
+            wait(running)
+        except BaseException:
+            meter.give_up()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     errors = [error for each in running if (error := each.exception()) is not None]
     if errors:
         raise min(errors, key=lambda error: NOT_SENT in str(error))  # else it tells of another region's error only

@@ -136,7 +136,8 @@ class Account:
         self._bounded = Cost()
         self._held = 0
         self._room = Cost()
-        self._clock = clock
+        self._fixed: tuple[float, float] | None = None
+        self.clock = clock
         self._start = clock()
         self._lock = threading.Lock()
         self._given_back = threading.Condition(self._lock)
@@ -144,7 +145,7 @@ class Account:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds since the account was opened."""
-        return self._clock() - self._start
+        return self.clock() - self._start
 
     @property
     def seconds_left(self) -> float | None:
@@ -183,11 +184,18 @@ class Account:
             return self._bounded - self.spent
 
     def hold_more(self, calls: int, room: Cost | None = None) -> None:
-        """Keep `calls` and `room` back, unless more are kept back already."""
+        """Keep `calls` and `room` back, unless more are kept back already, or that is fixed."""
         room = room or Cost()
         with self._lock:
+            if self._fixed is not None:
+                return
             self._held = max(self._held, calls)
             self._room = Cost(0, max(self._room.tokens, room.tokens), max(self._room.dollars, room.dollars))
+
+    def fix(self) -> None:
+        """Keep back what is kept back now of calls, tokens and dollars, whatever is seen from now on, until `hold`."""
+        with self._lock:
+            self._fixed = self._held_back()
 
     def hold(self, calls: int, room: Cost | None = None) -> None:
         """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
@@ -202,6 +210,7 @@ class Account:
         with self._lock:
             self._held = calls
             self._room = room or Cost()
+            self._fixed = None
 
     def reserve(self, most: Cost, *, billed: bool = True) -> None:
         """Set aside the most the next calls can cost; wait for calls under way if what they give back may do.
@@ -255,6 +264,8 @@ class Account:
 
     def _held_back(self) -> tuple[float, float]:
         """Return the tokens and dollars kept back: what the calls held will take, if a tenth more than those so far."""
+        if self._fixed is not None:
+            return self._fixed
         a_call = _SPARE * self._held / self.spent.calls if self.spent.calls else 0.0
         return a_call * self.spent.tokens + self._room.tokens, a_call * self.spent.dollars + self._room.dollars
 

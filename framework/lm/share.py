@@ -14,7 +14,9 @@ _SMALLEST: Final = 1e-9
 class Share(Account):
     """An account whose spending is another's, too; neither's bound is passed.
 
-    What may be spent is fixed when it is made, so that it doesn't depend on what other shares have spent by then.
+    What may be spent is fixed when it is made. Of shares that add up to the whole, no one's calls, tokens and dollars
+    depend on what the others spend, if what the whole keeps back is fixed too (`Account.fix`). Seconds run from a
+    share's first call, and end with the whole's.
 
     Args:
         whole: The account it is a share of.
@@ -31,12 +33,19 @@ class Share(Account):
                 dollars=None if dollars is None else max(_SMALLEST, part * dollars),
                 seconds=None if seconds is None else max(_SMALLEST, part * seconds),
                 prices=whole.budget.prices,
-            )
+            ),
+            clock=whole.clock,
         )
         self._whole = whole
+        self._is_begun = False
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the first call: a part that waits for others loses no time to them."""
+        return super().seconds if self._is_begun else 0.0
 
     def hold(self, calls: int, room: Cost | None = None) -> None:
-        """Keep `calls` and `room` back in the whole, if it keeps back less."""
+        """Keep `calls` and `room` back in the whole, if it keeps back less and that isn't fixed."""
         self._whole.hold_more(calls, room)
 
     def reserve(self, most: Cost, *, billed: bool = True) -> None:
@@ -45,6 +54,7 @@ class Share(Account):
         Raises:
             BudgetExhausted: If that might pass either bound; nothing is set aside then.
         """
+        self._begin()
         super().reserve(most, billed=billed)
         try:
             self._whole.reserve(most, billed=billed)
@@ -61,3 +71,8 @@ class Share(Account):
         """Give a reservation back after a failed attempt that may have cost something."""
         super().lose(most, cost)
         self._whole.lose(most, cost)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._is_begun:
+                self._start, self._is_begun = self.clock(), True

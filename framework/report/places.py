@@ -10,10 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from preceptor.report.errors import FATES, Fate, fate, names
 from preceptor.report.folder import Findings, Place, Plan, Row
+
+T = TypeVar("T")
 
 WIDTH: Final = 720
 HEIGHT: Final = 460
@@ -66,7 +68,7 @@ class Map:
         centroids: The regions.
         fates: What became of confirmation rows: kind, name, and the path of its mark.
         has_outside: True if a confirmation row lies beyond the radius.
-        drawn: Share of the rows that are drawn, in (0, 1].
+        drawn: Share of the train rows that are drawn, in (0, 1].
         explained: See `preceptor.report.folder.Plan`.
         embedder: What embedded the rows.
         told: The drawing in words.
@@ -96,7 +98,7 @@ def mapped(found: Findings) -> Map | None:
         centroids=_centroids(plan, to, hues, found.result),
         fates=[(one, known[one], MARKS[one]) for one in FATES if one in fates],
         has_outside="" in plan.routes,
-        drawn=min(1.0, _MOST / len(plan.train)),
+        drawn=len(_some(plan.train)) / len(plan.train),
         explained=plan.explained,
         embedder=plan.embedder,
         told=_told(plan, found.rows, fates),
@@ -122,9 +124,13 @@ class _Frame:
         return round(self.left + self.scale * place[0], 1), round(self.top - self.scale * place[1], 1)
 
 
+def _some(rows: Sequence[T]) -> Sequence[T]:
+    """Return at most `_MOST` of the rows: all, every second, every third and so on."""
+    return rows[:: math.ceil(len(rows) / _MOST) or 1]
+
+
 def _train(plan: Plan, to: _Frame, hues: Mapping[str, str]) -> list[Marks]:
-    step = math.ceil(len(plan.train) / _MOST)
-    drawn = list(zip(plan.train, plan.members, strict=True))[::step]
+    drawn = _some(list(zip(plan.train, plan.members, strict=True)))
     return [
         Marks(hue, "train", _path([to(place) for place, member in drawn if member == name], "h0"))
         for name, hue in hues.items()
@@ -133,8 +139,7 @@ def _train(plan: Plan, to: _Frame, hues: Mapping[str, str]) -> list[Marks]:
 
 def _confirm(plan: Plan, to: _Frame, hues: Mapping[str, str], fates: Sequence[Fate]) -> list[Marks]:
     """Return the marks of confirmation rows, those of errors above those of right answers."""
-    step = math.ceil(len(fates) / _MOST) or 1
-    drawn = list(zip(plan.confirm, plan.routes, fates, strict=False))[::step]
+    drawn = _some(list(zip(plan.confirm, plan.routes, fates, strict=False)))
     return [
         Marks(hue, one, _path(places, MARKS[one]))
         for one in ("failed", "right", "wrong", "mended", "broken")

@@ -114,3 +114,36 @@ def test_a_share_that_is_spent_ends_its_own_calls_only(ledger: Ledger) -> None:
         small("b")
     assert isinstance(caught.value.__cause__, BudgetExhausted)
     assert lm("b") == ["yes"]
+
+
+def test_the_seconds_of_shares_that_are_spent_one_after_the_other_begin_with_the_first_call_of_each() -> None:
+    now = [0.0]
+    whole = Account(Budget(seconds=4.0), clock=lambda: now[0])
+    first, second = Share(whole, 0.5, None), Share(whole, 0.25, None)
+
+    spend(first, Cost(1))
+    now[0] = 1.5
+    assert (first.seconds, first.seconds_left, second.seconds, second.seconds_left) == (1.5, 0.5, 0.0, 1.0)
+    now[0] = 2.5
+    with pytest.raises(BudgetExhausted, match=r"seconds to 2\.5, past the budget of 2"):
+        first.reserve(Cost(1))
+    spend(second, Cost(1))
+    now[0] = 3.0
+    assert (second.seconds_left, whole.seconds_left) == (0.5, 1.0)
+
+
+def test_dear_calls_of_one_share_take_nothing_from_another_for_what_is_kept_back_is_fixed() -> None:
+    whole = Account(Budget(tokens=10_000, calls=1000))
+    spend(whole, Cost(30, 900))
+    whole.hold(100)  # 1.1 * 100 calls of 30 tokens
+    whole.fix()
+    first, second = Share(whole, 0.5, 435), Share(whole, 0.5, 435)
+
+    for share in (first, second):
+        share.hold(200, Cost(0, 500))
+        for _ in range(29):
+            spend(share, Cost(15, 100))
+        assert (share.budget.tokens, share.left[0], share.calls_left) == (2900, 0, 0)
+    assert whole.left[0] == 0
+    whole.hold(0)
+    assert (whole.left[0], whole.calls_left) == (3300, 100)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from preceptor.report.errors import Fate
 from preceptor.report.folder import Answer, Findings, Plan, Row
 from preceptor.report.places import HUES, mapped
@@ -96,9 +98,10 @@ def test_more_regions_than_colours_have_the_first_colour_again() -> None:
     assert [one.hue for one in drawn.centroids] == ["r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r0"]
 
 
-def test_of_very_many_rows_some_are_drawn_and_the_share_is_told() -> None:
-    many = replace(PLAN, train=[(0.0, float(n)) for n in range(6000)], members=["region 1"] * 6000)
-    drawn = mapped(findings(many, []))
-    assert drawn is not None
-    assert drawn.marks[0].path.count("M") == 1500
-    assert drawn.drawn == 0.25
+@pytest.mark.parametrize(("rows", "drawn"), [(1500, 1500), (1501, 751), (2999, 1500), (3001, 1001), (6000, 1500)])
+def test_of_very_many_rows_some_are_drawn_and_their_share_is_told(rows: int, drawn: int) -> None:
+    many = replace(PLAN, train=[(0.0, float(n)) for n in range(rows)], members=["region 1"] * rows)
+    found = mapped(findings(many, []))
+    assert found is not None
+    assert found.marks[0].path.count("M") == drawn
+    assert found.drawn == drawn / rows

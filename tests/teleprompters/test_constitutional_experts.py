@@ -19,6 +19,7 @@ from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import predictors
 from preceptor.modules import Classify, Experts, Generate
 from preceptor.program import candidate_of, read
+from preceptor.task import Task
 from preceptor.teleprompters import ConstitutionalExperts, MixtureOfExperts
 from preceptor.teleprompters.constitutional_experts import Plan
 from preceptor.testing import asked, prompt, simulated, system, toy
@@ -406,6 +407,40 @@ def test_a_principle_of_the_users_own_is_dropped_only_if_it_harms(tmp_path: Path
     method = constitutional(tmp_path, proposer, steps=1, errors=1, edits=1)
     compiled = compiled_by(method, 72, program, valset=rows(60, 72))
     assert principles(compiled.predict.signature.instructions) == ["Never shout.", "red is yes."]
+
+
+@pytest.mark.parametrize(
+    ("own", "added", "settings", "count", "is_told"),
+    [
+        ((), ["red is yes."], {"steps": 1}, 72, True),
+        ((), ["blue is yes.", "red is yes."], {"steps": 2, "beam": 1}, 72, False),
+        (("Never shout.", "grey is yes."), ["red is yes."], {"steps": 1}, 24, True),
+        ((), ["blue is yes.", "blue is yes, red is yes."], {"steps": 2, "beam": 1}, 24, False),
+    ],
+    ids=["none dropped", "none dropped, seed not in the last beam", "one dropped", "one dropped, seed not there"],
+)
+def test_the_seeds_score_in_the_search_is_told_if_it_is_on_the_winners_rows(
+    tmp_path: Path, own: tuple[str, ...], added: list[str], settings: dict[str, Any], count: int, is_told: bool
+) -> None:
+    seen: list[Any] = []
+
+    class Open(ConstitutionalExperts):
+        def search(self, task: Task) -> Any:
+            trials = super().search(task)
+            of_seed = [trial for trial in task.scored if trial.candidate.key == task.seed.key]
+            seen.extend([trials[0], *of_seed])
+            return trials
+
+    texts = iter(added)
+    method = constitutional(tmp_path, simulated(choosing("Add", lambda text: next(texts)), name="writer"))
+    given = {name: getattr(method, name) for name in ("metric", "lm", "proposer", "run_dir", "threads")}
+    program = student(with_principles(*own)) if own else student()
+    evidence = compiled_by(Open(**given, errors=1, edits=1, **settings), 72, program).evidence
+
+    winner, *of_seed = seen
+    assert [len(winner.rows), *(trial.rows for trial in of_seed)] == [count, *(is_told * [winner.rows])]
+    assert evidence.seed_search_score == (of_seed[0].score if is_told else None)
+    assert evidence.search_score == winner.score
 
 
 @pytest.mark.parametrize(

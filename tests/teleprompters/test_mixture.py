@@ -21,7 +21,7 @@ from dspy.lm15 import Request
 from preceptor import load
 from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.life import Compile
-from preceptor.lm.budget import Budget
+from preceptor.lm.budget import Budget, Cost
 from preceptor.lm.embedding import Embedder
 from preceptor.modules import Classify, Experts
 from preceptor.program import read
@@ -32,6 +32,7 @@ from preceptor.teleprompters.layout import Layout, _half
 from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
 from preceptor.testing.draws import draw, number
 
+LABELS = "text -> label: Literal['yes', 'no']"
 SEED = "Sort."
 SAME, OTHER = "Answer with the last word.", "Answer with the opposite."
 TURNED = {"yes": "no", "no": "yes"}
@@ -46,6 +47,10 @@ def rows(count: int, start: int = 0) -> list[dspy.Example]:
         label = word if topic == "fruit" else TURNED[word]
         found.append(dspy.Example(text=f"{topic} {n} {word}", label=label).with_inputs("text"))
     return found
+
+
+def fruit(count: int, start: int = 0) -> list[dspy.Example]:
+    return [row for row in rows(2 * count, start) if row.text.startswith("fruit")]
 
 
 def by_topic(texts: Sequence[str]) -> list[list[float]]:
@@ -83,7 +88,7 @@ def mixture(place: Path, kind: type[MixtureOfExperts] = MixtureOfExperts, **sett
 
 def compiled_by(method: MixtureOfExperts, **data: Any) -> Any:
     given: dict[str, Any] = {"trainset": rows(40), "valset": rows(64, 40), **data}
-    return method.compile(Classify("text -> label: Literal['yes', 'no']", SEED), **given)
+    return method.compile(Classify(LABELS, SEED), **given)
 
 
 def table(compiled: Any) -> list[str]:
@@ -291,7 +296,7 @@ def test_regions_too_small_to_be_searched_or_confirmed_are_not_searched(tmp_path
 
 def test_a_budget_that_pays_for_no_region_is_spent_as_by_the_method_alone(tmp_path: Path) -> None:
     method = mixture(tmp_path / "least")
-    least = method.estimate(toy.signatures(Classify("text -> label: Literal['yes', 'no']")), 40, 1).least + 3 * 64
+    least = method.estimate(toy.signatures(Classify(LABELS)), 40, 1).least + 3 * 64
     compiled = compiled_by(mixture(tmp_path / "least", budget=Budget(calls=least)))
 
     assert table(compiled) == 2 * ["default: the budget is too small"]
@@ -313,6 +318,42 @@ def test_half_of_the_calls_go_to_the_search_on_all_rows_and_the_rest_to_the_regi
 
     # 1000 - 3 * 64 are left to search with; nobody spends any: 30 and 10 train rows
     assert shares == {40: 404, 30: 606, 10: 202}
+
+
+def test_a_region_that_is_searched_later_has_lost_no_seconds_to_those_before(tmp_path: Path) -> None:
+    lost: list[float] = []
+
+    class Noting(APE):
+        def search(self, task: Task) -> Any:
+            account = task.meter.account
+            assert account.budget.seconds is not None
+            lost.append(account.budget.seconds - (account.seconds_left or 0.0))
+            return super().search(task)
+
+    compiled_by(mixture(tmp_path, method=Noting, threads=1, budget=Budget(seconds=600)))
+
+    assert lost == [0.0, 0.0, 0.0]
+
+
+def test_dear_calls_in_one_region_take_no_tokens_from_another(tmp_path: Path) -> None:
+    spent: list[tuple[int, int | None]] = []
+
+    class Spending(APE):
+        def search(self, task: Task) -> Any:
+            account, is_first = task.meter.account, len(task.train) == 40
+            call = Cost(1, 100 if is_first else 1000)
+            try:
+                for _ in range(10 if is_first else 1000):
+                    account.reserve(call)
+                    account.settle(call, call, billed=True)
+            finally:
+                spent.append((account.spent.tokens, account.budget.tokens))
+            return []
+
+    compiled_by(mixture(tmp_path, method=Spending, threads=1, budget=Budget(tokens=100_000)))
+
+    # 100,000 - 1,000 - 1.1 * 192 calls of 100 are left to two regions of 20 rows
+    assert spent == [(1_000, 50_000), (38_000, 38_940), (38_000, 38_940)]
 
 
 def test_an_expert_that_might_be_luck_is_not_adopted(tmp_path: Path) -> None:
@@ -461,6 +502,28 @@ def test_a_model_that_goes_down_in_a_region_ends_the_compile_which_resumes_to_th
     assert toy.saved(tmp_path / "broken") == toy.saved(tmp_path / "whole")
 
 
+def test_ctrl_c_in_the_regions_is_raised_once_the_calls_under_way_are_recorded(tmp_path: Path) -> None:
+    """Two calls are sent at a time, and two wait for a place."""
+    begun = Counter[str]()
+
+    def slowly(request: Request) -> str:
+        if (tmp_path / "region-2").exists():
+            begun["calls"] += 1
+            if begun["calls"] == 5:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        return answer(request)
+
+    lm, writer = simulated(slowly, name="task"), simulated(propose, name="writer")
+    with pytest.raises(KeyboardInterrupt):
+        compiled_by(mixture(tmp_path, lm=lm, proposer=writer, threads=2))
+    asked_by_then = len(asked(lm)) + len(asked(writer))
+    time.sleep(0.3)
+
+    assert begun["calls"] < 20
+    assert len(asked(lm)) + len(asked(writer)) == asked_by_then == toy.recorded(tmp_path)
+
+
 KILLED = """
 import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("mixed", sys.argv[1])
@@ -569,7 +632,37 @@ def test_the_number_of_regions_is_chosen_where_it_isnt_given(tmp_path: Path) -> 
     compiled = compiled_by(mixture(tmp_path, regions=0))
     assert len(compiled.evidence.regions) == 2
 
+
+def test_inputs_of_one_region_are_searched_once_and_confirmed_as_by_the_method_alone(tmp_path: Path) -> None:
     alike = Embedder("alike", lambda texts: [[1.0, len(text) / 1e6] for text in texts])
-    alone = compiled_by(mixture(tmp_path / "alone", regions=0, least_rows=30, embedder=alike))
-    assert len(alone.evidence.regions) == 1
-    assert not isinstance(alone, Experts)
+    data: dict[str, Any] = {"trainset": fruit(40), "valset": fruit(40, 200)}
+    searched: list[int | None] = []
+
+    class Noting(APE):
+        def search(self, task: Task) -> Any:
+            searched.append(task.meter.account.calls_left)
+            return super().search(task)
+
+    budget = Budget(calls=400)
+    mixed = mixture(tmp_path / "mixed", regions=0, least_rows=30, embedder=alike, method=Noting, budget=budget)
+    given = {name: getattr(mixed, name) for name in ("metric", "lm", "proposer", "budget")} | dict(mixed.settings)
+    alone: Any = Noting(**given, run_dir=tmp_path / "alone").compile(Classify(LABELS, SEED), **data)
+    compiled = compiled_by(mixed, **data)
+
+    assert searched == [400 - 2 * 40] * 2
+    assert not isinstance(compiled, Experts)
+    assert compiled.evidence.replaced
+    assert compiled.evidence.instructions == alone.evidence.instructions == {"predict": SAME}
+    assert compiled.evidence.comparison == alone.evidence.comparison
+    assert compiled.evidence.spent == alone.evidence.spent
+    assert table(compiled) == ["default: there is no other region"]
+    assert compiled.evidence.verdict.endswith(" The inputs fall into one region: one prompt answers all of them.")
+
+
+def test_where_there_may_be_one_region_no_less_is_estimated_than_the_method_alone_would_take(tmp_path: Path) -> None:
+    class Greedy(Teleprompter):
+        def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
+            return Estimate(rows, 2 * rows if calls is None or calls < 100 else calls)
+
+    assert mixture(tmp_path, method=Greedy, settings={}, regions=4).estimate({}, 40, 180) == Estimate(40, 160)
+    assert mixture(tmp_path, method=Greedy, settings={}, regions=0).estimate({}, 40, 180) == Estimate(40, 180)
