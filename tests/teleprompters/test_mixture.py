@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor import load
-from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
+from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError, RunError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.embedding import Embedder
@@ -524,6 +524,32 @@ def test_another_embedder_is_another_run(tmp_path: Path) -> None:
     compiled_by(mixture(tmp_path))
     with pytest.raises(ConfigError, match="belongs to another method"):
         compiled_by(mixture(tmp_path, embedder=Embedder("others", by_topic)))
+
+
+def test_an_embedder_that_changed_under_its_name_embeds_all_texts_anew(tmp_path: Path) -> None:
+    def trained(texts: Sequence[str]) -> list[list[float]]:
+        return [[y, -x] for x, y in by_topic(texts)]
+
+    compiled_by(mixture(tmp_path))
+    compiled = compiled_by(mixture(tmp_path, embedder=Embedder("topics", trained)))
+
+    fresh = rows(40, 200)
+    assert compiled.evidence.compiled == 1.0
+    with dspy.context(lm=simulated(answer)):
+        assert [compiled(**row.inputs()).label for row in fresh] == [row.label for row in fresh]
+
+
+def test_a_folders_model_that_was_trained_further_is_another_run(
+    tmp_path: Path, save_encoder: Callable[[Path, Mapping[str, Sequence[float]]], Path]
+) -> None:
+    words = {"fruit": [1.0, 0.0], "tools": [0.0, 1.0], "fox": [1.0, 1.0]}
+    encoder = str(save_encoder(tmp_path / "encoder", words))
+    compiled = compiled_by(mixture(tmp_path / "run", embedder=encoder))
+    assert compiled.evidence.compiled == 1.0
+
+    save_encoder(tmp_path / "encoder", {**words, "fruit": words["tools"], "tools": words["fruit"]})
+    with pytest.raises(RunError, match="belongs to another method"):
+        compiled_by(mixture(tmp_path / "run", embedder=encoder))
 
 
 def test_a_metric_that_fails_in_a_region_ends_the_compile(tmp_path: Path) -> None:
