@@ -25,9 +25,10 @@ from preceptor.lm.budget import Budget
 from preceptor.lm.embedding import Embedder
 from preceptor.modules import Classify, Experts
 from preceptor.program import read
+from preceptor.regions import divided
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters import APE, GEPA, MixtureOfExperts
+from preceptor.teleprompters import APE, GEPA, ConstitutionalExperts, MixtureOfExperts
 from preceptor.teleprompters.layout import Layout, _half
 from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
 from preceptor.testing.draws import draw, number
@@ -550,6 +551,57 @@ def test_a_folders_model_that_was_trained_further_is_another_run(
     save_encoder(tmp_path / "encoder", {**words, "fruit": words["tools"], "tools": words["fruit"]})
     with pytest.raises(RunError, match="belongs to another method"):
         compiled_by(mixture(tmp_path / "run", embedder=encoder))
+
+
+class Renaming(dspy.Module):
+    """Answers a field that none of its predictors has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("text -> label: Literal['yes', 'no']")
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(route=self.predict(text=text).label)
+
+
+@pytest.mark.parametrize("kind", [MixtureOfExperts, ConstitutionalExperts])
+@pytest.mark.parametrize(
+    ("student", "label", "message"),
+    [
+        (
+            dspy.Predict("text -> route: Literal['yes', 'no']"),
+            "route",
+            r"^Experts answer with a field 'route'.* Rename ",
+        ),
+        (Renaming(), "route", r"^Experts answer with a field 'route'.* Rename that output field, in the rows too\.$"),
+        (
+            "experts",
+            "label",
+            r"^The program is a mixture of experts already.* Compile one of its experts: `program\.de",
+        ),
+    ],
+    ids=["its own route", "a route made of another field", "experts already"],
+)
+def test_what_cant_be_routed_to_is_refused_before_anything_is_asked_or_embedded(
+    tmp_path: Path, kind: Any, student: Any, label: str, message: str
+) -> None:
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return by_topic(texts)
+
+    lm, own = simulated(answer), {"settings": {"candidates": 2}} if kind is MixtureOfExperts else {}
+    method = kind(lm=lm, regions=2, embedder=Embedder("topics", embed), run_dir=tmp_path, metric="accuracy", **own)
+    if student == "experts":
+        router = divided(EMBEDDER([row.text for row in rows(8)]), 2, least_rows=1, seed=0).router(EMBEDDER, ["text"])
+        student = Experts(Classify("text -> label: Literal['yes', 'no']", SEED), {}, router)
+    data = [dspy.Example(text=row.text, **{label: row.label}).with_inputs("text") for row in rows(104)]
+
+    with pytest.raises(ConfigError, match=message):
+        method.compile(student, trainset=data[:40], valset=data[40:])
+
+    assert (len(asked(lm)), seen) == (0, [])
 
 
 def test_a_metric_that_fails_in_a_region_ends_the_compile(tmp_path: Path) -> None:
