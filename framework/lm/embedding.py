@@ -161,12 +161,13 @@ def named_in_artifact(name: str) -> Embedder:
     model, _, sha = name.partition("@")
     if model not in MODELS:
         raise ModelError(
-            f"needs the embedder {name!r}, which the catalogue doesn't have; pass it: load(path, embedder=...)"
+            f"needs the embedder {name!r}, which the catalogue doesn't have; pass it: "
+            "load(path, embedder=...), or --embedder on the command line"
         )
     if sha != lookup(model).sha256[:12]:
         raise ModelError(
             f"was made with the embedder {name!r}, and the catalogue's has the hash {lookup(model).sha256[:12]}; "
-            "pass the one it was made with: load(path, embedder=...)"
+            "pass the one it was made with: load(path, embedder=...), or --embedder on the command line"
         )
     return embedder_of(model)
 
