@@ -14,7 +14,7 @@ import numpy as np
 
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
-from preceptor.regions import NOWHERE, PROBE, Plane, Regions, Router, divided, rendered
+from preceptor.regions import NO_REGION, NOWHERE, PROBE, Plane, Regions, Router, divided, rendered
 from preceptor.run import REGIONS, fingerprint
 from preceptor.splits import half
 from preceptor.task import Task
@@ -35,7 +35,7 @@ class Layout:
     Attributes:
         router: The one that the program will have.
         separation: Mean simplified silhouette of the train rows.
-        train: Region -> its train rows.
+        train: Region -> its train rows; of no region are those whose embedding has no direction.
         confirm: Region, or "" -> its confirmation rows, as the router sends them.
         gates: The confirmation rows that choose experts; the others measure the mixture.
     """
@@ -76,7 +76,8 @@ def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *
     fields = list(train[0].inputs().keys())
     texts = [rendered(row.inputs().toDict(), fields) for row in (*train, *confirm)]
     vectors = kept(task.run.folder, embedder, texts, task.report)
-    found = divided(vectors[: len(train)], regions, least_rows=least_rows, seed=seed)
+    count = len(train)
+    found = divided(vectors[:count], regions, least_rows=least_rows, seed=seed, texts=texts[:count])
     router = found.router(embedder, fields)
     routes = [route.region for route in router.routes(vectors[len(train) :])]
     places = {
@@ -98,7 +99,7 @@ def _map(vectors: Vectors, train: int, found: Regions, router: Router, routes: S
         "regions": list(router.names),
         "centroids": plane.places(np.array(means)),
         "train": plane.places(vectors[:train]),
-        "members": [router.names[at] for at in found.members],
+        "members": [NOWHERE if at == NO_REGION else router.names[at] for at in found.members],
         "confirm": plane.places(vectors[train:]),
         "routes": list(routes),
         "explained": round(plane.explained, 4),

@@ -20,7 +20,7 @@ from preceptor.lm.catalogue import CATALOGUE, lookup
 from preceptor.lm.fetch import fetch, quiet_transformers, sha256_of
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
-"""One text a row, each of length 1."""
+"""One text a row, each of length 1, or 0 where the embedder finds nothing to go by."""
 
 Report = Callable[[str, int, int], None]
 
@@ -77,7 +77,7 @@ class Embedder:
         return self
 
     def __call__(self, texts: Sequence[str], report: Report = _silent) -> Vectors:
-        """Return the texts' embeddings, shape (texts, dimensions), each of length 1; equal texts are embedded once.
+        """Return the texts' embeddings, shape (texts, dimensions), of length 1 or 0; equal texts are embedded once.
 
         Raises:
             ConfigError: If the embedder returns something else than one finite vector a text.
@@ -102,9 +102,7 @@ class Embedder:
                 f"not an array of shape {vectors.shape}."
             )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not lengths.all():
-            raise ConfigError(f"The embedder {self.name} returned a vector of length 0, which has no direction.")
-        return np.asarray(vectors / lengths, dtype=np.float32)
+        return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
 def embedder_of(model: str | Embedder) -> Embedder:

@@ -50,13 +50,17 @@ def test_equal_texts_are_embedded_once_in_batches_with_progress() -> None:
         ([1.0, 2.0], r"The embedder own must return 2 vectors of finite numbers for as many texts, not .* \(2,\)"),
         ([[1.0, 2.0]], r"must return 2 vectors"),
         ([[1.0], [float("nan")]], r"of finite numbers"),
-        ([[1.0, 0.0], [0.0, 0.0]], r"returned a vector of length 0, which has no direction"),
     ],
-    ids=["flat", "one short", "not a number", "zero"],
+    ids=["flat", "one short", "not a number"],
 )
 def test_what_is_no_embedding_is_refused(made: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Embedder("own", lambda texts: made)(["a", "b"])
+
+
+def test_a_text_of_which_the_embedder_knows_nothing_has_no_direction() -> None:
+    made = Embedder("own", lambda texts: [[3.0, 4.0], [0.0, 0.0]])(["a", "b"])
+    assert made.tolist() == [[np.float32(0.6), np.float32(0.8)], [0.0, 0.0]]
 
 
 def test_an_embedders_name_is_one_line() -> None:

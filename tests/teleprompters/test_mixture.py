@@ -553,6 +553,24 @@ def test_a_folders_model_that_was_trained_further_is_another_run(
         compiled_by(mixture(tmp_path / "run", embedder=encoder))
 
 
+def test_rows_without_a_direction_train_and_measure_the_default(tmp_path: Path) -> None:
+    def embed(texts: Sequence[str]) -> list[list[float]]:
+        return [
+            [0.0, 0.0] if text.startswith("?") else place for text, place in zip(texts, by_topic(texts), strict=True)
+        ]
+
+    blank = [dspy.Example(text=f"? {n} no", label="no").with_inputs("text") for n in range(8)]
+    data = {"trainset": [*rows(40), *blank[:4]], "valset": [*rows(64, 40), *blank[4:]]}
+    compiled = compiled_by(mixture(tmp_path, embedder=Embedder("topics", embed)), **data)
+
+    assert isinstance(compiled, Experts)
+    assert sum(region["train_rows"] for region in compiled.evidence.regions) == 40
+    told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
+    assert (told["members"].count(""), told["routes"].count("")) == (4, 4)
+    with dspy.context(lm=simulated(answer)):
+        assert compiled(text="? 9 no").route["expert"] == "default"
+
+
 class Renaming(dspy.Module):
     """Answers a field that none of its predictors has."""
 
