@@ -15,6 +15,7 @@ import numpy as np
 
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder, Vectors
+from preceptor.scoring.metrics import as_text
 
 MOST_REGIONS: Final = 8
 """Regions tried where the number isn't given."""
@@ -141,7 +142,7 @@ def _checked(router: Router) -> None:
 def rendered(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
     r"""Return an input as the text that is embedded: the value of a single field, else `name: value` lines.
 
-    Fields that are missing or None are left out.
+    Fields that are missing or None are left out. A record is JSON, be it an object or what a file holds of it.
 
     Example:
         >>> rendered({"text": "Where is it?"}, ["text"])
@@ -150,7 +151,8 @@ def rendered(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
         'subject: Paid\nbody: Twice.'
     """
     given = [(name, inputs[name]) for name in fields if inputs.get(name) is not None]
-    return "\n".join(str(value) if len(fields) == 1 else f"{name}: {value}" for name, value in given)
+    texts = [(name, as_text(value)) for name, value in given]
+    return "\n".join(text if len(fields) == 1 else f"{name}: {text}" for name, text in texts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

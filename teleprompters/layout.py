@@ -74,7 +74,7 @@ def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *
     """
     train, confirm = compiling.train, compiling.confirm
     fields = list(train[0].inputs().keys())
-    texts = [rendered(row.inputs().toDict(), fields) for row in (*train, *confirm)]
+    texts = [rendered(dict(row.inputs().items()), fields) for row in (*train, *confirm)]
     vectors = kept(task.run.folder, embedder, texts, task.report)
     count = len(train)
     found = divided(vectors[:count], regions, least_rows=least_rows, seed=seed, texts=texts[:count])

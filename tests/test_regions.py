@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -252,6 +254,20 @@ def test_fields_are_rendered_in_the_routers_order_and_missing_ones_left_out() ->
     assert rendered({"text": None}, ["text"]) == ""
     assert rendered({}, ["text"]) == ""
     assert rendered({"b": 2, "a": "x", "c": None, "d": "no"}, ["a", "b", "c"]) == "a: x\nb: 2"
+
+
+class Ticket(pydantic.BaseModel):
+    subject: str
+    tags: list[str] = []
+    urgent: bool | None = None
+
+
+def test_a_record_is_rendered_alike_as_an_object_and_as_a_file_holds_it() -> None:
+    ticket = Ticket(subject="Zahlung für März", tags=["late"])
+    text = '{"subject": "Zahlung für März", "tags": ["late"], "urgent": null}'
+    for value in (ticket, ticket.model_dump(), json.loads(ticket.model_dump_json())):
+        assert rendered({"ticket": value}, ["ticket"]) == text
+        assert rendered({"all": [value], "n": 2}, ["n", "all"]) == f"n: 2\nall: [{text}]"
 
 
 def test_the_plane_is_that_in_which_vectors_spread_the_most() -> None:

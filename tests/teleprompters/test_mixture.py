@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import dspy
+import pydantic
 import pytest
 from dspy.lm15 import Request
 
@@ -563,12 +565,48 @@ def test_rows_without_a_direction_train_and_measure_the_default(tmp_path: Path) 
     data = {"trainset": [*rows(40), *blank[:4]], "valset": [*rows(64, 40), *blank[4:]]}
     compiled = compiled_by(mixture(tmp_path, embedder=Embedder("topics", embed)), **data)
 
-    assert isinstance(compiled, Experts)
     assert sum(region["train_rows"] for region in compiled.evidence.regions) == 40
+    assert isinstance(compiled, Experts)
     told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
     assert (told["members"].count(""), told["routes"].count("")) == (4, 4)
     with dspy.context(lm=simulated(answer)):
         assert compiled(text="? 9 no").route["expert"] == "default"
+
+
+class Note(pydantic.BaseModel):
+    topic: str
+    number: int
+    word: str
+
+
+def test_rows_of_records_are_routed_as_they_were_measured(tmp_path: Path) -> None:
+    class Sort(dspy.Signature):
+        """Sort."""
+
+        note: Note = dspy.InputField()
+        label: Literal["yes", "no"] = dspy.OutputField()
+
+    def embed(texts: Sequence[str]) -> list[list[float]]:  # of one way of writing a record only
+        known = {f'"topic": "{topic}"': place for topic, place in zip(TOPICS, ([1.0, 0.0], [0.0, 1.0]), strict=True)}
+        return [next((place for name, place in known.items() if name in text), [1.0, 1.0]) for text in texts]
+
+    def word(request: Request) -> str:
+        said = re.findall(r"yes|no(?!t)", prompt(request).rpartition("word")[2])[0]
+        return said if SAME in system(request) else TURNED[said] if OTHER in system(request) else "no"
+
+    def records(count: int, start: int = 0) -> list[dspy.Example]:
+        parts = [(row.text.split(), row.label) for row in rows(count, start)]
+        notes = [(Note(topic=topic, number=int(n), word=said), label) for (topic, n, said), label in parts]
+        return [dspy.Example(note=note, label=label).with_inputs("note") for note, label in notes]
+
+    method = mixture(tmp_path, embedder=Embedder("topics", embed), lm=simulated(word, name="task"))
+    compiled: Any = method.compile(Classify(Sort), trainset=records(40), valset=records(64, 40))
+
+    told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
+    assert isinstance(compiled, Experts)
+    measured = records(64, 40)
+    assert [compiled.router.route(dict(row.inputs().items())).region for row in measured] == told["routes"]
+    assert set(told["routes"]) == {"region 1", "region 2"}
 
 
 class Renaming(dspy.Module):
