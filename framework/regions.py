@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import numpy as np
 
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder, Vectors
+from preceptor.scoring.metrics import as_text
 
 MOST_REGIONS: Final = 8
 """Regions tried where the number isn't given."""
@@ -42,7 +43,10 @@ _BLOCK: Final = 65_536
 """Rows at a time."""
 
 NOWHERE: Final = ""
-"""The region of an input that lies farther than the radius from every centroid."""
+"""The region of an input that lies farther than the radius from every centroid, or has no direction."""
+
+NO_REGION: Final = -1
+"""The member number of a row that has no direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Route:
     """Where an input belongs.
 
     Attributes:
-        region: Name of the region, "" if the input lies beyond the radius.
+        region: Name of the region, "" if the input lies beyond the radius, or its embedding has no direction.
         nearest: Name of the nearest centroid's region.
         distance: 1 - cosine to that centroid, in [0, 2].
         cosines: Cosine to every centroid, in the regions' order.
@@ -94,15 +98,16 @@ class Router:
         return self.routes(_embedded(self, rendered(inputs, self.fields)))[0]
 
     def routes(self, vectors: Vectors) -> list[Route]:
-        """Return where embedded inputs belong, shape (inputs, dimensions)."""
+        """Return where embedded inputs belong, shape (inputs, dimensions); one of length 0 belongs nowhere."""
         cosines = vectors @ self.centroids.T
         nearest = cosines.argmax(axis=1)
-        return [self._route(row, int(at)) for row, at in zip(cosines, nearest, strict=True)]
+        points = np.any(vectors, axis=1).tolist()
+        return [self._route(row, int(at), points=has) for row, at, has in zip(cosines, nearest, points, strict=True)]
 
-    def _route(self, cosines: Vectors, at: int) -> Route:
+    def _route(self, cosines: Vectors, at: int, *, points: bool) -> Route:
         distance, name = 1 - float(cosines[at]), self.names[at]
         known = tuple(float(cosine) for cosine in cosines)
-        return Route(name if distance <= self.radius else NOWHERE, name, distance, known)
+        return Route(name if points and distance <= self.radius else NOWHERE, name, distance, known)
 
     def refuse_another_embedder(self) -> None:
         """Raise unless the embedder embeds `PROBE` as it did when the centroids were made.
@@ -137,7 +142,7 @@ def _checked(router: Router) -> None:
 def rendered(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
     r"""Return an input as the text that is embedded: the value of a single field, else `name: value` lines.
 
-    Fields that are missing or None are left out.
+    Fields that are missing or None are left out. A record is JSON, be it an object or what a file holds of it.
 
     Example:
         >>> rendered({"text": "Where is it?"}, ["text"])
@@ -146,7 +151,8 @@ def rendered(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
         'subject: Paid\nbody: Twice.'
     """
     given = [(name, inputs[name]) for name in fields if inputs.get(name) is not None]
-    return "\n".join(str(value) if len(fields) == 1 else f"{name}: {value}" for name, value in given)
+    texts = [(name, as_text(value)) for name, value in given]
+    return "\n".join(text if len(fields) == 1 else f"{name}: {text}" for name, text in texts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,9 +160,9 @@ class Regions:
     """A clustering of rows.
 
     Attributes:
-        centroids: Of length 1, shape (regions, dimensions), the region of most rows first.
+        centroids: Of length 1, shape (regions, dimensions), the region of most rows that count first.
         radius: See `Router`.
-        members: Each row's region, shape (rows,).
+        members: Each row's region, shape (rows,); `NO_REGION` for one of length 0.
         separation: Mean simplified silhouette in [-1, 1]; 0 with one region.
     """
 
@@ -171,8 +177,17 @@ class Regions:
         return tuple(f"region {number}" for number in range(1, len(self.centroids) + 1))
 
     def router(self, embedder: Embedder, fields: Sequence[str]) -> Router:
-        """Return the router to these regions; embeds one text."""
+        """Return the router to these regions; embeds one text.
+
+        Raises:
+            ConfigError: If the embedder finds no direction for it.
+        """
         probe = embedder([PROBE])[0]
+        if not probe.any():
+            raise ConfigError(
+                f"The embedder {embedder.name} returned a vector of length 0 for {PROBE!r}, by which it is told "
+                "from others. Let it return some direction for a text of which it knows nothing."
+            )
         return Router(embedder, tuple(fields), self.names, self.centroids, self.radius, probe)
 
 
@@ -211,21 +226,48 @@ class Plane:
         return [[round(float(x), 4), round(float(y), 4)] for x, y in (vectors - self.middle) @ self.axes.T]
 
 
-def divided(vectors: Vectors, regions: int, *, least_rows: int, seed: int) -> Regions:
+def divided(
+    vectors: Vectors, regions: int, *, least_rows: int, seed: int, texts: Sequence[str] | None = None
+) -> Regions:
     """Return the rows in as many regions as given, or as they fall into.
 
-    Where the number isn't given (0), from 2 to `MOST_REGIONS` are tried, and that of the greatest separation
-    is taken whose every region has `least_rows` rows; none has, and all rows are one region.
+    Of equal texts one counts: repeated, a row would draw a centroid to itself and the radius in. Where the number isn't
+    given (0), from 2 to `MOST_REGIONS` are tried, and that of the greatest separation is taken whose every region has
+    `least_rows` rows that count; none has, and all rows are one region.
 
     Args:
-        vectors: Of length 1, shape (rows, dimensions).
-        regions: Their number, 0 to choose it. A region may then have fewer than `least_rows` rows.
+        vectors: Of length 1, or of length 0, which are in no region; shape (rows, dimensions).
+        regions: Their number, 0 to choose it. A region may then have fewer than `least_rows` rows; one that would have
+            none is left out.
         least_rows: Fewest rows of a region, at least 1.
         seed: Equal seeds give equal regions, at any number of threads.
+        texts: What was embedded; by default no two rows are equal.
 
     Raises:
-        ConfigError: If there are more regions than distinct rows.
+        ConfigError: If there are more regions than distinct rows, or all rows have length 0.
     """
+    rows = _counted(vectors, texts)
+    if not len(rows):
+        raise ConfigError("No input has an embedding that says anything: the vectors' length is 0. Check the embedder.")
+    found = _divided(vectors if len(rows) == len(vectors) else vectors[rows], regions, least_rows, seed)
+    if len(rows) == len(vectors):
+        return found
+    members = np.where(vectors.any(axis=1), _members(vectors, found.centroids), NO_REGION)
+    return replace(found, members=members)
+
+
+def _counted(vectors: Vectors, texts: Sequence[str] | None) -> Any:
+    """Return the rows that have a direction, of equal texts the first."""
+    rows = np.flatnonzero(vectors.any(axis=1))
+    if texts is None:
+        return rows
+    first: dict[str, int] = {}
+    for row in rows.tolist():
+        first.setdefault(texts[row], row)
+    return np.array(list(first.values()), dtype=np.intp)
+
+
+def _divided(vectors: Vectors, regions: int, least_rows: int, seed: int) -> Regions:
     distinct = _distinct(vectors, regions or MOST_REGIONS)
     if regions > distinct:
         raise ConfigError(f"{regions} regions need as many distinct inputs; there are {distinct}. Ask for fewer.")
@@ -252,12 +294,18 @@ def _blocks(rows: int) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK)]
 
 
+def _members(vectors: Vectors, centroids: Vectors) -> Any:
+    return np.concatenate([(vectors[block] @ centroids.T).argmax(axis=1) for block in _blocks(len(vectors))])
+
+
 def _clustered(vectors: Vectors, regions: int, seed: int) -> Regions:
     centroids = _kmeans(vectors, regions, seed)
-    members = np.concatenate([(vectors[block] @ centroids.T).argmax(axis=1) for block in _blocks(len(vectors))])
+    members = _members(vectors, centroids)
     sizes = np.bincount(members, minlength=regions)
-    order = sorted(range(regions), key=lambda at: (-int(sizes[at]), at))
-    centroids, members = centroids[order], np.argsort(order)[members]
+    order = sorted(np.flatnonzero(sizes).tolist(), key=lambda at: (-int(sizes[at]), at))
+    numbers = np.zeros(regions, dtype=np.intp)
+    numbers[order] = np.arange(len(order))
+    centroids, members = centroids[order], numbers[members]
     return Regions(centroids, _radius(vectors, centroids, members), members, _separation(vectors, centroids, members))
 
 

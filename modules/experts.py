@@ -31,7 +31,7 @@ class Experts(dspy.Module):
         router: Knows the regions.
 
     Raises:
-        ConfigError: If an expert has no region, or the program answers a field `route` of its own.
+        ConfigError: If an expert has no region, or as `refuse_unroutable`.
     """
 
     def __init__(self, default: dspy.Module, experts: Mapping[str, dspy.Module], router: Router) -> None:
@@ -39,8 +39,7 @@ class Experts(dspy.Module):
         unknown = sorted(set(experts) - set(router.names))
         if unknown:
             raise ConfigError(f"No region {unknown[0]!r} for its expert; there are {', '.join(router.names)}.")
-        if any(ROUTE in predictor.signature.output_fields for _, predictor in predictors(default)):
-            raise ConfigError(f"Experts answer with a field {ROUTE!r} that says who answered; the program has its own.")
+        refuse_unroutable(default)
         self.default = default
         self.experts = dict(experts)
         self.router = router
@@ -67,3 +66,25 @@ class Experts(dspy.Module):
             told = {"region": route.region, "nearest": route.nearest, "distance": route.distance}
             prediction[ROUTE] = {"expert": self.expert_of(route.region), **told}
         return prediction
+
+
+def refuse_unroutable(program: dspy.Module, label: str = "") -> None:
+    """Raise if a program can't be an expert.
+
+    Args:
+        program: To be routed to.
+        label: The field its answers are compared by, where it is known.
+
+    Raises:
+        ConfigError: If it has experts already, or answers a field `route` of its own.
+    """
+    if isinstance(program, Experts):
+        raise ConfigError(
+            "The program is a mixture of experts already, and has a router of its own. Compile one of its experts: "
+            "`program.default`, or one of `program.experts`."
+        )
+    if label == ROUTE or any(ROUTE in predictor.signature.output_fields for _, predictor in predictors(program)):
+        raise ConfigError(
+            f"Experts answer with a field {ROUTE!r} that says who answered; the program has its own. "
+            "Rename that output field, in the rows too."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ import numpy as np
 
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
-from preceptor.regions import NOWHERE, Plane, Regions, Router, divided, rendered
+from preceptor.regions import NO_REGION, NOWHERE, PROBE, Plane, Regions, Router, divided, rendered
 from preceptor.run import REGIONS, fingerprint
 from preceptor.splits import half
 from preceptor.task import Task
 
+logger = logging.getLogger(__name__)
+
 FILE: Final = "embeddings-{}.npy"
 """In the run folder, named after the texts and the embedder."""
+
+_SAME: Final = 1e-4
+"""How far apart the numbers of two embeddings of `PROBE` may be, by one model: on another processor, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class Layout:
     Attributes:
         router: The one that the program will have.
         separation: Mean simplified silhouette of the train rows.
-        train: Region -> its train rows.
+        train: Region -> its train rows; of no region are those whose embedding has no direction.
         confirm: Region, or "" -> its confirmation rows, as the router sends them.
         gates: The confirmation rows that choose experts; the others measure the mixture.
     """
@@ -68,9 +74,10 @@ def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *
     """
     train, confirm = compiling.train, compiling.confirm
     fields = list(train[0].inputs().keys())
-    texts = [rendered(row.inputs().toDict(), fields) for row in (*train, *confirm)]
+    texts = [rendered(dict(row.inputs().items()), fields) for row in (*train, *confirm)]
     vectors = kept(task.run.folder, embedder, texts, task.report)
-    found = divided(vectors[: len(train)], regions, least_rows=least_rows, seed=seed)
+    count = len(train)
+    found = divided(vectors[:count], regions, least_rows=least_rows, seed=seed, texts=texts[:count])
     router = found.router(embedder, fields)
     routes = [route.region for route in router.routes(vectors[len(train) :])]
     places = {
@@ -92,7 +99,7 @@ def _map(vectors: Vectors, train: int, found: Regions, router: Router, routes: S
         "regions": list(router.names),
         "centroids": plane.places(np.array(means)),
         "train": plane.places(vectors[:train]),
-        "members": [router.names[at] for at in found.members],
+        "members": [NOWHERE if at == NO_REGION else router.names[at] for at in found.members],
         "confirm": plane.places(vectors[train:]),
         "routes": list(routes),
         "explained": round(plane.explained, 4),
@@ -108,14 +115,21 @@ def _half(confirm: Sequence[dspy.Example], rows: Sequence[int], output: str, see
 
 
 def kept(folder: Path, embedder: Embedder, texts: Sequence[str], report: Report) -> Vectors:
-    """Return the texts' embeddings, from a file in the folder if it has them; a resumed run finds the same bits."""
-    path = folder / FILE.format(fingerprint([embedder.name, list(texts)]))
+    """Return the texts' embeddings, from a file in the folder if it has them; a resumed run finds the same bits.
+
+    The file ends in the embedding of `PROBE`. An embedder of that name that embeds it elsewhere isn't the one that
+    made the file: all texts are embedded anew.
+    """
+    path = folder / FILE.format(fingerprint([embedder.name, PROBE, list(texts)]))
+    probe = embedder([PROBE])
     if path.is_file():
-        vectors: Vectors = np.load(path, allow_pickle=False)
-        return vectors
+        known: Vectors = np.load(path, allow_pickle=False)
+        if known.shape[1] == probe.shape[1] and np.allclose(known[-1], probe[0], rtol=0, atol=_SAME):
+            return known[:-1]
+        logger.warning("%s embeds otherwise than when %s was written; embedding all texts anew", embedder.name, path)
     vectors = embedder(texts, report)
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as file:
-        np.save(file, vectors, allow_pickle=False)
+        np.save(file, np.concatenate([vectors, probe]), allow_pickle=False)
     fresh.replace(path)
     return vectors

@@ -26,6 +26,7 @@ from preceptor.lm.dispatch import NOT_SENT
 from preceptor.lm.embedding import DEFAULT, Embedder, embedder_of
 from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.share import Share
+from preceptor.modules.experts import refuse_unroutable
 from preceptor.program import apply, candidate_of
 from preceptor.scoring.multiplicity import confirmable
 from preceptor.splits import different, stratified
@@ -113,6 +114,7 @@ class MixtureOfExperts(Teleprompter):
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search on all rows and on each region's, confirm the experts, then the mixture; save and return it."""
+        refuse_unroutable(compiling.student, compiling.output)
         layout = self._layout(compiling, task)
         if len(layout.names) == 1:
             return self._undivided(compiling, task, layout)

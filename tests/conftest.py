@@ -6,8 +6,11 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import dspy
+import numpy as np
 import pytest
 import torch
 
@@ -45,3 +48,24 @@ def smollm() -> dspy.LM:
     """Return the smallest model of the catalogue; greedy, at most 512 tokens an answer."""
     torch.set_num_threads(1)  # on a busy machine several threads spin for each other 20 times longer than they work
     return preceptor.LocalLM("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def save_encoder() -> Callable[[Path, Mapping[str, Sequence[float]]], Path]:
+    """Return a function that saves a real, tiny embedder into a folder: a text lies at the mean of its words."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    def save(folder: Path, words: Mapping[str, Sequence[float]]) -> Path:
+        known = ["[UNK]", *words]
+        tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(known)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        vectors = [[0.0] * len(next(iter(words.values()))), *words.values()]
+        weights = np.array(vectors, dtype=np.float32)
+        SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)]).save(
+            str(folder), create_model_card=False
+        )
+        return folder
+
+    return save

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from preceptor import regions
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.regions import Plane, Regions, Router, divided, rendered
+from preceptor.regions import NO_REGION, Plane, Regions, Router, divided, rendered
 
 
 def bunches(sizes: Sequence[int], *, spread: float = 0.1, dimensions: int = 16, seed: int = 0) -> Any:
@@ -102,9 +104,9 @@ def test_centroids_have_length_one_and_every_row_is_in_the_nearest_region(rows: 
 
 
 def test_the_radius_is_measured_to_the_centroid_of_the_other_rows() -> None:
-    # Three rows at 0, 0 and 60 degrees. The third is 60 from the other two; each of those is 30 from the rest's middle.
-    vectors = np.array([angle(0), angle(0), angle(60)], dtype=np.float32)
-    assert divided(vectors, 1, least_rows=1, seed=0).radius == pytest.approx(1 - np.cos(np.radians(60)), abs=1e-6)
+    # Three rows at 0, 20 and 60 degrees. The third is 50 from the middle of the other two, the first 40, the second 10.
+    vectors = np.array([angle(0), angle(20), angle(60)], dtype=np.float32)
+    assert divided(vectors, 1, least_rows=1, seed=0).radius == pytest.approx(1 - np.cos(np.radians(50)), abs=1e-6)
 
 
 @pytest.mark.parametrize(("count", "beyond"), [(99, 0), (100, 0), (198, 0), (199, 1), (299, 2)])
@@ -129,6 +131,84 @@ def test_one_new_input_in_a_hundred_lies_outside() -> None:
         outside += [route.region for route in made.routes(around(100, 1000 + seed))].count("")
 
     assert 0.005 < outside / 4000 < 0.02
+
+
+@pytest.mark.parametrize("regions", [0, 4])
+def test_of_equal_texts_one_counts(regions: int) -> None:
+    vectors = bunches([12, 11, 10, 9], spread=1.0, dimensions=64)
+    whole = divided(vectors, regions, least_rows=9, seed=0)
+    rng = np.random.default_rng(0)
+    order = np.concatenate([np.arange(42), rng.permutation(np.repeat(np.arange(42), np.arange(42) % 7))])
+
+    found = divided(vectors[order], regions, least_rows=9, seed=0, texts=[str(row) for row in order])
+
+    assert len(found.centroids) == 4
+    assert found.centroids.tobytes() == whole.centroids.tobytes()
+    assert (found.radius, found.separation) == (whole.radius, whole.separation)
+    assert found.members.tolist() == whole.members[order].tolist()
+
+
+def test_rows_that_repeat_make_no_region_large_enough() -> None:
+    vectors, texts = np.repeat(bunches([40, 30, 5]), 4, axis=0), [str(row // 4) for row in range(300)]
+    assert len(divided(vectors, 0, least_rows=6, seed=0, texts=texts).centroids) == 2
+
+
+def test_few_new_inputs_lie_outside_where_rows_repeat() -> None:
+    def around(count: int, seed: int) -> Any:
+        return bunches([count] * 4, spread=1.0, dimensions=64, seed=seed)
+
+    outside = 0
+    for seed in range(20):
+        texts = [str(row // 5) for row in range(200)]
+        found = divided(np.repeat(around(10, seed), 5, axis=0), 4, least_rows=1, seed=0, texts=texts)
+        made = found.router(Embedder("any", lambda texts: [[1.0] * 64 for _ in texts]), ["text"])
+        outside += [route.region for route in made.routes(around(100, 1000 + seed))].count("")
+
+    assert outside / 8000 < 0.035, "of 40 distinct rows, one new input in 41 lies beyond the farthest"
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_no_region_is_empty_where_one_row_repeats_thousands_of_times(count: int) -> None:
+    for seed in range(3):
+        rows = bunches([2] * 4, spread=1.0, seed=seed)
+        vectors = np.concatenate([np.repeat(rows[:1], 5000, axis=0), rows[1:]])
+        texts = [str(max(0, row - 4999)) for row in range(5007)]
+        assert len(divided(vectors, count, least_rows=1, seed=seed, texts=texts).centroids) == count
+
+        found = divided(vectors, count, least_rows=1, seed=seed)  # other texts with the same embedding
+        assert np.bincount(found.members, minlength=len(found.centroids)).min() > 0
+
+
+def test_regions_that_no_arithmetic_tells_apart_are_one() -> None:
+    vectors = np.array([[1.0, 0.0], [1.0, 1e-20], [0.0, 1.0]], dtype=np.float32)
+    found = divided(vectors, 3, least_rows=1, seed=0)
+    assert np.bincount(found.members).tolist() == [2, 1]
+    assert found.members.tolist() == [0, 0, 1]
+    assert len(found.centroids) == len(found.names) == 2
+
+
+def test_rows_without_a_direction_are_in_no_region_and_change_none() -> None:
+    vectors = bunches([12, 10])
+    gaps = np.insert(vectors, [0, 5, 5, 22], 0.0, axis=0)
+    whole, found = (divided(each, 2, least_rows=1, seed=0) for each in (vectors, gaps))
+    assert found.members.tolist() == np.insert(whole.members, [0, 5, 5, 22], NO_REGION).tolist()
+    assert (found.centroids.tobytes(), found.radius) == (whole.centroids.tobytes(), whole.radius)
+
+    with pytest.raises(ConfigError, match=r"^No input has an embedding that says anything"):
+        divided(np.zeros((3, 2), dtype=np.float32), 0, least_rows=1, seed=0)
+
+
+def test_an_input_without_a_direction_goes_nowhere_however_large_the_radius() -> None:
+    route = router(radius=2.0, embed=lambda texts: on_a_circle(texts) if texts[0] else [[0.0, 0.0]]).route({"text": ""})
+    assert (route.region, route.distance, route.cosines) == ("", 1.0, (0.0, 0.0))
+
+
+def test_an_embedder_that_has_no_direction_for_the_probe_is_refused() -> None:
+    found = divided(bunches([12, 10]), 2, least_rows=1, seed=0)
+    with pytest.raises(
+        ConfigError, match=r"^The embedder blind returned a vector of length 0 for 'The quick brown fox"
+    ):
+        found.router(Embedder("blind", lambda texts: [[0.0] * 16 for _ in texts]), ["text"])
 
 
 @pytest.mark.parametrize(
@@ -174,6 +254,20 @@ def test_fields_are_rendered_in_the_routers_order_and_missing_ones_left_out() ->
     assert rendered({"text": None}, ["text"]) == ""
     assert rendered({}, ["text"]) == ""
     assert rendered({"b": 2, "a": "x", "c": None, "d": "no"}, ["a", "b", "c"]) == "a: x\nb: 2"
+
+
+class Ticket(pydantic.BaseModel):
+    subject: str
+    tags: list[str] = []
+    urgent: bool | None = None
+
+
+def test_a_record_is_rendered_alike_as_an_object_and_as_a_file_holds_it() -> None:
+    ticket = Ticket(subject="Zahlung für März", tags=["late"])
+    text = '{"subject": "Zahlung für März", "tags": ["late"], "urgent": null}'
+    for value in (ticket, ticket.model_dump(), json.loads(ticket.model_dump_json())):
+        assert rendered({"ticket": value}, ["ticket"]) == text
+        assert rendered({"all": [value], "n": 2}, ["n", "all"]) == f"n: 2\nall: [{text}]"
 
 
 def test_the_plane_is_that_in_which_vectors_spread_the_most() -> None:

@@ -16,7 +16,7 @@ import typer
 from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
-from preceptor.cli.evaluating import Student, load
+from preceptor.cli.evaluating import Embedding, Student, load
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_on, program_of
 from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
 from preceptor.data import HUB_ID
@@ -46,6 +46,7 @@ def batch(
     max_tokens: MaxTokens = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt of a signature.")] = None,
     student: Student = None,
+    embedder: Embedding = None,
     budget: Bound = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
@@ -58,7 +59,7 @@ def batch(
     json: Json = False,
 ) -> None:
     """Answer every row of a data set, once; the same command again goes on where it was stopped."""
-    ready, model, identity = _ready(program, instructions, student, lm, api_base)
+    ready, model, identity = _ready(program, instructions, student, embedder, lm, api_base)
     rows = open_source(source, part=part)
     if rows.name != source:
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
@@ -90,14 +91,19 @@ def batch(
 
 
 def _ready(
-    target: str, instructions: str | None, student: str | None, lm: str | None, api_base: str | None
+    target: str,
+    instructions: str | None,
+    student: str | None,
+    embedder: str | None,
+    lm: str | None,
+    api_base: str | None,
 ) -> tuple[Any, str, Any]:
     """Return the program, its model, and what tells it apart from another of the same signature."""
     if not is_saved(target):
         return program_of(target, instructions), lm or DEFAULT_LM, _code(target)
     saved = artifact.read(Path(target))
     parts = {name: _sha(saved.path / name) for name in ("program.json", "centroids.safetensors")}
-    return load(Path(target), student), lm_named(saved, lm, api_base), [parts, _code(student)]
+    return load(Path(target), student, embedder), lm_named(saved, lm, api_base), [parts, _code(student)]
 
 
 def _code(target: str | None) -> str:

@@ -31,6 +31,9 @@ DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode
 
 DEFAULT: Final = Patience()
 
+_EMBEDDER: Final = "embedder"
+"""The setting that may be a folder."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
 Bound = Annotated[str | None, typer.Option("--budget", help="E.g. calls=2000,tokens=1M,dollars=5,minutes=30.")]
@@ -223,7 +226,7 @@ def _given(command: Command, folder: Path | None) -> _Given:
     confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
     train, confirm, *_ = checked(method, program, train, confirm)
-    return _Given(program, method, train, confirm, folder or _place(command, program, train, confirm))
+    return _Given(program, method, train, confirm, folder or _place(command, method, train, confirm, program))
 
 
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
@@ -261,6 +264,7 @@ def _from_anywhere(command: Command) -> Command:
         data=_whole(command.data),
         validation=command.validation and _whole(command.validation),
         metric=_whole(command.metric) if command.metric and ".py:" in command.metric else command.metric,
+        knobs={name: _whole(value) if name == _EMBEDDER else value for name, value in command.knobs.items()},
     )
 
 
@@ -291,12 +295,20 @@ def _method_of(command: Command, program: dspy.Module) -> Any:
 
 
 def _place(
-    command: Command, program: dspy.Module, train: Sequence[dspy.Example], confirm: Sequence[dspy.Example]
+    command: Command,
+    method: Any,
+    train: Sequence[dspy.Example],
+    confirm: Sequence[dspy.Example],
+    program: dspy.Module,
 ) -> Path:
     """Return a run folder of the cache that is named after all that the answers depend on."""
-    settings = ("target", "method", "mixture", "knobs", "metric", "seed", "lm", "max_tokens", "proposer")
+    settings = ("target", "method", "mixture", "metric", "seed", "lm", "max_tokens", "proposer")
+    known = {
+        name: method.knobs.get(name, value) if name == _EMBEDDER else value for name, value in command.knobs.items()
+    }
     parts = {
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
+        "knobs": known,
         "student": [[name, str(part.signature)] for name, part in predictors(program)],
         "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
     }

@@ -19,10 +19,11 @@ from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retr
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_of, metric_of, program_of
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError
 from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.embedding import Embedder, embedder_of, named_in_artifact
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.seam import every_predictor, predictors
@@ -35,6 +36,10 @@ from preceptor.scoring.trial import Outcome
 from preceptor.task import Report, with_models
 
 Student = Annotated[str | None, typer.Option(help="FILE.py:NAME of the class, for a program of your own class.")]
+Embedding = Annotated[
+    str | None,
+    typer.Option("--embedder", help="Hub id or folder of the embedder that experts were compiled with, if not ours."),
+]
 
 _LARGEST_TABLE: Final = 20
 """Answers up to which they are tabled against the labels."""
@@ -82,6 +87,7 @@ def eval_(
         str | None, typer.Option(help="A built-in metric, or FILE.py:NAME; by default that of the program's compile.")
     ] = None,
     student: Student = None,
+    embedder: Embedding = None,
     budget: Bound = None,
     threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 8,
     timeout: Timeout = DEFAULT.timeout,
@@ -100,7 +106,7 @@ def eval_(
     """
     bounds, patience = budget_of(budget, price or ()), Patience(timeout=timeout, retries=retries)
     targets = [target] if other is None else [target, other]
-    entrants = _entrants(targets, instructions or [], data, part, lm, api_base, student)
+    entrants = _entrants(targets, instructions or [], data, part, lm, api_base, student, embedder)
     measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
     for entrant in entrants:
         check_models(entrant.program)
@@ -148,6 +154,7 @@ def _entrants(
     lm: str | None,
     api_base: str | None,
     student: str | None,
+    embedder: str | None,
 ) -> list[Entrant]:
     """Return the programs, each with its model and rows.
 
@@ -165,7 +172,7 @@ def _entrants(
     rows = load_rows(data, part=part)
     found: list[Entrant] = []
     for at, name in enumerate(targets):
-        program = load(Path(name), student) if name in saved else program_of(name, prompts.get(at))
+        program = load(Path(name), student, embedder) if name in saved else program_of(name, prompts.get(at))
         given = examples(rows, *fields_of(program, rows[0]), source=data)
         own = lm_named(saved[name], lm, api_base) if name in saved else known if lm is None else lm
         evidence = saved[name].evidence if name in saved else {}
@@ -178,9 +185,30 @@ def _entrants(
     return found
 
 
-def load(path: Path, student: str | None) -> dspy.Module:
-    """Return a saved program, of the user's own class where `student` names it."""
-    return artifact.load(path, student=program_of(student, None) if student else None)
+def load(path: Path, student: str | None, embedder: str | None = None) -> dspy.Module:
+    """Return a saved program.
+
+    Args:
+        path: Its folder.
+        student: Names the user's own class, where it is one.
+        embedder: Names the embedder, where the program needs one that the catalogue doesn't have.
+    """
+    return artifact.load(
+        path,
+        student=program_of(student, None) if student else None,
+        embedder=_embedder_of(path, embedder) if embedder else None,
+    )
+
+
+def _embedder_of(path: Path, given: str) -> Embedder | None:
+    """Return the embedder that was given, None if the program needs none, or one of the catalogue."""
+    saved = artifact.read(path)
+    try:
+        if saved.is_routed:
+            named_in_artifact(str(saved.program["experts"]["embedder"]))
+    except ModelError:
+        return embedder_of(given)
+    return None
 
 
 @contextmanager

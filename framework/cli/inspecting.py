@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from preceptor import program as artifact
 from preceptor.cli.compiling import Json
-from preceptor.cli.evaluating import Student, eval_, load
+from preceptor.cli.evaluating import Embedding, Student, eval_, load
 from preceptor.cli.inputs import lm_named, lm_of
 from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say, tell_fault
 from preceptor.difference import compared
@@ -110,11 +110,12 @@ def verify(
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model the program was compiled for.")] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     student: Student = None,
+    embedder: Embedding = None,
     json: Json = False,
 ) -> None:
     """Check a saved program: its hashes, then its recorded answers."""
     saved = artifact.read(program)
-    loaded = load(program, student)
+    loaded = load(program, student, embedder)
     say("  hashes hold")
     probes: list[dict[str, Any]] = saved.evidence.get("probes", [])
     model = lm_of(lm_named(saved, lm, api_base), api_base)

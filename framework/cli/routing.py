@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from preceptor.cli.compiling import Json
-from preceptor.cli.evaluating import Student, load
+from preceptor.cli.evaluating import Embedding, Student, load
 from preceptor.cli.view import out, plain, print_json, print_table
 from preceptor.errors import ConfigError
 
@@ -23,10 +23,11 @@ def route(
     text: Annotated[str | None, typer.Argument(help="The input, where the router looks at one field.")] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="One of several fields: subject=Invoice.")] = None,
     student: Student = None,
+    embedder: Embedding = None,
     json: Json = False,
 ) -> None:
     """Say which region an input is in, who answers there, and how near every centroid is; no model is asked."""
-    experts: Any = load(program, student)
+    experts: Any = load(program, student, embedder)
     router = getattr(experts, "router", None)
     if router is None:
         raise ConfigError(f"{program} has one prompt for all inputs, and no router; compile with --mixture to get one.")

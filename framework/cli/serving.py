@@ -13,7 +13,7 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.cli.compiling import Json, MaxTokens
-from preceptor.cli.evaluating import Student, load
+from preceptor.cli.evaluating import Embedding, Student, load
 from preceptor.cli.inputs import REASONING_TOKENS, lm_named, lm_of
 from preceptor.cli.view import print_json, say
 from preceptor.errors import ConfigError
@@ -40,6 +40,7 @@ def serve(
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model the program was compiled for.")] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     student: Student = None,
+    embedder: Embedding = None,
     token_file: Annotated[
         Path | None, typer.Option(help="Tokens that open it, one a line; PRECEPTOR_TOKEN holds some, too.")
     ] = None,
@@ -80,7 +81,7 @@ def serve(
         body_bytes=max_bytes,
         drain_seconds=drain,
     )
-    make, read = partial(_model, lm, api_base, max_tokens), partial(_program, student, lm, api_base)
+    make, read = partial(_model, lm, api_base, max_tokens), partial(_program, student, embedder, lm, api_base)
     with listen(host, port) as listening:  # before a model is loaded: the port may be another's
         source = _source(program, make, read)
         second = _source(shadow, make, read, source.models) if shadow else None
@@ -101,10 +102,12 @@ def _model(lm: str | None, api_base: str | None, max_tokens: int | None, name: s
     return model
 
 
-def _program(student: str | None, lm: str | None, api_base: str | None, path: Path) -> dspy.Module:
+def _program(
+    student: str | None, embedder: str | None, lm: str | None, api_base: str | None, path: Path
+) -> dspy.Module:
     """Return the program, whenever it is read, unless its model has an address that wasn't given."""
     lm_named(artifact.read(path), lm, api_base)
-    return load(path, student)
+    return load(path, student, embedder)
 
 
 def _source(

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from preceptor.errors import ConfigError, ModelError
 from preceptor.lm.catalogue import CATALOGUE, lookup
-from preceptor.lm.fetch import fetch, quiet_transformers
+from preceptor.lm.fetch import fetch, quiet_transformers, sha256_of
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
-"""One text a row, each of length 1."""
+"""One text a row, each of length 1, or 0 where the embedder finds nothing to go by."""
 
 Report = Callable[[str, int, int], None]
 
@@ -32,6 +32,19 @@ BATCH: Final = 64
 """Texts embedded at a time; the model is asked for equal batches in every run, so that equal texts give equal bits."""
 
 _OWN: Final = "own/"
+_HUB: Final = "hub/"
+
+_OF_A_FOLDER: Final = ("modules.json", "config.json")
+"""One of them is in a folder that holds an embedder."""
+
+_MODEL_FILES: Final = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+"""What an embedder's folder and those in it are made of: modules, weights, settings and vocabulary."""
+
+_PRINT: Final = 12
+"""Digits of a fingerprint in a name."""
+
+_LOADED_AT_ONCE: Final = 4
+"""Models kept in memory."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -64,7 +77,7 @@ class Embedder:
         return self
 
     def __call__(self, texts: Sequence[str], report: Report = _silent) -> Vectors:
-        """Return the texts' embeddings, shape (texts, dimensions), each of length 1; equal texts are embedded once.
+        """Return the texts' embeddings, shape (texts, dimensions), of length 1 or 0; equal texts are embedded once.
 
         Raises:
             ConfigError: If the embedder returns something else than one finite vector a text.
@@ -89,26 +102,52 @@ class Embedder:
                 f"not an array of shape {vectors.shape}."
             )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not lengths.all():
-            raise ConfigError(f"The embedder {self.name} returned a vector of length 0, which has no direction.")
-        return np.asarray(vectors / lengths, dtype=np.float32)
+        return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
 def embedder_of(model: str | Embedder) -> Embedder:
     """Return an embedder: one of the user's, of the catalogue, or of a hub id or a folder.
 
-    The model is fetched and loaded when it is first asked.
+    The model is fetched and loaded when it is first asked. A folder's name ends in a fingerprint of what is in it:
+    trained further, it is another embedder, and moved, it is the same.
 
     Raises:
         ConfigError: If the catalogue's model of that name writes text.
+        ModelError: If the folder isn't there, or holds no model.
     """
     if isinstance(model, Embedder):
         return model
     if model in MODELS:
-        return Embedder(f"{model}@{lookup(model).sha256[:12]}", functools.partial(_catalogued, model))
+        return Embedder(f"{model}@{lookup(model).sha256[:_PRINT]}", functools.partial(_catalogued, model))
     if model in CATALOGUE:
         raise ConfigError(f"{model} is no embedder; the catalogue has {', '.join(MODELS)}.")
-    return Embedder(f"{_OWN}{Path(model).name}", functools.partial(_sentences, model))
+    folder = Path(model)
+    if model and folder.is_dir():
+        sha = _print_of(folder)
+        return Embedder(f"{_OWN}{folder.resolve().name}@{sha}", functools.partial(_sentences, model, sha))
+    if not model or model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise ModelError(
+            f"No embedder {model!r}: it is no folder and no hub id; the catalogue has {', '.join(MODELS)}."
+        )
+    return Embedder(f"{_HUB}{model}", functools.partial(_sentences, model, ""))
+
+
+def _print_of(folder: Path) -> str:
+    """Return the fingerprint of an embedder's folder.
+
+    Raises:
+        ModelError: If it holds none.
+    """
+    if not any((folder / name).is_file() for name in _OF_A_FOLDER):
+        raise ModelError(f"Can't load the embedder {folder}: it has neither {' nor '.join(_OF_A_FOLDER)}.")
+    paths = sorted({path for pattern in _MODEL_FILES for path in folder.rglob(pattern)})
+    return _hashed(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))[:_PRINT]
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the hash of files; their sizes and times tell when it is to be computed again."""
+    return sha256_of(path for path, _, _ in files)
 
 
 def named_in_artifact(name: str) -> Embedder:
@@ -120,33 +159,36 @@ def named_in_artifact(name: str) -> Embedder:
     model, _, sha = name.partition("@")
     if model not in MODELS:
         raise ModelError(
-            f"needs the embedder {name!r}, which the catalogue doesn't have; pass it: load(path, embedder=...)"
+            f"needs the embedder {name!r}, which the catalogue doesn't have; pass it: "
+            "load(path, embedder=...), or --embedder on the command line"
         )
     if sha != lookup(model).sha256[:12]:
         raise ModelError(
             f"was made with the embedder {name!r}, and the catalogue's has the hash {lookup(model).sha256[:12]}; "
-            "pass the one it was made with: load(path, embedder=...)"
+            "pass the one it was made with: load(path, embedder=...), or --embedder on the command line"
         )
     return embedder_of(model)
 
 
 def _catalogued(name: str, texts: Sequence[str]) -> Any:
-    return _sentences(str(fetch(name)), texts)
+    return _sentences(str(fetch(name)), "", texts)
 
 
 _LOCK: Final = threading.Lock()
 """A model is loaded once and asked by one thread at a time: its own threads use all cores."""
 
 
-def _sentences(model: str, texts: Sequence[str]) -> Any:
+def _sentences(model: str, sha: str, texts: Sequence[str]) -> Any:
     with _LOCK:
-        return _loaded(model).encode(
+        return _loaded(model, sha).encode(
             list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )
 
 
-@functools.cache
-def _loaded(model: str) -> Any:
+@functools.lru_cache(maxsize=_LOADED_AT_ONCE)
+def _loaded(model: str, sha: str) -> Any:
+    """Return a model; of a folder whose fingerprint is another, a new one."""
+    del sha
     from sentence_transformers import SentenceTransformer
 
     try:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -232,6 +232,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Return a SHA-256 that differs where one of the files does."""
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ once (`batches`), groups them by shared prefix, scores choices in packed forward
 from __future__ import annotations
 
 import copy
-import hashlib
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, sampling
 from preceptor.lm.catalogue import CATALOGUE
-from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256
+from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
 from preceptor.lm.prepacked import prepack
 from preceptor.lm.seam import InThread, mean_log_probability, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
@@ -367,7 +366,7 @@ def _locate(model: str, progress: Progress | None) -> tuple[str, str]:
     if not (folder / "config.json").is_file():
         folder = _from_hub(model)
     names = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
-    return str(folder), hashlib.sha256("".join(map(sha256, names)).encode()).hexdigest()
+    return str(folder), sha256_of(names)
 
 
 def _from_hub(model: str) -> Path:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from preceptor.cli import run
-from preceptor.cli.compiling import _knobs
+from preceptor.cli.compiling import Command, _from_anywhere, _knobs
 from preceptor.errors import ConfigError
 from preceptor.run import read_run
 from preceptor.teleprompters import ConstitutionalExperts
@@ -191,6 +191,27 @@ def judge(example, prediction):
     known = read_run(Path(folder))["command"]
     assert (known["target"], known["metric"]) == (f"{tmp_path}/task.py:Sort", f"{tmp_path}/task.py:judge")
     assert (known["data"], known["validation"]) == (str(rows), f"{tmp_path}/others.csv")
+
+
+def test_a_run_by_an_embedder_in_a_folder_has_its_whole_path_and_a_place_of_its_own_when_it_is_trained_further(
+    rows: Path,
+    tmp_path: Path,
+    server: ChatServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    save_encoder: Callable[[Path, Mapping[str, Sequence[float]]], Path],
+) -> None:
+    command = arguments(rows, server, "--mixture", "2", "--set", "embedder=encoder", "--dry-run")
+    monkeypatch.chdir(tmp_path)
+    places: list[str] = []
+    for fox in ([1.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        save_encoder(tmp_path / "encoder", {"fox": fox})
+        places.append(compiled(capsys, *command)["run"])
+
+    assert places[0] == places[1] != places[2]
+    remembered = _from_anywhere(Command(target="", data="", knobs={"embedder": "encoder", "candidates": "4"}))
+    assert remembered.knobs == {"embedder": str(tmp_path / "encoder"), "candidates": "4"}
+    assert server.count == 0
 
 
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True)])

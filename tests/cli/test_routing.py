@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from preceptor.cli import run
 from preceptor.cli.compiling import Command, _configured
+from preceptor.cli.serving import _program
 from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts
 from preceptor.program import save
@@ -104,6 +106,43 @@ def test_show_and_diff_go_expert_by_expert(tmp_path: Path, capsys: pytest.Captur
         "-Default.",
         "+For pets.",
     ]
+
+
+def test_experts_of_another_embedder_are_used_by_giving_it(
+    tmp_path: Path,
+    smollm: dspy.LM,
+    capsys: pytest.CaptureFixture[str],
+    save_encoder: Callable[[Path, Mapping[str, Sequence[float]]], Path],
+) -> None:
+    words = {"cat": [1.0, 0.0], "tax": [0.0, 1.0], "fox": [1.0, 1.0]}
+    encoder = save_encoder(tmp_path / "encoder", words)
+    other = save_encoder(tmp_path / "other", {**words, "fox": [1.0, 0.0]})
+    embedder = embedder_of(str(encoder))
+    texts = ["my cat", "a cat", "the cat sleeps", "my tax", "tax is due"]
+    program = Classify(SIGNATURE, "Default.")
+    router = divided(embedder(texts), 2, least_rows=1, seed=0).router(embedder, ["text"])
+    save(Experts(program, {}, router), tmp_path / "program", evidence={}, lm="local/smollm2-135m")
+    folder, data = str(tmp_path / "program"), tmp_path / "rows.csv"
+    data.write_text("text,label\nmy cat,yes\nmy tax,no\n", encoding="utf-8")
+    commands = [
+        ["route", folder, "a tax"],
+        ["verify", folder],
+        ["eval", folder, "--data", str(data)],
+        ["batch", folder, str(data), str(tmp_path / "out.csv")],
+    ]
+
+    for command in commands:
+        assert run(command) == 2, command
+        assert "or --embedder on the command line" in " ".join(capsys.readouterr().err.split()), command
+        assert run([*command, "--embedder", str(other)]) == 2, command
+        assert "isn't the one the regions were made with" in " ".join(capsys.readouterr().err.split()), command
+        assert run([*command, "--embedder", str(encoder)]) == 0, command
+        capsys.readouterr()
+    served: Any = _program(None, str(encoder), None, None, tmp_path / "program")
+    assert served.router.embedder.name == embedder.name
+
+    assert run(["route", str(saved(tmp_path / "ours")), "My cat eats.", "--embedder", str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["region"] == "region 1", "the catalogue's needs none"
 
 
 def test_settings_go_to_the_mixture_or_to_the_method_it_wraps() -> None:

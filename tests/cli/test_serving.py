@@ -83,7 +83,7 @@ def test_a_program_of_another_address_is_not_put_in_the_place_of_the_one_that_is
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     path, server = tmp_path / "program", "http://127.0.0.1:9"
     save(Classify(SIGNATURE, "Spam?"), path, evidence={}, lm="openai/m")
-    source = _source(path, partial(_model, None, None, 9), partial(_program, None, None, None))
+    source = _source(path, partial(_model, None, None, 9), partial(_program, None, None, None, None))
     assert source.served(9).artifact.instructions == {"predict": "Spam?"}
 
     moved = dspy.LM("openai/m", api_base=server)
@@ -91,7 +91,7 @@ def test_a_program_of_another_address_is_not_put_in_the_place_of_the_one_that_is
 
     with pytest.raises(ConfigError, match=r"was compiled with openai/m at an address of its own"):
         source.served(9)
-    given = _source(path, partial(_model, None, server, 9), partial(_program, None, None, server))
+    given = _source(path, partial(_model, None, server, 9), partial(_program, None, None, None, server))
     assert given.served(9).artifact.instructions == {"predict": "Spam!"}
 
 

@@ -20,8 +20,8 @@ SIGNATURE = "text -> label: Literal['yes', 'no']"
 
 
 def embed(texts: Sequence[str]) -> list[list[float]]:
-    """Fruit in one direction, tools in another, socks between but nearer to the tools."""
-    places = {"fruit": [1.0, 0.0], "tool": [0.0, 1.0], "sock": [3.0, 4.0]}
+    """Fruit in one direction, tools in another, socks between but nearer to the tools, and a question in none."""
+    places = {"fruit": [1.0, 0.0], "tool": [0.0, 1.0], "sock": [3.0, 4.0], "?": [0.0, 0.0]}
     return [places.get(text.split()[-1], [1.0, 1.0]) for text in texts]
 
 
@@ -41,14 +41,15 @@ def experts() -> Experts:
         ("a fruit", "Default.", "default", "region 1", "region 1"),
         ("a tool", "For tools.", "region 2", "region 2", "region 2"),
         ("a sock", "Default.", "default", "", "region 2"),
+        ("?", "Default.", "default", "", "region 1"),
     ],
-    ids=["no expert of its own", "its expert", "beyond the radius"],
+    ids=["no expert of its own", "its expert", "beyond the radius", "without a direction"],
 )
 def test_each_input_is_answered_by_the_expert_of_its_region(
     text: str, instructions: str, expert: str, region: str, nearest: str
 ) -> None:
     lm, program = simulated(lambda request: "yes"), experts()
-    distance = pytest.approx(0.0 if region else 0.2)
+    distance = pytest.approx({"a sock": 0.2, "?": 1.0}.get(text, 0.0))
 
     for how in ("at once", "later"):
         with dspy.context(lm=lm):

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import dspy
+import pydantic
 import pytest
 from dspy.lm15 import Request
 
 from preceptor import load
-from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError
+from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError, RunError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget, Cost
 from preceptor.lm.embedding import Embedder
 from preceptor.modules import Classify, Experts
 from preceptor.program import read
+from preceptor.regions import divided
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters import APE, GEPA, MixtureOfExperts
+from preceptor.teleprompters import APE, GEPA, ConstitutionalExperts, MixtureOfExperts
 from preceptor.teleprompters.layout import Layout, _half
 from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
 from preceptor.testing.draws import draw, number
@@ -587,6 +590,137 @@ def test_another_embedder_is_another_run(tmp_path: Path) -> None:
     compiled_by(mixture(tmp_path))
     with pytest.raises(ConfigError, match="belongs to another method"):
         compiled_by(mixture(tmp_path, embedder=Embedder("others", by_topic)))
+
+
+def test_an_embedder_that_changed_under_its_name_embeds_all_texts_anew(tmp_path: Path) -> None:
+    def trained(texts: Sequence[str]) -> list[list[float]]:
+        return [[y, -x] for x, y in by_topic(texts)]
+
+    compiled_by(mixture(tmp_path))
+    compiled = compiled_by(mixture(tmp_path, embedder=Embedder("topics", trained)))
+
+    fresh = rows(40, 200)
+    assert compiled.evidence.compiled == 1.0
+    with dspy.context(lm=simulated(answer)):
+        assert [compiled(**row.inputs()).label for row in fresh] == [row.label for row in fresh]
+
+
+def test_a_folders_model_that_was_trained_further_is_another_run(
+    tmp_path: Path, save_encoder: Callable[[Path, Mapping[str, Sequence[float]]], Path]
+) -> None:
+    words = {"fruit": [1.0, 0.0], "tools": [0.0, 1.0], "fox": [1.0, 1.0]}
+    encoder = str(save_encoder(tmp_path / "encoder", words))
+    compiled = compiled_by(mixture(tmp_path / "run", embedder=encoder))
+    assert compiled.evidence.compiled == 1.0
+
+    save_encoder(tmp_path / "encoder", {**words, "fruit": words["tools"], "tools": words["fruit"]})
+    with pytest.raises(RunError, match="belongs to another method"):
+        compiled_by(mixture(tmp_path / "run", embedder=encoder))
+
+
+def test_rows_without_a_direction_train_and_measure_the_default(tmp_path: Path) -> None:
+    def embed(texts: Sequence[str]) -> list[list[float]]:
+        return [
+            [0.0, 0.0] if text.startswith("?") else place for text, place in zip(texts, by_topic(texts), strict=True)
+        ]
+
+    blank = [dspy.Example(text=f"? {n} no", label="no").with_inputs("text") for n in range(8)]
+    data = {"trainset": [*rows(40), *blank[:4]], "valset": [*rows(64, 40), *blank[4:]]}
+    compiled = compiled_by(mixture(tmp_path, embedder=Embedder("topics", embed)), **data)
+
+    assert sum(region["train_rows"] for region in compiled.evidence.regions) == 40
+    assert isinstance(compiled, Experts)
+    told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
+    assert (told["members"].count(""), told["routes"].count("")) == (4, 4)
+    with dspy.context(lm=simulated(answer)):
+        assert compiled(text="? 9 no").route["expert"] == "default"
+
+
+class Note(pydantic.BaseModel):
+    topic: str
+    number: int
+    word: str
+
+
+def test_rows_of_records_are_routed_as_they_were_measured(tmp_path: Path) -> None:
+    class Sort(dspy.Signature):
+        """Sort."""
+
+        note: Note = dspy.InputField()
+        label: Literal["yes", "no"] = dspy.OutputField()
+
+    def embed(texts: Sequence[str]) -> list[list[float]]:  # of one way of writing a record only
+        known = {f'"topic": "{topic}"': place for topic, place in zip(TOPICS, ([1.0, 0.0], [0.0, 1.0]), strict=True)}
+        return [next((place for name, place in known.items() if name in text), [1.0, 1.0]) for text in texts]
+
+    def word(request: Request) -> str:
+        said = re.findall(r"yes|no(?!t)", prompt(request).rpartition("word")[2])[0]
+        return said if SAME in system(request) else TURNED[said] if OTHER in system(request) else "no"
+
+    def records(count: int, start: int = 0) -> list[dspy.Example]:
+        parts = [(row.text.split(), row.label) for row in rows(count, start)]
+        notes = [(Note(topic=topic, number=int(n), word=said), label) for (topic, n, said), label in parts]
+        return [dspy.Example(note=note, label=label).with_inputs("note") for note, label in notes]
+
+    method = mixture(tmp_path, embedder=Embedder("topics", embed), lm=simulated(word, name="task"))
+    compiled: Any = method.compile(Classify(Sort), trainset=records(40), valset=records(64, 40))
+
+    told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
+    assert isinstance(compiled, Experts)
+    measured = records(64, 40)
+    assert [compiled.router.route(dict(row.inputs().items())).region for row in measured] == told["routes"]
+    assert set(told["routes"]) == {"region 1", "region 2"}
+
+
+class Renaming(dspy.Module):
+    """Answers a field that none of its predictors has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("text -> label: Literal['yes', 'no']")
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(route=self.predict(text=text).label)
+
+
+@pytest.mark.parametrize("kind", [MixtureOfExperts, ConstitutionalExperts])
+@pytest.mark.parametrize(
+    ("student", "label", "message"),
+    [
+        (
+            dspy.Predict("text -> route: Literal['yes', 'no']"),
+            "route",
+            r"^Experts answer with a field 'route'.* Rename ",
+        ),
+        (Renaming(), "route", r"^Experts answer with a field 'route'.* Rename that output field, in the rows too\.$"),
+        (
+            "experts",
+            "label",
+            r"^The program is a mixture of experts already.* Compile one of its experts: `program\.de",
+        ),
+    ],
+    ids=["its own route", "a route made of another field", "experts already"],
+)
+def test_what_cant_be_routed_to_is_refused_before_anything_is_asked_or_embedded(
+    tmp_path: Path, kind: Any, student: Any, label: str, message: str
+) -> None:
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return by_topic(texts)
+
+    lm, own = simulated(answer), {"settings": {"candidates": 2}} if kind is MixtureOfExperts else {}
+    method = kind(lm=lm, regions=2, embedder=Embedder("topics", embed), run_dir=tmp_path, metric="accuracy", **own)
+    if student == "experts":
+        router = divided(EMBEDDER([row.text for row in rows(8)]), 2, least_rows=1, seed=0).router(EMBEDDER, ["text"])
+        student = Experts(Classify("text -> label: Literal['yes', 'no']", SEED), {}, router)
+    data = [dspy.Example(text=row.text, **{label: row.label}).with_inputs("text") for row in rows(104)]
+
+    with pytest.raises(ConfigError, match=message):
+        method.compile(student, trainset=data[:40], valset=data[40:])
+
+    assert (len(asked(lm)), seen) == (0, [])
 
 
 def test_a_metric_that_fails_in_a_region_ends_the_compile(tmp_path: Path) -> None:
