@@ -26,6 +26,9 @@ MIXTURE: Final = "+mixture"
 HUMAN: Final = "human"
 PEERS: Final = ("gepa", "miprov2", "copro")
 
+ROUNDING: Final = 1e-12
+"""Differences of scores that are nearer than this are equal: the rest is how they were subtracted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -33,7 +36,7 @@ class Measured:
 
     Attributes:
         value: Mean over tasks, in points of [0, 1].
-        low: Of its 95 % interval; nan with one task.
+        low: Of its 95 % interval; nan with one task, or if all differences are equal.
         high: Of its 95 % interval.
         tasks: There are runs for.
     """
@@ -82,11 +85,15 @@ def together(runs: Iterable[Run], methods: Sequence[str]) -> dict[str, dict[str,
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return Student's 95 % interval of the mean; nan for fewer than two values.
 
+    nan too if all values are equal: they tell nothing of how far others would lie apart.
+
     Example:
         >>> [round(end, 3) for end in interval([0.1, 0.2, 0.3])]
         [-0.048, 0.448]
+        >>> interval([0.0, 0.0, 0.0])
+        (nan, nan)
     """
-    if len(values) < 2:
+    if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=ROUNDING):
         return math.nan, math.nan
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return fmean(values) - half, fmean(values) + half

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -59,7 +60,7 @@ def run(
             out().print(block(place.name, runs), markup=False, highlight=False, soft_wrap=True)
         return
     if as_json:
-        print_json({place.name: {"runs": runs, **_told(place, runs)} for place, runs in held.items()})
+        print_json({place.name: _plain({"runs": runs, **_told(place, runs)}) for place, runs in held.items()})
         return
     for place, runs in held.items():
         summary(runs, place.name)
@@ -107,12 +108,22 @@ def _told(place: Path, runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[st
     }
 
 
+def _plain(value: dict[str, Any]) -> Any:
+    """Return a value as JSON can say it: what there is none of is None, for JSON knows no nan.
+
+    Example:
+        >>> _plain({"low": math.nan, "tasks": [3]})
+        {'low': None, 'tasks': [3]}
+    """
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+
+
 def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
 
     A row a method with its runs, a column a task, means over seeds; the 24 induction tasks share one, of those that
-    all of the rows have. The last column is the mean gain over tasks, in points, with Student's interval over them, of
-    the seeds that each has.
+    all of the rows have. The last column is the mean gain over tasks, in points, of the seeds that each has, with
+    Student's interval over tasks if they differ.
     """
     scores = scored([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
     names = sorted(
@@ -144,9 +155,8 @@ def _cell(scores: Sequence[float], tasks: Sequence[str]) -> str:
 def _gain(gaps: Sequence[float]) -> str:
     low, high = interval(gaps)
     tasks = f"{len(gaps)} tasks" if len(gaps) > 1 else "1 task"
-    return (
-        f"{fmean(gaps):+.1f} ({tasks})" if len(gaps) < 2 else f"{fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f}, {tasks})"
-    )
+    ends = "" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}, "
+    return f"{fmean(gaps):+.1f} ({ends}{tasks})"
 
 
 def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import comparisons, duels, is_ours, measured, mixed, ranks, scored, together
+from preceptor.benchmarks.compared import (
+    comparisons,
+    duels,
+    interval,
+    is_ours,
+    measured,
+    mixed,
+    ranks,
+    scored,
+    together,
+)
 
 
 def runs(*scores: tuple[str, str, float], **more: float) -> list[dict[str, Any]]:
@@ -46,6 +56,12 @@ def test_ties_have_no_p_value() -> None:
     [duel] = duels(runs(("subj", "ape", 0.5), ("subj", "gepa", 0.5)))
     assert (duel["wins"], duel["losses"], duel["p_value"]) == (0, 0, None)
     assert math.isnan(duel["low"])
+
+
+def test_equal_values_are_no_certainty() -> None:
+    assert all(map(math.isnan, interval([0.0, 0.0, 0.0])))
+    assert all(map(math.isnan, interval([0.9 - 0.5, 0.7 - 0.3, 0.4])))  # apart by how they were subtracted
+    assert interval([0.0, 0.0, 0.01])[1] > 0.01
 
 
 def test_ranks_are_over_the_tasks_that_all_methods_ran_on_and_shared_by_ties() -> None:

@@ -53,6 +53,25 @@ def test_the_table_prints_every_group_of_results(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["smollm-600"]["methods"][0]["gain"] == 0.25
 
 
+def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "smollm-600").mkdir()
+    for seed in range(3):
+        (tmp_path / "smollm-600" / f"subj-ape-{seed}.json").write_text(json.dumps(result("ape", 0.0, seed)))
+
+    main(["--folder", str(tmp_path), "--json"])
+    told = json.loads(capsys.readouterr().out, parse_constant=refuse)["smollm-600"]
+    main(["--folder", str(tmp_path)])
+
+    assert [(line["gain"], line["low"], line["high"]) for line in told["methods"]] == [(0.0, None, None)]
+    assert "Gain over the seed" in capsys.readouterr().out
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def test_an_empty_folder_is_told_how_to_fill_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no results; make some with: preceptor bench papers"):
         main(["--folder", str(tmp_path)])
@@ -125,7 +144,7 @@ def test_the_readmes_table_has_a_row_a_method_and_a_column_a_task_with_the_induc
 | your instructions | | 0.500 | 0.500 | 0.500 | |
 | `ape` | 5 | 0.600 | 0.700 | 0.750 | +20.0 (-14.4 to +54.4, 4 tasks) |
 | `gepa` | 2 | 0.400 | | | +15.0 (-302.7 to +332.7, 2 tasks) |
-| `human` | 2 | | | 0.900 | +40.0 (+40.0 to +40.0, 2 tasks) |
+| `human` | 2 | | | 0.900 | +40.0 (2 tasks) |
 <!-- end of the table -->"""
     assert block("model-600", runs) == expected
 
