@@ -62,10 +62,20 @@ def base(method: str) -> str:
     return method.removesuffix(MIXTURE).partition(":")[0]
 
 
+def made(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs that measured something: a compile that was refused before its first call says nothing.
+
+    Example:
+        >>> [run["method"] for run in made([{"method": "ape"}, {"method": "ape+mixture", "refused": "calls=9"}])]
+        ['ape']
+    """
+    return [run for run in runs if not run.get("refused")]
+
+
 def scored(runs: Iterable[Run], score: str = "compiled") -> Scores:
-    """Return the scores by task, method and seed; runs without that score are left out."""
+    """Return the scores by task, method and seed; runs without that score, or refused, are left out."""
     found: Scores = {}
-    for run in runs:
+    for run in made(runs):
         if score in run:
             found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = run[score]
     return found
@@ -135,7 +145,7 @@ def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         >>> ranks(runs)
         [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
     """
-    methods = sorted({run["method"] for run in runs} - {HUMAN})
+    methods = sorted({run["method"] for run in made(runs)} - {HUMAN})
     whole = together(runs, methods) if methods else {}
     if not whole:
         return []
@@ -204,7 +214,7 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
     biased by how many methods there were to choose from.
     """
-    methods = sorted({run["method"] for run in runs if ":" not in run["method"]})
+    methods = sorted({run["method"] for run in made(runs) if ":" not in run["method"]})
     sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]
     if not all(sides):
         return []

@@ -13,7 +13,18 @@ import typer
 
 from preceptor.benchmarks.anytime import ratios, speeds
 from preceptor.benchmarks.claims import checked
-from preceptor.benchmarks.compared import HUMAN, comparisons, duels, gaps_of, interval, is_ours, ranks, scored
+from preceptor.benchmarks.compared import (
+    HUMAN,
+    Run,
+    comparisons,
+    duels,
+    gaps_of,
+    interval,
+    is_ours,
+    made,
+    ranks,
+    scored,
+)
 from preceptor.benchmarks.tasks import find
 from preceptor.cli.view import out, print_json, print_table
 from preceptor.errors import DataError
@@ -84,7 +95,7 @@ def upper_bounds(place: Path) -> list[dict[str, Any]]:
     runs, lines = read(place), list[dict[str, Any]]()
     for path in sorted((place / BOUNDS).glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        own = [run for run in runs if run["task"] == found["task"]]
+        own = [run for run in made(runs) if run["task"] == found["task"]]
         human = [run["compiled"] for run in own if run["method"] == HUMAN]
         compiled = [run["compiled"] for run in own if run["method"] != HUMAN]
         lines.append(
@@ -121,11 +132,12 @@ def _plain(value: dict[str, Any]) -> Any:
 def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
 
-    A row a method with its runs, a column a task, means over seeds; the 24 induction tasks share one, of those that
-    all of the rows have. The last column is the mean gain over tasks, in points, of the seeds that each has, with
-    Student's interval over tasks if they differ.
+    A row a method with its runs, those refused left out, a column a task, means over seeds; the 24 induction tasks
+    share one, of those that all of the rows have. The last column is the mean gain over tasks, in points, of the seeds
+    that each has, with Student's interval over tasks if they differ.
     """
-    scores = scored([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
+    seeds = [{**run, "method": YOURS, "compiled": run["seed_score"]} for run in made(runs)]
+    scores = scored([*runs, *seeds])
     names = sorted(
         {method for _, method in scores} - {YOURS}, key=lambda name: (name == HUMAN, not is_ours(name), name)
     )
@@ -160,19 +172,21 @@ def _gain(gaps: Sequence[float]) -> str:
 
 
 def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
-    """Print one line a run, and one a method."""
+    """Print one line a run, and one a method: of those that were not refused."""
     columns = ["task", "method", "seed", "metric", "test_rows", "seed_score", "compiled", "gain", "low", "high"]
     columns += ["compiled_f1", "replaced", "candidate", "calls", "seconds"]
     ordered = sorted(runs, key=lambda run: (run["task"], run["seed"], run["method"]))
     print_table(
         f"{title} Scores on test rows".strip(), columns, [[run.get(name) for name in columns] for run in ordered]
     )
-    found = methods(runs)
-    print_table("Gain over the seed, mean over runs", list(found[0]), [list(row.values()) for row in found])
+    if found := methods(runs):
+        print_table("Gain over the seed, mean over runs", list(found[0]), [list(row.values()) for row in found])
 
 
-def methods(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return each method's mean gain on test rows with Student's interval over its runs, and how often it replaced.
+
+    Runs that were refused are left out.
 
     Example:
         >>> runs = [{"method": "ape", "gain": gain, "candidate_gain": 0.2, "replaced": gain > 0} for gain in (0.0, 0.2)]
@@ -180,11 +194,12 @@ def methods(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         >>> found["runs"], found["replaced"], round(found["gain"], 3), round(found["high"], 2)
         (2, 1, 0.1, 1.37)
     """
-    names = sorted({run["method"] for run in runs})
-    return [_mean(name, [run for run in runs if run["method"] == name]) for name in names]
+    kept = made(runs)
+    names = sorted({run["method"] for run in kept})
+    return [_mean(name, [run for run in kept if run["method"] == name]) for name in names]
 
 
-def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     gains = [run["gain"] for run in runs]
     candidates = [run.get("candidate_gain", run["gain"]) for run in runs]
     low, high = interval(gains)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.benchmarks.table import block, main, methods
+from preceptor.benchmarks.table import block, main, methods, summary, upper_bounds
 from preceptor.errors import DataError
 
 
@@ -66,6 +66,26 @@ def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
 
     assert [(line["gain"], line["low"], line["high"]) for line in told["methods"]] == [(0.0, None, None)]
     assert "Gain over the seed" in capsys.readouterr().out
+
+
+def test_a_refused_compile_has_a_line_and_no_part_in_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = [result("ape", 0.1), result("ape", 0.3, 1)]
+    refused = result("ape", 0.0, 2) | {"refused": "needs 450 calls", "calls": 0}
+    alone = result("ape+mixture", 0.0) | {"refused": "needs 450 calls", "calls": 0}
+
+    assert methods([*held, refused, alone]) == methods(held)
+    assert block("m-600", [*held, refused, alone]) == block("m-600", held)
+    assert "| `ape` | 2 | 0.700 | +20.0 (1 task) |" in block("m-600", held)
+    summary([refused, alone])
+    told = capsys.readouterr().out
+    assert ("ape+mixture" in told, "Gain over the seed" in told) == (True, False)
+    (tmp_path / "bounds").mkdir()
+    (tmp_path / "bounds" / "subj.json").write_text(
+        json.dumps({"task": "subj", "candidates": 9, "oracle": 0.8, "oracle_biased": 0.9})
+    )
+    for at, each in enumerate([*held, refused]):
+        (tmp_path / f"{at}.json").write_text(json.dumps(each))
+    assert [line["compiled"] for line in upper_bounds(tmp_path)] == [pytest.approx(0.7)]
 
 
 def refuse(constant: str) -> None:
