@@ -245,6 +245,11 @@ class _Bench:
     def _compiled(
         self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
     ) -> dict[str, Any]:
+        """Return what a compile has come to, and what its search held for best, confirmed or not.
+
+        That is known by its text, or was returned; one with demonstrations, or a mixture, that was not confirmed has no
+        score here, for its text alone is not all of it.
+        """
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
 
         def tested(instructions: Mapping[str, str]) -> Sequence[Outcome]:
@@ -253,24 +258,33 @@ class _Bench:
         run, curve = Path(evidence.run), []
         if self.with_curve:
             curve = anytime.scored_on_test(run, lambda texts: self.metric.aggregate(tested(texts)))
-        points = anytime.curve(run)
-        best = points[-1].instructions if points else _best_candidate(run)
-        unconfirmed = compare(before, tested(best), self.metric)
+        after, candidate = self._scored(program, test), dict[str, Any]()
+        if points := anytime.curve(run):
+            best = points[-1].instructions
+            candidate = {**self._of_candidate(before, tested(best)), "best_candidate": best}
+        elif evidence.replaced:
+            candidate = self._of_candidate(before, after)
         return {
-            **self._compared(before, self._scored(program, test)),
+            **self._compared(before, after),
             "replaced": evidence.replaced,
-            "candidate": unconfirmed.after,
-            "candidate_gain": unconfirmed.gain,
-            "candidate_low": unconfirmed.low,
-            "candidate_high": unconfirmed.high,
+            **candidate,
             "confirmed_gain": evidence.comparison.gain,
             "search_score": evidence.search_score,
             "calls": evidence.spent.calls,
             "tokens": evidence.spent.tokens,
             "seconds": round(evidence.seconds),
             "instructions": evidence.instructions,
-            "best_candidate": best,
             "curve": curve,
+        }
+
+    def _of_candidate(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
+        """Return what the search's winner scores on the test rows, confirmed or not."""
+        found = compare(before, after, self.metric)
+        return {
+            "candidate": found.after,
+            "candidate_gain": found.gain,
+            "candidate_low": found.low,
+            "candidate_high": found.high,
         }
 
     def _compared(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
@@ -305,17 +319,3 @@ class _Bench:
 def _device() -> str:
     """Return what a model in this process runs on: its results differ a little between kinds."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
-
-
-def _best_candidate(run: Path) -> dict[str, str]:
-    """Return the instructions that won the search: of those that saw the most rows, the best."""
-    totals: dict[str, dict[int, float]] = {}
-    with (run / "trials.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            trial = json.loads(line)
-            seen = totals.setdefault(json.dumps(trial["instructions"]), {})
-            seen |= {row: score or 0.0 for row, score in zip(trial["rows"], trial["scores"], strict=True)}
-    most = max(map(len, totals.values()))
-    best = max((text for text in totals if len(totals[text]) == most), key=lambda text: sum(totals[text].values()))
-    found: dict[str, str] = json.loads(best)
-    return found

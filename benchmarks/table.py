@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Final
@@ -77,8 +77,7 @@ def run(
         summary(runs, place.name)
         for part, rows in _told(place, runs).items():
             if rows and part in TITLES:
-                shown = [["" if cell is None else cell for cell in row.values()] for row in rows]
-                print_table(TITLES[part], list(rows[0]), shown)
+                print_table(TITLES[part], list(rows[0]), [_shown(row.values()) for row in rows])
 
 
 def read(place: Path) -> list[dict[str, Any]]:
@@ -177,16 +176,21 @@ def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
     columns += ["compiled_f1", "replaced", "candidate", "calls", "seconds"]
     ordered = sorted(runs, key=lambda run: (run["task"], run["seed"], run["method"]))
     print_table(
-        f"{title} Scores on test rows".strip(), columns, [[run.get(name) for name in columns] for run in ordered]
+        f"{title} Scores on test rows".strip(), columns, [_shown(run.get(name) for name in columns) for run in ordered]
     )
     if found := methods(runs):
-        print_table("Gain over the seed, mean over runs", list(found[0]), [list(row.values()) for row in found])
+        print_table("Gain over the seed, mean over runs", list(found[0]), [_shown(row.values()) for row in found])
+
+
+def _shown(cells: Iterable[Any]) -> list[Any]:
+    return ["" if cell is None else cell for cell in cells]
 
 
 def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return each method's mean gain on test rows with Student's interval over its runs, and how often it replaced.
 
-    Runs that were refused are left out.
+    Runs that were refused are left out. `candidate_gain` is the mean over the runs whose candidate has a score, None
+    if there is none.
 
     Example:
         >>> runs = [{"method": "ape", "gain": gain, "candidate_gain": 0.2, "replaced": gain > 0} for gain in (0.0, 0.2)]
@@ -201,7 +205,7 @@ def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _mean(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     gains = [run["gain"] for run in runs]
-    candidates = [run.get("candidate_gain", run["gain"]) for run in runs]
+    candidates = [run["candidate_gain"] for run in runs if "candidate_gain" in run]
     low, high = interval(gains)
     return {
         "method": name,
@@ -210,5 +214,5 @@ def _mean(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "gain": fmean(gains),
         "low": low,
         "high": high,
-        "candidate_gain": fmean(candidates),
+        "candidate_gain": fmean(candidates) if candidates else None,
     }

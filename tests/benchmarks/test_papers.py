@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from preceptor.benchmarks import papers
-from preceptor.benchmarks.papers import Run, _Bench, _best_candidate, kind_of
+from preceptor.benchmarks.papers import Run, _Bench, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import predictors
 from preceptor.teleprompters import APE, MixtureOfExperts
 from preceptor.testing import asked, graded, system
 
@@ -188,15 +187,27 @@ def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
     assert dataclasses.replace(run, test_rows=50).group == "qwen2.5-coder-1.5b-600-of-50"
 
 
-def test_the_best_candidate_is_the_best_of_those_that_saw_the_most_rows(tmp_path: Path) -> None:
-    trials = [
-        {"instructions": {"predict": "seed"}, "rows": [0, 1], "scores": [1.0, 0.0]},
-        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},
-        {"instructions": {"predict": "good"}, "rows": [0, 1], "scores": [1.0, 1.0]},
-        {"instructions": {"predict": "seed"}, "rows": [2, 3], "scores": [0.0, 0.0]},
-        {"instructions": {"predict": "good"}, "rows": [2, 3], "scores": [1.0, None]},
-        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},  # seen again, counted once
-    ]
-    (tmp_path / "trials.jsonl").write_text("\n".join(map(json.dumps, trials)) + "\n", encoding="utf-8")
-    assert _best_candidate(tmp_path) == {"predict": "good"}
-    assert predictors(TASK.student())[0][0] == "predict"
+def test_a_candidate_with_demonstrations_is_scored_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+
+    found = bench(lm, monkeypatch, tmp_path).measure(
+        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
+    )
+
+    assert (found["replaced"], found["curve"]) == (True, [])
+    scores = [found[name] for name in ("compiled", "gain", "low", "high")]
+    assert [found[f"candidate{end}"] for end in ("", "_gain", "_low", "_high")] == scores
+    assert "best_candidate" not in found  # a text is not all of it
+
+
+def test_a_candidate_that_is_known_by_its_text_alone_and_was_not_confirmed_has_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = graded({row.text: row.side for row in rows(0, 104)}, {GOOD: 0.4}, default=0.4, name="toss")
+
+    found = bench(lm, monkeypatch, tmp_path).measure(
+        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
+    )
+
+    assert found["replaced"] is False
+    assert not found.keys() & {"candidate", "candidate_gain", "candidate_low", "candidate_high", "best_candidate"}

@@ -68,6 +68,14 @@ def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
     assert "Gain over the seed" in capsys.readouterr().out
 
 
+def test_the_candidates_mean_is_over_the_runs_that_scored_one() -> None:
+    scored = [result("ape", 0.0) | {"candidate_gain": 0.1}, result("ape", 0.4, 1) | {"candidate_gain": 0.4}]
+    [some] = methods([*scored, result("ape", 0.0, 2)])
+    [none] = methods([result("ape+mixture", 0.0)])
+    assert (some["candidate_gain"], none["candidate_gain"]) == (pytest.approx(0.25), None)
+    summary([result("ape+mixture", 0.0)])
+
+
 def test_a_refused_compile_has_a_line_and_no_part_in_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = [result("ape", 0.1), result("ape", 0.3, 1)]
     refused = result("ape", 0.0, 2) | {"refused": "needs 450 calls", "calls": 0}
