@@ -1,22 +1,23 @@
 """Anytime performance: what the searches of `preceptor bench papers` would have returned after how many calls.
 
 A search that is stopped returns the best of the candidates that have seen the most rows, as a compile does when its
-budget ends. A run's curve is what that was, each time it changed, in its run folder's `trials.jsonl`: a method of ours
-has scored a candidate when the evaluation that it is part of ends, DSPy's optimizers when its last row is.
+budget ends; ProTeGi, which sets rows aside to choose by, the best on those. A run's curve is what that was, each time
+it changed: in its run folder's `held.jsonl`, where the method tells, else by its `trials.jsonl`: a method of ours has
+scored a candidate when the evaluation that it is part of ends, DSPy's optimizers when its last row is.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 from preceptor.benchmarks.compared import PEERS, Run, base, interval, is_ours
-from preceptor.run import CONFIRMATION, REGIONS
+from preceptor.run import CONFIRMATION, HELD, REGIONS
 
 TESTED: Final = 6
 """Instructions of a curve that are scored on test rows, at most: the first, the last and others between them."""
@@ -32,7 +33,8 @@ class Point:
     Attributes:
         calls: From then on.
         instructions: Predictor name -> text.
-        search_score: On the train rows it was scored on by then; None before anything was scored.
+        search_score: On the train rows it was scored on by then, or on those set aside to choose by; None before
+            anything was scored.
         test: On the test rows; None where they were not scored.
     """
 
@@ -48,22 +50,35 @@ def curve(run: Path) -> list[Point]:
     The last is the winner that was confirmed, at the end of the search. A mixture has no curve, for it has many
     searches; nor has one whose candidates bring demonstrations, which `trials.jsonl` doesn't hold.
     """
-    lines = [json.loads(line) for line in (run / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _lines(run / "trials.jsonl")
     if (run / REGIONS).is_file() or not lines or any(line["demos"] for line in lines):
         return []
     seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
-    points, known = [Point(0, seed, None)], dict[str, dict[str, Any]]()
+    best = _lines(run / HELD) if (run / HELD).is_file() else list(_leaders(lines))
+    points = [Point(0, seed, None)]
+    for line in best:
+        if len(points) == 1 or line["instructions"] != points[-1].instructions:
+            points.append(Point(line["calls"], line["instructions"], line["score"]))
+    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
+    scored = [*({**line, "score": line["so_far"]} for line in lines), *best]
+    score = next((line["score"] for line in reversed(scored) if line["instructions"] == winner), None)
+    return [*points, Point(lines[-1]["calls"], winner, score)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _leaders(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return the best of the candidates that had seen the most rows, each time an evaluation ended."""
+    known = dict[str, dict[str, Any]]()
     for at, line in enumerate(lines):
         known[line["candidate"]] = line
         if at + 1 < len(lines) and lines[at + 1]["calls"] == line["calls"]:
             continue  # scored in one evaluation
         most = max(each["seen"] for each in known.values())
         best = max((each for each in known.values() if each["seen"] == most), key=lambda each: float(each["so_far"]))
-        if len(points) == 1 or best["instructions"] != points[-1].instructions:
-            points.append(Point(line["calls"], best["instructions"], best["so_far"]))
-    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
-    score = next((line["so_far"] for line in reversed(lines) if line["instructions"] == winner), None)
-    return [*points, Point(lines[-1]["calls"], winner, score)]
+        yield {"calls": line["calls"], "instructions": best["instructions"], "score": best["so_far"]}
 
 
 def scored_on_test(run: Path, score: Callable[[Mapping[str, str]], float]) -> list[dict[str, Any]]:
