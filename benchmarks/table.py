@@ -81,8 +81,25 @@ def run(
 
 
 def read(place: Path) -> list[dict[str, Any]]:
-    """Return a group's runs."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
+    """Return a group's runs.
+
+    Raises:
+        DataError: If two of one task and seed can't be compared: made of other data, or the seed instruction, which is
+            the same for all of them, scored otherwise, as on another device.
+    """
+    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(place.glob("*.json"))]
+    first: dict[tuple[str, str, int], tuple[Path, Any]] = {}
+    for path, run in found:
+        for name in ("data", "seed_score"):
+            if name not in run or (name == "seed_score" and run.get("refused")):
+                continue
+            other, value = first.setdefault((name, run["task"], run.get("seed", 0)), (path, run[name]))
+            if value != run[name]:
+                raise DataError(
+                    f"{other} and {path} are of one task and seed but can't be compared: {name} {value} and "
+                    f"{run[name]}. Keep the runs of each device and data in a folder of their own."
+                )
+    return [run for _, run in found]
 
 
 def upper_bounds(place: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.benchmarks.table import block, main, methods, summary, upper_bounds
+from preceptor.benchmarks.table import FOLDER, block, main, methods, read, summary, upper_bounds
 from preceptor.errors import DataError
 
 
@@ -66,6 +66,27 @@ def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
 
     assert [(line["gain"], line["low"], line["high"]) for line in told["methods"]] == [(0.0, None, None)]
     assert "Gain over the seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed_score", 0.51), ("data", "SetFit/subj@1")])
+def test_runs_of_another_device_or_data_are_not_compared(tmp_path: Path, name: str, value: object) -> None:
+    def write(file: str, run: dict[str, object]) -> None:
+        (tmp_path / file).write_text(json.dumps(run))
+
+    other = result("gepa", 0.1) | {"data": "upstream", name: value}
+    write("a.json", result("ape", 0.1) | {"data": "upstream"})
+    write("b.json", other | {"seed": 1})  # another seed has other rows
+    write("c.json", {key: cell for key, cell in result("protegi", 0.1).items() if key != "data"})  # older
+    write("d.json", result("copro", 0.1) | {"refused": "too dear", "seed_score": 0.9})
+    assert len(read(tmp_path)) == 4
+    write("e.json", other)
+    with pytest.raises(DataError, match=r"a\.json and .*e\.json are of one task and seed .*a folder of their own"):
+        read(tmp_path)
+
+
+def test_committed_groups_can_be_compared() -> None:
+    for folder in (FOLDER, FOLDER.with_name("papers-two-cores")):
+        assert [place for place in sorted(folder.iterdir()) if not read(place)] == []
 
 
 def test_the_candidates_mean_is_over_the_runs_that_scored_one() -> None:
