@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from preceptor.benchmarks.compared import PEERS, Run, base, interval, is_ours
+from preceptor.benchmarks.compared import PEERS, Run, Scores, base, by_task, interval, is_ours, mean_of_tasks
 from preceptor.run import CONFIRMATION, HELD, REGIONS
 
 TESTED: Final = 6
@@ -157,7 +157,8 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each method of ours against each peer, and for all against all: calls of ours / of theirs.
 
     The geometric mean over tasks both have curves on, with Student's interval of its logarithm; of several seeds, and
-    of all ours and all peers, the geometric mean is taken first.
+    of all pairs of ours and peers, the geometric mean is taken first. Paired by seed: only those count that both have,
+    and of the gain those where both gained.
     """
     names = sorted({run["method"] for run in runs if run.get("curve")})
     ours, peers = [name for name in names if is_ours(name)], [name for name in names if base(name) in PEERS]
@@ -169,28 +170,27 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
         named = [", ".join(group) if len(group) == 1 else f"all {len(group)}" for group in (some, others)]
         line: dict[str, Any] = {"ours": named[0], "peers": named[1]}
         for kind, of_gain in (("score", False), ("gain", True)):
-            line |= _ratio(kind, _logs(runs, some, of_gain), _logs(runs, others, of_gain))
+            logs = _logs(runs, of_gain)
+            gaps = {f"{one} {other}": by_task(logs, one, other) for one in some for other in others}
+            line |= _ratio(kind, mean_of_tasks(gaps))
         lines.append(line)
     return lines
 
 
-def _ratio(kind: str, ours: Mapping[str, float], peers: Mapping[str, float]) -> dict[str, Any]:
-    gaps = [ours[task] - peers[task] for task in sorted(ours.keys() & peers.keys())]
+def _ratio(kind: str, gaps: Sequence[float]) -> dict[str, Any]:
     low, high = interval(gaps)
     found = (fmean(gaps), low, high) if gaps else (math.nan, math.nan, math.nan)
     names = (f"ratio_to_{kind}", f"{kind}_low", f"{kind}_high")
     return {f"{kind}_tasks": len(gaps)} | dict(zip(names, map(math.exp, found), strict=True))
 
 
-def _logs(runs: Sequence[Run], methods: Sequence[str], of_gain: bool) -> dict[str, float]:
-    """Return each task's mean logarithm of the calls: over seeds, then over methods."""
-    found: dict[str, list[float]] = {}
-    for task in {run["task"] for run in runs}:
-        for name in methods:
-            calls = _all((run for run in runs if (run["task"], run["method"]) == (task, name)), of_gain=of_gain)
-            if calls:
-                found.setdefault(task, []).append(fmean(map(math.log, calls)))
-    return {task: fmean(each) for task, each in found.items()}
+def _logs(runs: Sequence[Run], of_gain: bool) -> Scores:
+    """Return the logarithms of the calls by task, method and seed."""
+    found: Scores = {}
+    for run in runs:
+        if (calls := reached(run, of_gain=of_gain)) is not None:
+            found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = math.log(calls)
+    return found
 
 
 def _all(runs: Iterable[Run], *, of_gain: bool) -> list[float]:

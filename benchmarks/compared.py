@@ -162,10 +162,10 @@ def _signed_rank(gaps: Sequence[float]) -> float:
 
 def gaps_of(scores: Scores, one: str, other: str) -> list[float]:
     """Return how far one method is ahead of another, a task each."""
-    return list(_gaps(scores, one, other).values())
+    return list(by_task(scores, one, other).values())
 
 
-def _gaps(scores: Scores, one: str, other: str) -> dict[str, float]:
+def by_task(scores: Scores, one: str, other: str) -> dict[str, float]:
     """Return task -> mean difference over the seeds that both have."""
     gaps: dict[str, float] = {}
     for task, method in scores:
@@ -190,14 +190,14 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def f1_over(runs: Sequence[Run], others: Sequence[str]) -> list[float]:
     """Return ConstitutionalExperts' F1 minus the mean of the others', a task each."""
     scores = scored(runs, "compiled_f1")
-    gaps = [_gaps(scores, "constitutional_experts", other) for other in others]
+    gaps = [by_task(scores, "constitutional_experts", other) for other in others]
     return mean_of_tasks({str(at): each for at, each in enumerate(gaps)})
 
 
 def mixed(runs: Sequence[Run], score: str) -> dict[str, dict[str, float]]:
     """Return what a mixture adds: method -> task -> difference."""
     scores = scored(runs, score)
-    gaps = {method: _gaps(scores, method + MIXTURE, method) for _, method in sorted(scores)}
+    gaps = {method: by_task(scores, method + MIXTURE, method) for _, method in sorted(scores)}
     return {method: each for method, each in gaps.items() if each}
 
 

@@ -135,6 +135,7 @@ def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() ->
         run("ape", [(0, 0.5), (50, 0.9)], "a"),
         run("ape", [(0, 0.5), (200, 0.9)], "a", seed=1),  # 100 on average
         run("gepa", [(0, 0.5), (400, 0.9)], "a"),
+        run("gepa", [(0, 0.5), (400, 0.9)], "a", seed=1),
         run("ape", [(0, 0.5), (100, 0.9)], "b"),
         run("gepa", [(0, 0.5), (100, 0.9)], "b"),
         run("ape", [(0, 0.5), (100, 0.9)], "c"),  # no peer there
@@ -148,3 +149,16 @@ def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() ->
     copro = lines["ape", "copro"]
     assert (copro["ratio_to_score"], math.isnan(copro["score_low"])) == (pytest.approx(0.5), True)
     assert ratios([run("ape", [(0, 0.5), (50, 0.9)])]) == []
+
+
+def test_a_ratio_pairs_runs_by_seed() -> None:
+    runs = [
+        run("ape", [(0, 0.5), (100, 0.9)]),
+        run("gepa", [(0, 0.5), (200, 0.9)]),
+        run("ape", [(0, 0.5), (500, 0.9)], seed=1),  # the peer gained nothing
+        run("gepa", [(0, 0.5), (250, 0.5)], seed=1),
+        run("ape", [(0, 0.5), (600, 0.9)], seed=2),  # no peer there
+    ]
+    [line] = ratios(runs)
+    assert line["ratio_to_gain"] == pytest.approx(100 / 200)
+    assert line["ratio_to_score"] == pytest.approx((100 / 200 * 500 / 250) ** 0.5)
