@@ -15,7 +15,7 @@ from preceptor.data import load_rows
 from preceptor.errors import ConfigError, DataError
 from preceptor.modules import Classify, Generate
 from preceptor.scoring.metrics import Metric, Scorer, wrap
-from preceptor.splits import stratified
+from preceptor.splits import inputs_key, stratified
 
 SHOTS: Final = (13, 21, 42, 87, 100)
 """The published 16-shot draws (Gao et al. 2021, as rl-prompt publishes them); seed n uses the n-th."""
@@ -215,12 +215,16 @@ def parts(
 ) -> Parts:
     """Return train and validation rows drawn from the pool anew for each seed, and the same test rows for all.
 
+    Rows of the pool whose inputs a test row has are left out.
+
     Raises:
         DataError: If there are too few.
     """
-    train, val, tested = sizes
-    if train + val > len(pool):
-        raise DataError(f"{train} and {val} rows are asked for, there are {len(pool)}.")
+    train, val, count = sizes
+    tested = drawn(test, count)
+    held = set(map(inputs_key, tested))
     order = stratified(list(pool), output, random.Random(seed))
-    chosen = [pool[at] for at in order[: train + val]]
-    return Parts(chosen[:train], chosen[train:], drawn(test, tested))
+    free = [pool[at] for at in order if inputs_key(pool[at]) not in held]
+    if train + val > len(free):
+        raise DataError(f"{train} and {val} rows are asked for, there are {len(free)} that aren't tested on.")
+    return Parts(free[:train], free[train : train + val], tested)
