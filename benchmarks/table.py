@@ -112,6 +112,8 @@ def upper_bounds(place: Path) -> list[dict[str, Any]]:
     for path in sorted((place / BOUNDS).glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         own = [run for run in made(runs) if run["task"] == found["task"]]
+        if not own:
+            continue  # its runs are gone
         human = [run["compiled"] for run in own if run["method"] == HUMAN]
         compiled = [run["compiled"] for run in own if run["method"] != HUMAN]
         lines.append(
