@@ -5,13 +5,15 @@ instruction that a person wrote for a task, where its data has one.
 
 Nothing is tuned on test rows: they are scored once a compile is over, with answers in a ledger that no compile
 sees. All methods get the same rows, model, adapter and budget, the confirmation's calls included. A run that is
-in the folder of results is not made again, and one that was stopped goes on where it was.
+in the folder of results, made of the same data, with the same model and on the same device, is not made again, and one
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -121,6 +123,7 @@ def run(
         if how != HUMAN or tasks.find(name).human is not None
     ]
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
+    _refuse_others(places, data_dir)
     missing = [one for one in runs if not places[one].is_file()]
     measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve)
     with progress() as report, _spread(measure, missing, jobs, report) as results:
@@ -130,6 +133,23 @@ def run(
             say(f"{one.name}: {result['seed_score']:.3f} -> {result['compiled']:.3f}")
     found = [json.loads(place.read_text(encoding="utf-8")) for place in places.values()]
     print_json({"runs": found}) if as_json else summary(found)
+
+
+def _refuse_others(places: Mapping[Run, Path], data: Path | None) -> None:
+    """Raise if a result that would be taken for done is of other rows, another model or another device.
+
+    Raises:
+        ConfigError: Naming its file, and what differs.
+    """
+    for one, place in places.items():
+        held = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        meant = {"data": tasks.find(one.task).source(data), "lm": one.model, "device": _device()}
+        for name, value in meant.items():
+            if held.get(name, value) != value:
+                raise ConfigError(
+                    f"{place} was made with {name} {held[name]}, not {value}: it can't stand for this run. "
+                    "Pass another folder with --out, or delete the file to make it again."
+                )
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -306,7 +326,7 @@ class _Bench:
         """Score on the test rows, through a ledger of its own: no compile ever sees these answers."""
         place = cache_folder() / "runs" / "papers"
         place.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(place / f"{self.task.name}-test.sqlite")
+        ledger = Ledger(place / _ledger_name(self.task.name, _device()))
         lm = Meter(ledger, Account(Budget())).wrap(self.lm)
         what = f"{self.task.name}: test rows"
         told = Counter(lambda done: self.report(what, done, len(rows)))
@@ -319,3 +339,14 @@ class _Bench:
 def _device() -> str:
     """Return what a model in this process runs on: its results differ a little between kinds."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
+
+
+def _ledger_name(task: str, device: str) -> str:
+    """Return the name of the ledger of a task's test rows: each kind of GPU, whose answers differ, has its own.
+
+    Example:
+        >>> _ledger_name("trec", "cpu, x86_64"), _ledger_name("trec", "NVIDIA H200")
+        ('trec-test.sqlite', 'trec-test-nvidia-h200.sqlite')
+    """
+    kind = "" if device.startswith("cpu") else "-" + re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{task}-test{kind}.sqlite"

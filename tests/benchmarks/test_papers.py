@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import re
 from functools import partial
@@ -179,6 +180,36 @@ def test_quick_runs_take_one_task_and_two_methods_and_stay_out_of_the_results(
         ("tickets", "protegi", 0, 500, 50),
     ]
     assert len(list((tmp_path / "quick").glob("*/*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "SetFit/subj@1"), ("lm", "simulated/toss@1"), ("device", "NVIDIA H200")],
+)
+def test_results_of_other_data_another_model_or_device_are_not_taken_for_done(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(papers, "lm_of", lambda name: model())
+    monkeypatch.setattr(papers, "_measured", lambda one, **more: pytest.fail("nothing is run"))
+    place = tmp_path / "toss-600"
+    place.mkdir()
+    scores = {"seed_score": 0.5, "compiled": 0.5, "gain": 0.0, "low": 0.0, "high": 0.0}
+    held = {"task": "tickets", "method": "ape", "seed": 0, "replaced": False, "lm": "simulated/toss", **scores}
+    arguments = ["--task", "tickets", "--method", "ape", "--seeds", "1", "--out", str(tmp_path)]
+
+    (place / "tickets-ape-0.json").write_text(json.dumps(held))
+    papers.main(arguments)  # older: it has neither data nor device
+    known = {"data": "upstream", "device": papers._device()}
+    (place / "tickets-ape-0.json").write_text(json.dumps(held | known))
+    papers.main(arguments)
+    (place / "tickets-ape-0.json").write_text(json.dumps(held | known | {name: value}))
+    with pytest.raises(ConfigError, match=rf"tickets-ape-0\.json was made with {name} {value}, not .*--out"):
+        papers.main([*arguments, "--method", "protegi"])
+
+
+def test_answers_of_a_gpu_have_a_ledger_of_their_own() -> None:
+    assert papers._ledger_name("trec", "cpu, x86_64") == "trec-test.sqlite"
+    assert papers._ledger_name("trec", "NVIDIA H200") == "trec-test-nvidia-h200.sqlite"
 
 
 def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
