@@ -122,6 +122,8 @@ def run(
         for how in kinds
         if how != HUMAN or tasks.find(name).human is not None
     ]
+    if not runs:
+        raise ConfigError(f"Nothing to run: the data of {', '.join(names)} has no instruction that a person wrote.")
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
     _refuse_others(places, data_dir)
     missing = [one for one in runs if not places[one].is_file()]

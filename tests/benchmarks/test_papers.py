@@ -207,6 +207,11 @@ def test_results_of_other_data_another_model_or_device_are_not_taken_for_done(
         papers.main([*arguments, "--method", "protegi"])
 
 
+def test_nothing_to_run_is_told_with_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^Nothing to run: the data of trec, subj has no instruction .* wrote"):
+        papers.main(["--method", "human", "--task", "trec", "--task", "subj", "--out", str(tmp_path)])
+
+
 def test_answers_of_a_gpu_have_a_ledger_of_their_own() -> None:
     assert papers._ledger_name("trec", "cpu, x86_64") == "trec-test.sqlite"
     assert papers._ledger_name("trec", "NVIDIA H200") == "trec-test-nvidia-h200.sqlite"
