@@ -265,3 +265,13 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
         told.append(f"{sum(gains) / len(gains):+.1f} ({low:+.1f} to {high:+.1f})")
     said = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
     assert [text for text in told if text not in said] == []
+
+
+def test_what_is_said_of_instruct_zero_redrawn() -> None:
+    runs = read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600")
+    of = {(run["task"], run["method"]): run for run in runs if run["seed"] == 0}
+    redrawn, ape = of["antonyms", "instruct_zero:redraw=true"], of["antonyms", "ape"]
+    assert redrawn["device"] == ape["device"]
+    scores = [f"{run[name]:.3f}".lstrip("0") for run, name in ((redrawn, "seed_score"), (redrawn, "compiled"))]
+    assert f"antonyms {' -> '.join(scores)} on test rows, confirmed" in page("instructzero")
+    assert f"on the same 2 cores, came to {ape['compiled']:.3f}".replace("0.", ".") in page("instructzero")
