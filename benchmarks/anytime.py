@@ -1,22 +1,23 @@
 """Anytime performance: what the searches of `preceptor bench papers` would have returned after how many calls.
 
 A search that is stopped returns the best of the candidates that have seen the most rows, as a compile does when its
-budget ends. A run's curve is what that was, each time it changed, in its run folder's `trials.jsonl`: a method of ours
-has scored a candidate when the evaluation that it is part of ends, DSPy's optimizers when its last row is.
+budget ends; ProTeGi, which sets rows aside to choose by, the best on those. A run's curve is what that was, each time
+it changed: in its run folder's `held.jsonl`, where the method tells, else by its `trials.jsonl`: a method of ours has
+scored a candidate when the evaluation that it is part of ends, DSPy's optimizers when its last row is.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from preceptor.benchmarks.compared import PEERS, Run, base, interval, is_ours
-from preceptor.run import CONFIRMATION, REGIONS
+from preceptor.benchmarks.compared import PEERS, Run, Scores, base, by_task, interval, is_ours, mean_of_tasks
+from preceptor.run import CONFIRMATION, HELD, REGIONS
 
 TESTED: Final = 6
 """Instructions of a curve that are scored on test rows, at most: the first, the last and others between them."""
@@ -32,7 +33,8 @@ class Point:
     Attributes:
         calls: From then on.
         instructions: Predictor name -> text.
-        search_score: On the train rows it was scored on by then; None before anything was scored.
+        search_score: On the train rows it was scored on by then, or on those set aside to choose by; None before
+            anything was scored.
         test: On the test rows; None where they were not scored.
     """
 
@@ -48,22 +50,35 @@ def curve(run: Path) -> list[Point]:
     The last is the winner that was confirmed, at the end of the search. A mixture has no curve, for it has many
     searches; nor has one whose candidates bring demonstrations, which `trials.jsonl` doesn't hold.
     """
-    lines = [json.loads(line) for line in (run / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _lines(run / "trials.jsonl")
     if (run / REGIONS).is_file() or not lines or any(line["demos"] for line in lines):
         return []
     seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
-    points, known = [Point(0, seed, None)], dict[str, dict[str, Any]]()
+    best = _lines(run / HELD) if (run / HELD).is_file() else list(_leaders(lines))
+    points = [Point(0, seed, None)]
+    for line in best:
+        if len(points) == 1 or line["instructions"] != points[-1].instructions:
+            points.append(Point(line["calls"], line["instructions"], line["score"]))
+    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
+    scored = [*({**line, "score": line["so_far"]} for line in lines), *best]
+    score = next((line["score"] for line in reversed(scored) if line["instructions"] == winner), None)
+    return [*points, Point(lines[-1]["calls"], winner, score)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _leaders(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return the best of the candidates that had seen the most rows, each time an evaluation ended."""
+    known = dict[str, dict[str, Any]]()
     for at, line in enumerate(lines):
         known[line["candidate"]] = line
         if at + 1 < len(lines) and lines[at + 1]["calls"] == line["calls"]:
             continue  # scored in one evaluation
         most = max(each["seen"] for each in known.values())
         best = max((each for each in known.values() if each["seen"] == most), key=lambda each: float(each["so_far"]))
-        if len(points) == 1 or best["instructions"] != points[-1].instructions:
-            points.append(Point(line["calls"], best["instructions"], best["so_far"]))
-    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
-    score = next((line["so_far"] for line in reversed(lines) if line["instructions"] == winner), None)
-    return [*points, Point(lines[-1]["calls"], winner, score)]
+        yield {"calls": line["calls"], "instructions": best["instructions"], "score": best["so_far"]}
 
 
 def scored_on_test(run: Path, score: Callable[[Mapping[str, str]], float]) -> list[dict[str, Any]]:
@@ -142,7 +157,8 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each method of ours against each peer, and for all against all: calls of ours / of theirs.
 
     The geometric mean over tasks both have curves on, with Student's interval of its logarithm; of several seeds, and
-    of all ours and all peers, the geometric mean is taken first.
+    of all pairs of ours and peers, the geometric mean is taken first. Paired by seed: only those count that both have,
+    and of the gain those where both gained.
     """
     names = sorted({run["method"] for run in runs if run.get("curve")})
     ours, peers = [name for name in names if is_ours(name)], [name for name in names if base(name) in PEERS]
@@ -154,28 +170,27 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
         named = [", ".join(group) if len(group) == 1 else f"all {len(group)}" for group in (some, others)]
         line: dict[str, Any] = {"ours": named[0], "peers": named[1]}
         for kind, of_gain in (("score", False), ("gain", True)):
-            line |= _ratio(kind, _logs(runs, some, of_gain), _logs(runs, others, of_gain))
+            logs = _logs(runs, of_gain)
+            gaps = {f"{one} {other}": by_task(logs, one, other) for one in some for other in others}
+            line |= _ratio(kind, mean_of_tasks(gaps))
         lines.append(line)
     return lines
 
 
-def _ratio(kind: str, ours: Mapping[str, float], peers: Mapping[str, float]) -> dict[str, Any]:
-    gaps = [ours[task] - peers[task] for task in sorted(ours.keys() & peers.keys())]
+def _ratio(kind: str, gaps: Sequence[float]) -> dict[str, Any]:
     low, high = interval(gaps)
     found = (fmean(gaps), low, high) if gaps else (math.nan, math.nan, math.nan)
     names = (f"ratio_to_{kind}", f"{kind}_low", f"{kind}_high")
     return {f"{kind}_tasks": len(gaps)} | dict(zip(names, map(math.exp, found), strict=True))
 
 
-def _logs(runs: Sequence[Run], methods: Sequence[str], of_gain: bool) -> dict[str, float]:
-    """Return each task's mean logarithm of the calls: over seeds, then over methods."""
-    found: dict[str, list[float]] = {}
-    for task in {run["task"] for run in runs}:
-        for name in methods:
-            calls = _all((run for run in runs if (run["task"], run["method"]) == (task, name)), of_gain=of_gain)
-            if calls:
-                found.setdefault(task, []).append(fmean(map(math.log, calls)))
-    return {task: fmean(each) for task, each in found.items()}
+def _logs(runs: Sequence[Run], of_gain: bool) -> Scores:
+    """Return the logarithms of the calls by task, method and seed."""
+    found: Scores = {}
+    for run in runs:
+        if (calls := reached(run, of_gain=of_gain)) is not None:
+            found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = math.log(calls)
+    return found
 
 
 def _all(runs: Iterable[Run], *, of_gain: bool) -> list[float]:

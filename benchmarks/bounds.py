@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from preceptor.benchmarks import tasks
-from preceptor.benchmarks.compared import Run
+from preceptor.benchmarks.compared import HUMAN, Run
 from preceptor.benchmarks.papers import _Bench
 from preceptor.benchmarks.table import BOUNDS, FOLDER, read, upper_bounds
 from preceptor.cli.inputs import DEFAULT_LM, lm_of
@@ -59,11 +59,10 @@ def run(
         raise DataError(
             f"{place} holds no results of {model.model}; --group, --lm and --out must be those of the runs."
         )
-    folders = cache_folder() / "runs" / "papers" / group
+    texts_of = _candidates(runs, place, task, candidates)
     with progress() as report:
-        for name in task or sorted({one["task"] for one in runs}):
+        for name, found in texts_of.items():
             published = tasks.find(name)
-            found = proposed([one for one in runs if one["task"] == name], folders, candidates)
             bench = _Bench(published, data_dir, model, report)
             rows = published.rows(data_dir, 0).test
             scored = [bench._scored(published.student(texts), rows) for texts in found]
@@ -78,6 +77,25 @@ def run(
         print_json({"bounds": lines})
     else:
         print_table("Upper bounds", list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _candidates(runs: Sequence[Run], place: Path, names: Sequence[str] | None, most: int) -> dict[str, list[str]]:
+    """Return what was proposed for each task that is named, or for each there is something for.
+
+    Raises:
+        DataError: If nothing was for one that is named, or for any.
+    """
+    folders = cache_folder() / "runs" / "papers" / place.name
+    every = {
+        name: proposed([one for one in runs if one["task"] == name], folders, most)
+        for name in sorted({one["task"] for one in runs})
+    }
+    held = {name: found for name, found in every.items() if found}
+    missing = [name for name in names or () if name not in held]
+    if missing or not held:
+        told = f"; there are some for {', '.join(held)}" if held else ""
+        raise DataError(f"{place} holds no candidates for {', '.join(missing or every)}{told}.")
+    return {name: held[name] for name in names} if names else held
 
 
 def bound(found: Sequence[str], scored: Sequence[Sequence[Outcome]], metric: Metric) -> dict[str, Any]:
@@ -104,12 +122,15 @@ def bound(found: Sequence[str], scored: Sequence[Sequence[Outcome]], metric: Met
 def proposed(runs: Sequence[Run], folders: Path, most: int) -> list[str]:
     """Return the distinct instructions that compiles have proposed: each compile's best first, by turns.
 
+    A person's instructions are none of them.
+
     Args:
         runs: Results of one task.
         folders: Holds their run folders, those that are still there.
         most: So many.
     """
-    turns = zip_longest(*(_texts(one, folders / f"{one['task']}-{one['method']}-{one['seed']}") for one in runs))
+    compiles = [one for one in runs if one["method"] != HUMAN]
+    turns = zip_longest(*(_texts(one, folders / f"{one['task']}-{one['method']}-{one['seed']}") for one in compiles))
     texts = dict.fromkeys(text for turn in turns for text in turn if text is not None)
     return list(texts)[:most]
 

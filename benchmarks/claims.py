@@ -72,7 +72,8 @@ def verdict(claim: Claim, gaps: Sequence[float]) -> tuple[Verdict, str]:
     """Return what is to be said of a claim, and why.
 
     A figure is reproduced if the whole interval of the mean is above zero and doesn't end below the figure; not
-    reproduced if the interval ends below it. What is said of every time isn't if it is once otherwise.
+    reproduced if the interval ends below it. Equal differences have no interval, and decide nothing. What is said of
+    every time isn't if it is once otherwise.
     """
     if not gaps:
         return "undecided", "no runs of it yet"
@@ -84,7 +85,9 @@ def verdict(claim: Claim, gaps: Sequence[float]) -> tuple[Verdict, str]:
         return ("reproduced", so) if len(gaps) >= claim.times else ("undecided", f"{so}; it takes {claim.times}")
     low, high = interval(gaps)
     if math.isnan(low):
-        return "undecided", "one task decides nothing"
+        return "undecided", "one task decides nothing" if len(
+            gaps
+        ) < 2 else "equal differences tell nothing of their spread"
     if high < claim.figure:
         return "not reproduced", "the interval ends below the figure"
     return ("reproduced", "the interval is above 0") if low > 0 else ("undecided", "the interval holds 0")

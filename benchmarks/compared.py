@@ -26,6 +26,9 @@ MIXTURE: Final = "+mixture"
 HUMAN: Final = "human"
 PEERS: Final = ("gepa", "miprov2", "copro")
 
+ROUNDING: Final = 1e-12
+"""Differences of scores that are nearer than this are equal: the rest is how they were subtracted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -33,7 +36,7 @@ class Measured:
 
     Attributes:
         value: Mean over tasks, in points of [0, 1].
-        low: Of its 95 % interval; nan with one task.
+        low: Of its 95 % interval; nan with one task, or if all differences are equal.
         high: Of its 95 % interval.
         tasks: There are runs for.
     """
@@ -59,10 +62,20 @@ def base(method: str) -> str:
     return method.removesuffix(MIXTURE).partition(":")[0]
 
 
+def made(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs that measured something: a compile that was refused before its first call says nothing.
+
+    Example:
+        >>> [run["method"] for run in made([{"method": "ape"}, {"method": "ape+mixture", "refused": "calls=9"}])]
+        ['ape']
+    """
+    return [run for run in runs if not run.get("refused")]
+
+
 def scored(runs: Iterable[Run], score: str = "compiled") -> Scores:
-    """Return the scores by task, method and seed; runs without that score are left out."""
+    """Return the scores by task, method and seed; runs without that score, or refused, are left out."""
     found: Scores = {}
-    for run in runs:
+    for run in made(runs):
         if score in run:
             found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = run[score]
     return found
@@ -82,11 +95,15 @@ def together(runs: Iterable[Run], methods: Sequence[str]) -> dict[str, dict[str,
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return Student's 95 % interval of the mean; nan for fewer than two values.
 
+    nan too if all values are equal: they tell nothing of how far others would lie apart.
+
     Example:
         >>> [round(end, 3) for end in interval([0.1, 0.2, 0.3])]
         [-0.048, 0.448]
+        >>> interval([0.0, 0.0, 0.0])
+        (nan, nan)
     """
-    if len(values) < 2:
+    if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=ROUNDING):
         return math.nan, math.nan
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return fmean(values) - half, fmean(values) + half
@@ -128,7 +145,7 @@ def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         >>> ranks(runs)
         [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
     """
-    methods = sorted({run["method"] for run in runs} - {HUMAN})
+    methods = sorted({run["method"] for run in made(runs)} - {HUMAN})
     whole = together(runs, methods) if methods else {}
     if not whole:
         return []
@@ -145,10 +162,10 @@ def _signed_rank(gaps: Sequence[float]) -> float:
 
 def gaps_of(scores: Scores, one: str, other: str) -> list[float]:
     """Return how far one method is ahead of another, a task each."""
-    return list(_gaps(scores, one, other).values())
+    return list(by_task(scores, one, other).values())
 
 
-def _gaps(scores: Scores, one: str, other: str) -> dict[str, float]:
+def by_task(scores: Scores, one: str, other: str) -> dict[str, float]:
     """Return task -> mean difference over the seeds that both have."""
     gaps: dict[str, float] = {}
     for task, method in scores:
@@ -173,14 +190,14 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def f1_over(runs: Sequence[Run], others: Sequence[str]) -> list[float]:
     """Return ConstitutionalExperts' F1 minus the mean of the others', a task each."""
     scores = scored(runs, "compiled_f1")
-    gaps = [_gaps(scores, "constitutional_experts", other) for other in others]
+    gaps = [by_task(scores, "constitutional_experts", other) for other in others]
     return mean_of_tasks({str(at): each for at, each in enumerate(gaps)})
 
 
 def mixed(runs: Sequence[Run], score: str) -> dict[str, dict[str, float]]:
     """Return what a mixture adds: method -> task -> difference."""
     scores = scored(runs, score)
-    gaps = {method: _gaps(scores, method + MIXTURE, method) for _, method in sorted(scores)}
+    gaps = {method: by_task(scores, method + MIXTURE, method) for _, method in sorted(scores)}
     return {method: each for method, each in gaps.items() if each}
 
 
@@ -197,7 +214,7 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
     biased by how many methods there were to choose from.
     """
-    methods = sorted({run["method"] for run in runs if ":" not in run["method"]})
+    methods = sorted({run["method"] for run in made(runs) if ":" not in run["method"]})
     sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]
     if not all(sides):
         return []

@@ -5,13 +5,15 @@ instruction that a person wrote for a task, where its data has one.
 
 Nothing is tuned on test rows: they are scored once a compile is over, with answers in a ledger that no compile
 sees. All methods get the same rows, model, adapter and budget, the confirmation's calls included. A run that is
-in the folder of results is not made again, and one that was stopped goes on where it was.
+in the folder of results, made of the same data, with the same model and on the same device, is not made again, and one
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -120,7 +122,10 @@ def run(
         for how in kinds
         if how != HUMAN or tasks.find(name).human is not None
     ]
+    if not runs:
+        raise ConfigError(f"Nothing to run: the data of {', '.join(names)} has no instruction that a person wrote.")
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
+    _refuse_others(places, data_dir)
     missing = [one for one in runs if not places[one].is_file()]
     measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve)
     with progress() as report, _spread(measure, missing, jobs, report) as results:
@@ -130,6 +135,23 @@ def run(
             say(f"{one.name}: {result['seed_score']:.3f} -> {result['compiled']:.3f}")
     found = [json.loads(place.read_text(encoding="utf-8")) for place in places.values()]
     print_json({"runs": found}) if as_json else summary(found)
+
+
+def _refuse_others(places: Mapping[Run, Path], data: Path | None) -> None:
+    """Raise if a result that would be taken for done is of other rows, another model or another device.
+
+    Raises:
+        ConfigError: Naming its file, and what differs.
+    """
+    for one, place in places.items():
+        held = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        meant = {"data": tasks.find(one.task).source(data), "lm": one.model, "device": _device()}
+        for name, value in meant.items():
+            if held.get(name, value) != value:
+                raise ConfigError(
+                    f"{place} was made with {name} {held[name]}, not {value}: it can't stand for this run. "
+                    "Pass another folder with --out, or delete the file to make it again."
+                )
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -245,6 +267,11 @@ class _Bench:
     def _compiled(
         self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
     ) -> dict[str, Any]:
+        """Return what a compile has come to, and what its search held for best, confirmed or not.
+
+        That is known by its text, or was returned; one with demonstrations, or a mixture, that was not confirmed has no
+        score here, for its text alone is not all of it.
+        """
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
 
         def tested(instructions: Mapping[str, str]) -> Sequence[Outcome]:
@@ -253,24 +280,33 @@ class _Bench:
         run, curve = Path(evidence.run), []
         if self.with_curve:
             curve = anytime.scored_on_test(run, lambda texts: self.metric.aggregate(tested(texts)))
-        points = anytime.curve(run)
-        best = points[-1].instructions if points else _best_candidate(run)
-        unconfirmed = compare(before, tested(best), self.metric)
+        after, candidate = self._scored(program, test), dict[str, Any]()
+        if points := anytime.curve(run):
+            best = points[-1].instructions
+            candidate = {**self._of_candidate(before, tested(best)), "best_candidate": best}
+        elif evidence.replaced:
+            candidate = self._of_candidate(before, after)
         return {
-            **self._compared(before, self._scored(program, test)),
+            **self._compared(before, after),
             "replaced": evidence.replaced,
-            "candidate": unconfirmed.after,
-            "candidate_gain": unconfirmed.gain,
-            "candidate_low": unconfirmed.low,
-            "candidate_high": unconfirmed.high,
+            **candidate,
             "confirmed_gain": evidence.comparison.gain,
             "search_score": evidence.search_score,
             "calls": evidence.spent.calls,
             "tokens": evidence.spent.tokens,
             "seconds": round(evidence.seconds),
             "instructions": evidence.instructions,
-            "best_candidate": best,
             "curve": curve,
+        }
+
+    def _of_candidate(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
+        """Return what the search's winner scores on the test rows, confirmed or not."""
+        found = compare(before, after, self.metric)
+        return {
+            "candidate": found.after,
+            "candidate_gain": found.gain,
+            "candidate_low": found.low,
+            "candidate_high": found.high,
         }
 
     def _compared(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
@@ -292,7 +328,7 @@ class _Bench:
         """Score on the test rows, through a ledger of its own: no compile ever sees these answers."""
         place = cache_folder() / "runs" / "papers"
         place.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(place / f"{self.task.name}-test.sqlite")
+        ledger = Ledger(place / _ledger_name(self.task.name, _device()))
         lm = Meter(ledger, Account(Budget())).wrap(self.lm)
         what = f"{self.task.name}: test rows"
         told = Counter(lambda done: self.report(what, done, len(rows)))
@@ -307,15 +343,12 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
 
 
-def _best_candidate(run: Path) -> dict[str, str]:
-    """Return the instructions that won the search: of those that saw the most rows, the best."""
-    totals: dict[str, dict[int, float]] = {}
-    with (run / "trials.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            trial = json.loads(line)
-            seen = totals.setdefault(json.dumps(trial["instructions"]), {})
-            seen |= {row: score or 0.0 for row, score in zip(trial["rows"], trial["scores"], strict=True)}
-    most = max(map(len, totals.values()))
-    best = max((text for text in totals if len(totals[text]) == most), key=lambda text: sum(totals[text].values()))
-    found: dict[str, str] = json.loads(best)
-    return found
+def _ledger_name(task: str, device: str) -> str:
+    """Return the name of the ledger of a task's test rows: each kind of GPU, whose answers differ, has its own.
+
+    Example:
+        >>> _ledger_name("trec", "cpu, x86_64"), _ledger_name("trec", "NVIDIA H200")
+        ('trec-test.sqlite', 'trec-test-nvidia-h200.sqlite')
+    """
+    kind = "" if device.startswith("cpu") else "-" + re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{task}-test{kind}.sqlite"

@@ -7,6 +7,7 @@ all methods drawn ran on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,10 @@ def drawing(group: str, runs: Sequence[Run], people: Sequence[Run] = ()) -> str:
 
 
 def _seeds(runs: Sequence[Run]) -> str:
-    count = len({run["seed"] for run in runs})
-    return f"{count} seeds" if count > 1 else "1 seed"
+    """Return how many seeds a line is of: at most so many, where lines differ."""
+    counts = set(Counter((run["task"], run["method"]) for run in runs).values())
+    seeds = f"{max(counts)} seeds" if max(counts) > 1 else "1 seed"
+    return seeds if len(counts) == 1 else f"up to {seeds}"
 
 
 def _metric(runs: Sequence[Run], task: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Final
@@ -12,7 +13,18 @@ import typer
 
 from preceptor.benchmarks.anytime import ratios, speeds
 from preceptor.benchmarks.claims import checked
-from preceptor.benchmarks.compared import HUMAN, comparisons, duels, gaps_of, interval, is_ours, ranks, scored
+from preceptor.benchmarks.compared import (
+    HUMAN,
+    Run,
+    comparisons,
+    duels,
+    gaps_of,
+    interval,
+    is_ours,
+    made,
+    ranks,
+    scored,
+)
 from preceptor.benchmarks.tasks import find
 from preceptor.cli.view import out, print_json, print_table
 from preceptor.errors import DataError
@@ -59,19 +71,35 @@ def run(
             out().print(block(place.name, runs), markup=False, highlight=False, soft_wrap=True)
         return
     if as_json:
-        print_json({place.name: {"runs": runs, **_told(place, runs)} for place, runs in held.items()})
+        print_json({place.name: _plain({"runs": runs, **_told(place, runs)}) for place, runs in held.items()})
         return
     for place, runs in held.items():
         summary(runs, place.name)
         for part, rows in _told(place, runs).items():
             if rows and part in TITLES:
-                shown = [["" if cell is None else cell for cell in row.values()] for row in rows]
-                print_table(TITLES[part], list(rows[0]), shown)
+                print_table(TITLES[part], list(rows[0]), [_shown(row.values()) for row in rows])
 
 
 def read(place: Path) -> list[dict[str, Any]]:
-    """Return a group's runs."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
+    """Return a group's runs.
+
+    Raises:
+        DataError: If two of one task and seed can't be compared: made of other data, or the seed instruction, which is
+            the same for all of them, scored otherwise, as on another device.
+    """
+    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(place.glob("*.json"))]
+    first: dict[tuple[str, str, int], tuple[Path, Any]] = {}
+    for path, run in found:
+        for name in ("data", "seed_score"):
+            if name not in run or (name == "seed_score" and run.get("refused")):
+                continue
+            other, value = first.setdefault((name, run["task"], run.get("seed", 0)), (path, run[name]))
+            if value != run[name]:
+                raise DataError(
+                    f"{other} and {path} are of one task and seed but can't be compared: {name} {value} and "
+                    f"{run[name]}. Keep the runs of each device and data in a folder of their own."
+                )
+    return [run for _, run in found]
 
 
 def upper_bounds(place: Path) -> list[dict[str, Any]]:
@@ -83,7 +111,9 @@ def upper_bounds(place: Path) -> list[dict[str, Any]]:
     runs, lines = read(place), list[dict[str, Any]]()
     for path in sorted((place / BOUNDS).glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        own = [run for run in runs if run["task"] == found["task"]]
+        own = [run for run in made(runs) if run["task"] == found["task"]]
+        if not own:
+            continue  # its runs are gone
         human = [run["compiled"] for run in own if run["method"] == HUMAN]
         compiled = [run["compiled"] for run in own if run["method"] != HUMAN]
         lines.append(
@@ -107,14 +137,25 @@ def _told(place: Path, runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[st
     }
 
 
+def _plain(value: dict[str, Any]) -> Any:
+    """Return a value as JSON can say it: what there is none of is None, for JSON knows no nan.
+
+    Example:
+        >>> _plain({"low": math.nan, "tasks": [3]})
+        {'low': None, 'tasks': [3]}
+    """
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+
+
 def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
 
-    A row a method with its runs, a column a task, means over seeds; the 24 induction tasks share one, of those that
-    all of the rows have. The last column is the mean gain over tasks, in points, with Student's interval over them, of
-    the seeds that each has.
+    A row a method with its runs, those refused left out, a column a task, means over seeds; the 24 induction tasks
+    share one, of those that all of the rows have. The last column is the mean gain over tasks, in points, of the seeds
+    that each has, with Student's interval over tasks if they differ.
     """
-    scores = scored([*runs, *({**run, "method": YOURS, "compiled": run["seed_score"]} for run in runs)])
+    seeds = [{**run, "method": YOURS, "compiled": run["seed_score"]} for run in made(runs)]
+    scores = scored([*runs, *seeds])
     names = sorted(
         {method for _, method in scores} - {YOURS}, key=lambda name: (name == HUMAN, not is_ours(name), name)
     )
@@ -144,25 +185,31 @@ def _cell(scores: Sequence[float], tasks: Sequence[str]) -> str:
 def _gain(gaps: Sequence[float]) -> str:
     low, high = interval(gaps)
     tasks = f"{len(gaps)} tasks" if len(gaps) > 1 else "1 task"
-    return (
-        f"{fmean(gaps):+.1f} ({tasks})" if len(gaps) < 2 else f"{fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f}, {tasks})"
-    )
+    ends = "" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}, "
+    return f"{fmean(gaps):+.1f} ({ends}{tasks})"
 
 
 def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
-    """Print one line a run, and one a method."""
+    """Print one line a run, and one a method: of those that were not refused."""
     columns = ["task", "method", "seed", "metric", "test_rows", "seed_score", "compiled", "gain", "low", "high"]
     columns += ["compiled_f1", "replaced", "candidate", "calls", "seconds"]
     ordered = sorted(runs, key=lambda run: (run["task"], run["seed"], run["method"]))
     print_table(
-        f"{title} Scores on test rows".strip(), columns, [[run.get(name) for name in columns] for run in ordered]
+        f"{title} Scores on test rows".strip(), columns, [_shown(run.get(name) for name in columns) for run in ordered]
     )
-    found = methods(runs)
-    print_table("Gain over the seed, mean over runs", list(found[0]), [list(row.values()) for row in found])
+    if found := methods(runs):
+        print_table("Gain over the seed, mean over runs", list(found[0]), [_shown(row.values()) for row in found])
 
 
-def methods(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shown(cells: Iterable[Any]) -> list[Any]:
+    return ["" if cell is None else cell for cell in cells]
+
+
+def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return each method's mean gain on test rows with Student's interval over its runs, and how often it replaced.
+
+    Runs that were refused are left out. `candidate_gain` is the mean over the runs whose candidate has a score, None
+    if there is none.
 
     Example:
         >>> runs = [{"method": "ape", "gain": gain, "candidate_gain": 0.2, "replaced": gain > 0} for gain in (0.0, 0.2)]
@@ -170,13 +217,14 @@ def methods(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         >>> found["runs"], found["replaced"], round(found["gain"], 3), round(found["high"], 2)
         (2, 1, 0.1, 1.37)
     """
-    names = sorted({run["method"] for run in runs})
-    return [_mean(name, [run for run in runs if run["method"] == name]) for name in names]
+    kept = made(runs)
+    names = sorted({run["method"] for run in kept})
+    return [_mean(name, [run for run in kept if run["method"] == name]) for name in names]
 
 
-def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     gains = [run["gain"] for run in runs]
-    candidates = [run.get("candidate_gain", run["gain"]) for run in runs]
+    candidates = [run["candidate_gain"] for run in runs if "candidate_gain" in run]
     low, high = interval(gains)
     return {
         "method": name,
@@ -185,5 +233,5 @@ def _mean(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gain": fmean(gains),
         "low": low,
         "high": high,
-        "candidate_gain": fmean(candidates),
+        "candidate_gain": fmean(candidates) if candidates else None,
     }

@@ -3,6 +3,7 @@
 run.json        fingerprints of the inputs, those of the candidates that were confirmed, and the command that resumes it
 ledger.sqlite   every answer
 trials.jsonl    every candidate with its scores, written as they come
+held.jsonl      what the search would have returned had it stopped, where the method tells
 lineage.jsonl   where each candidate comes from, where the method tells
 study.log       the same as an Optuna study; optuna-dashboard opens it
 regions.json    of a mixture: where the rows and the regions lie, in two dimensions
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CONFIRMATION: Final = "confirmation.json"
 REGIONS: Final = "regions.json"
+HELD: Final = "held.jsonl"
 
 Spread = Callable[[Sequence[Outcome]], tuple[float, float]]
 """Makes a 95 % interval of outcomes."""
@@ -96,6 +98,17 @@ class Run:
                     "interval": spread(seen) if spread else None,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def write_held(self, trial: Trial, calls: int) -> None:
+        """Append what the search would return if it stopped after so many calls, as one JSON object a line."""
+        line = {
+            "candidate": fingerprint(trial.candidate.key),
+            "instructions": dict(trial.candidate.instructions),
+            "score": trial.score,
+            "calls": calls,
+        }
+        with writable(self.folder), (self.folder / HELD).open("a", encoding="utf-8", errors=_HALVES) as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def write_lineage(self, birth: Birth) -> None:
         """Append where a candidate comes from, as one JSON object a line."""
@@ -190,7 +203,7 @@ def _records(folder: Path) -> Generator[Studies]:
     from preceptor.study import Studies  # Optuna, which `import preceptor` doesn't wait for
 
     with writable(folder):
-        for name in ("trials.jsonl", LINEAGE):
+        for name in ("trials.jsonl", HELD, LINEAGE):
             (folder / name).unlink(missing_ok=True)
         studies = Studies(folder)
     try:

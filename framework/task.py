@@ -70,7 +70,8 @@ class Task:
         report: Told of progress.
         scored: Every trial so far, in the order it was scored.
         confirm_rows, confirms: Rows kept for the confirmation, and how many programs are asked them.
-        ranked: What the method would return if it had to stop now, best first; while empty, those that saw most rows.
+        ranked: What the method would return if it had to stop now, best first (see `hold`); while empty, those that saw
+            most rows.
         drawn: Prompt -> how often `draw` has asked it.
         born: Keys of the candidates whose origin is written down.
         answered: Proposals that came, each time some were asked for.
@@ -152,6 +153,12 @@ class Task:
         spent = self.meter.account.spent.calls if calls is None else calls
         self.run.write_trials([trial], self.metric.aggregate, spent, partial(interval, metric=self.metric))
         return trial
+
+    def hold(self, trials: Sequence[Trial]) -> None:
+        """Return these trials, best first, if the search has to stop now; the best is written down. No call."""
+        self.ranked[:] = trials
+        if trials:
+            self.run.write_held(trials[0], self.meter.account.spent.calls)
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
         """Score candidates by log P(label | instruction, input) per token of the label; at most 0.

@@ -208,7 +208,7 @@ class ProTeGi(Teleprompter):
         count = self._held_out(len(task.order))
         held_out, rows = task.order[:count], task.order[count:]
         winners = task.score([seed], held_out) if held_out else []
-        task.ranked[:] = winners
+        task.hold(winners)
         beam, ranked, made, stale = [seed], list[Trial](), {seed.key}, 0
         for number in range(self.rounds):
             left = None if task.meter.account.calls_left is None else task.meter.account.calls_left - others
@@ -223,7 +223,7 @@ class ProTeGi(Teleprompter):
             known = max((trial.score for trial in winners), default=0.0)
             is_new = all(trial.candidate.key != beam[0].key for trial in winners)
             winners += task.score(beam[:1], held_out) if held_out and is_new else []
-            task.ranked[:] = _best_first(winners)
+            task.hold(_best_first(winners))
             stale = 0 if winners and winners[-1].score > known else stale + 1
             logger.info("Round %d: %d new candidates, %d rounds without a gain", number + 1, len(fresh), stale)
         return _best_first(winners) or ranked

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import HUMAN, interval, mixed
+from preceptor.benchmarks.compared import HUMAN, interval, made, mixed
 from preceptor.benchmarks.papers import DEFAULT_METHODS
 from preceptor.benchmarks.table import FOLDER, MARKS, block, read
 
@@ -225,25 +225,29 @@ def test_a_table_of_methods_and_tasks_is_found_where_it_stands() -> None:
 
 
 def test_what_is_said_of_the_table_of_methods() -> None:
-    runs = [run for run in read(FOLDER / "qwen2.5-coder-1.5b-600") if run["method"] != HUMAN]
+    found = [run for run in read(FOLDER / "qwen2.5-coder-1.5b-600") if run["method"] != HUMAN]
+    runs = made(found)
     assert f"{sum(run['replaced'] for run in runs)} of {len(runs)} compiles changed the prompt" in README
     assert {gain for gaps in mixed(runs, "compiled").values() for gain in gaps.values()} == {0.0}
     confirmed = sorted(run["confirm_rows"] for run in runs)
     assert f"{confirmed[0]} to {confirmed[-1]} rows to confirm on" in README
-    assert sum(bool(run.get("refused")) for run in runs) == 2
+    refused = [run for run in found if run.get("refused")]
+    assert [(run["method"], run["task"], run["confirm_rows"]) for run in refused] == 2 * [
+        ("ape+mixture", "tickets", 150)
+    ]
     assert {run["device"] for run in runs} == {"NVIDIA H200"}
 
 
 def test_what_a_compile_takes_on_two_cores() -> None:
     runs = read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600")
-    made = {(run["task"], run["seed"]): run for run in runs if run["method"] == "protegi"}
+    compiles = {(run["task"], run["seed"]): run for run in runs if run["method"] == "protegi"}
     assert {run["budget"] for run in runs} == {600}
-    assert made["trec", 0]["replaced"] is False
-    quiet, again, ethos = made["trec", 0], made["trec", 1], made["ethos", 1]
+    assert compiles["trec", 0]["replaced"] is False
+    quiet, again, ethos = compiles["trec", 0], compiles["trec", 1], compiles["ethos", 1]
     assert f"in float32: {quiet['seconds']} s, the prompt kept ({quiet['calls']} calls;" in page("protegi")
     assert f"TREC {again['seconds']} s ({again['calls']} calls, seed 1)" in page("protegi")
     assert f"ETHOS {ethos['seconds']} s ({ethos['calls']} calls, seed 1)" in page("protegi")
-    assert f"ETHOS took {made['ethos', 0]['seconds']} s" in page("protegi")
+    assert f"ETHOS took {compiles['ethos', 0]['seconds']} s" in page("protegi")
 
 
 def test_what_is_said_of_the_runs_on_two_cores() -> None:
@@ -261,3 +265,13 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
         told.append(f"{sum(gains) / len(gains):+.1f} ({low:+.1f} to {high:+.1f})")
     said = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
     assert [text for text in told if text not in said] == []
+
+
+def test_what_is_said_of_instruct_zero_redrawn() -> None:
+    runs = read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600")
+    of = {(run["task"], run["method"]): run for run in runs if run["seed"] == 0}
+    redrawn, ape = of["antonyms", "instruct_zero:redraw=true"], of["antonyms", "ape"]
+    assert redrawn["device"] == ape["device"]
+    scores = [f"{run[name]:.3f}".lstrip("0") for run, name in ((redrawn, "seed_score"), (redrawn, "compiled"))]
+    assert f"antonyms {' -> '.join(scores)} on test rows, confirmed" in page("instructzero")
+    assert f"on the same 2 cores, came to {ape['compiled']:.3f}".replace("0.", ".") in page("instructzero")

@@ -54,6 +54,20 @@ def test_records_that_cannot_be_finished_are_an_error_about_the_folder(tmp_path:
         lose_the_folder()
 
 
+def test_what_a_search_holds_is_written_a_line_each_and_begins_anew_when_the_run_is_resumed(tmp_path: Path) -> None:
+    for calls in (7, 9):
+        with open_run(tmp_path, PARTS) as run:
+            run.ledger.write([ANSWERED])
+            run.write_held(TRIAL, calls)
+        [line] = (tmp_path / "held.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(line) == {
+            "candidate": fingerprint(TRIAL.candidate.key),
+            "instructions": {"predict": "Größer?"},
+            "score": 1.0,
+            "calls": calls,
+        }
+
+
 def test_trials_are_written_a_line_each_and_begin_anew_when_the_run_is_resumed(tmp_path: Path) -> None:
     expected = {
         "candidate": fingerprint(TRIAL.candidate.key),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor.benchmarks.tasks.published import Hub, Parts, Published, parts
+from preceptor.benchmarks.tasks.published import Hub, Parts, Published, drawn, parts
 from preceptor.data import load_rows
 
 SIZES: Final = (64, 64, 200)
@@ -21,8 +21,9 @@ LONGEST: Final = 1200
 def _rows(data: Path | None, seed: int) -> Parts:
     samples = HUB.rows("train") if data is None else load_rows(data / "openai_moderation" / "samples-1680.jsonl")
     rows = [_row(row) for row in samples if _is_known(row)]
+    shuffled = drawn(rows, len(rows))  # as the file stands, neither half is like the other
     half = len(rows) // 2
-    return parts(rows[:half], rows[half:], SIZES, seed, "flagged")
+    return parts(shuffled[:half], shuffled[half:], SIZES, seed, "flagged")
 
 
 def _is_known(row: dict[str, Any]) -> bool:

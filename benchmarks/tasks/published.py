@@ -15,7 +15,7 @@ from preceptor.data import load_rows
 from preceptor.errors import ConfigError, DataError
 from preceptor.modules import Classify, Generate
 from preceptor.scoring.metrics import Metric, Scorer, wrap
-from preceptor.splits import stratified
+from preceptor.splits import inputs_key, stratified
 
 SHOTS: Final = (13, 21, 42, 87, 100)
 """The published 16-shot draws (Gao et al. 2021, as rl-prompt publishes them); seed n uses the n-th."""
@@ -192,17 +192,25 @@ class Shots:
             [_labelled(row["text"], self.numbered[int(row[self.label])]) for row in self.hub.rows(part)]
             for part in ("train", "test")
         )
+        tested = drawn(test, self.test)
+        free = _untested(pool, tested)
         train: list[dspy.Example] = []
         val: list[dspy.Example] = []
         for label in self.labels:
-            chosen = drawn([row for row in pool if row.kind == label], 2 * SHOTS_A_LABEL, seed)
+            chosen = drawn([row for row in free if row.kind == label], 2 * SHOTS_A_LABEL, seed)
             train += chosen[:SHOTS_A_LABEL]
             val += chosen[SHOTS_A_LABEL:]
-        return Parts(train, val, drawn(test, self.test))
+        return Parts(train, val, tested)
 
 
 def _labelled(text: Any, label: str) -> dspy.Example:
     return dspy.Example(sentence=text, kind=label).with_inputs("sentence")
+
+
+def _untested(pool: Sequence[dspy.Example], tested: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Return the rows whose inputs no test row has."""
+    held = set(map(inputs_key, tested))
+    return [row for row in pool if inputs_key(row) not in held]
 
 
 def drawn(rows: Sequence[dspy.Example], count: int, seed: int = 0) -> list[dspy.Example]:
@@ -215,12 +223,14 @@ def parts(
 ) -> Parts:
     """Return train and validation rows drawn from the pool anew for each seed, and the same test rows for all.
 
+    Rows of the pool whose inputs a test row has are left out.
+
     Raises:
         DataError: If there are too few.
     """
-    train, val, tested = sizes
-    if train + val > len(pool):
-        raise DataError(f"{train} and {val} rows are asked for, there are {len(pool)}.")
-    order = stratified(list(pool), output, random.Random(seed))
-    chosen = [pool[at] for at in order[: train + val]]
-    return Parts(chosen[:train], chosen[train:], drawn(test, tested))
+    train, val, count = sizes
+    tested = drawn(test, count)
+    free = _untested([pool[at] for at in stratified(list(pool), output, random.Random(seed))], tested)
+    if train + val > len(free):
+        raise DataError(f"{train} and {val} rows are asked for, there are {len(free)} that aren't tested on.")
+    return Parts(free[:train], free[train : train + val], tested)

@@ -52,6 +52,22 @@ def test_a_curve_ends_with_the_winner_that_was_confirmed_whoever_led(tmp_path: P
     assert curve(folder(tmp_path, RACE))[-1] == Point(70, {"predict": "seed"}, 0.5)
 
 
+def test_a_method_that_tells_what_it_held_is_believed(tmp_path: Path) -> None:
+    place = folder(tmp_path, RACE, "late")
+    held = [("seed", 0.4, 30), ("seed", 0.4, 45), ("late", 0.6, 65)]
+    told = [
+        {"candidate": name, "instructions": {"predict": name}, "score": score, "calls": calls}
+        for name, score, calls in held
+    ]
+    (place / "held.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    assert curve(place) == [
+        Point(0, {"predict": "seed"}, None),
+        Point(30, {"predict": "seed"}, 0.4),
+        Point(65, {"predict": "late"}, 0.6),
+        Point(70, {"predict": "late"}, 0.6),
+    ]
+
+
 def test_there_is_a_point_where_the_search_first_could_have_returned_anything(tmp_path: Path) -> None:
     first, second, *_ = curve(folder(tmp_path, [trial("seed", 16, 16, 0.5), trial("other", 33, 16, 0.4)]))
     assert (first.calls, second.calls, second.instructions, second.search_score) == (0, 16, {"predict": "seed"}, 0.5)
@@ -119,6 +135,7 @@ def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() ->
         run("ape", [(0, 0.5), (50, 0.9)], "a"),
         run("ape", [(0, 0.5), (200, 0.9)], "a", seed=1),  # 100 on average
         run("gepa", [(0, 0.5), (400, 0.9)], "a"),
+        run("gepa", [(0, 0.5), (400, 0.9)], "a", seed=1),
         run("ape", [(0, 0.5), (100, 0.9)], "b"),
         run("gepa", [(0, 0.5), (100, 0.9)], "b"),
         run("ape", [(0, 0.5), (100, 0.9)], "c"),  # no peer there
@@ -132,3 +149,16 @@ def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() ->
     copro = lines["ape", "copro"]
     assert (copro["ratio_to_score"], math.isnan(copro["score_low"])) == (pytest.approx(0.5), True)
     assert ratios([run("ape", [(0, 0.5), (50, 0.9)])]) == []
+
+
+def test_a_ratio_pairs_runs_by_seed() -> None:
+    runs = [
+        run("ape", [(0, 0.5), (100, 0.9)]),
+        run("gepa", [(0, 0.5), (200, 0.9)]),
+        run("ape", [(0, 0.5), (500, 0.9)], seed=1),  # the peer gained nothing
+        run("gepa", [(0, 0.5), (250, 0.5)], seed=1),
+        run("ape", [(0, 0.5), (600, 0.9)], seed=2),  # no peer there
+    ]
+    [line] = ratios(runs)
+    assert line["ratio_to_gain"] == pytest.approx(100 / 200)
+    assert line["ratio_to_score"] == pytest.approx((100 / 200 * 500 / 250) ** 0.5)

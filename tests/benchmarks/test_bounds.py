@@ -11,11 +11,12 @@ import pytest
 
 from preceptor.benchmarks import bounds
 from preceptor.benchmarks.bounds import bound, proposed
+from preceptor.benchmarks.table import upper_bounds
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import DataError
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.trial import Outcome
-from preceptor.testing import graded
+from preceptor.testing import asked, graded
 
 
 def outcomes(scores: str) -> list[Outcome]:
@@ -56,7 +57,7 @@ def test_candidates_come_from_results_and_run_folders_by_turns_the_best_first(tm
     assert found == ["a1", "g1", "Call it.", "a2", "good", "middling", "few rows"]
     assert proposed(runs, tmp_path, 3) == found[:3]
     person = {"task": "toss", "method": "human", "seed": 0, "instructions": "Say it."}
-    assert proposed([person], tmp_path, 9) == ["Say it."]
+    assert proposed([person], tmp_path, 9) == []  # no compile proposed it
 
 
 def rows(start: int, count: int) -> list[dspy.Example]:
@@ -98,3 +99,28 @@ def test_the_bounds_of_a_group_are_measured_and_kept(
     assert kept["instructions"] == "a2"
     with pytest.raises(DataError, match="holds no results of"):
         bounds.main(["--group", "nothing", "--out", str(tmp_path)])
+
+
+def test_a_task_that_nothing_was_proposed_for_is_refused_before_a_row_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = graded({row.text: row.side for row in rows(0, 8)}, {"a1": 0.9}, default=0.4, name="toss")
+    monkeypatch.setattr(bounds, "lm_of", lambda name: lm)
+    place = tmp_path / "toss-300"
+    place.mkdir()
+    (place / "trec-ape-0.json").write_text(json.dumps(result("ape", 0, "a1") | {"task": "trec", "lm": lm.model}))
+    person = {"task": "antonyms", "method": "human", "seed": 0, "instructions": "Say it.", "lm": lm.model}
+    (place / "antonyms-human-0.json").write_text(json.dumps(person))
+    for name in ("antonyms", "subj"):
+        with pytest.raises(DataError, match=rf"holds no candidates for {name}; there are some for trec"):
+            bounds.main(["--group", "toss-300", "--out", str(tmp_path), "--task", "trec", "--task", name])
+    assert asked(lm) == []
+
+
+def test_bounds_that_no_run_stands_beside_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "bounds").mkdir()
+    for task in ("toss", "gone"):
+        told = {"task": task, "candidates": 9, "oracle": 0.8, "oracle_biased": 0.9}
+        (tmp_path / "bounds" / f"{task}.json").write_text(json.dumps(told))
+    (tmp_path / "toss-ape-0.json").write_text(json.dumps(result("ape", 0, "a1")))
+    assert [line["task"] for line in upper_bounds(tmp_path)] == ["toss"]

@@ -68,11 +68,18 @@ def test_every_line_says_what_there_is_to_be_said_and_why_before_anything_was_ru
         ([0.04, 0.05, 0.06], "not reproduced"),
         ([-0.3, -0.2, -0.1], "not reproduced"),
         ([0.2], "undecided"),
+        ([0.0, 0.0, 0.0], "undecided"),
+        ([0.2, 0.2], "undecided"),
     ],
 )
 def test_a_figure_is_reproduced_if_the_interval_holds_it_and_not_zero(gaps: list[float], said: str) -> None:
     [claim] = [claim for claim in CLAIMS if isinstance(claim, Claim) and claim.figure == 0.153]
     assert verdict(claim, gaps)[0] == said
+
+
+def test_equal_differences_have_no_interval_to_hold_a_figure() -> None:
+    [claim] = [claim for claim in CLAIMS if isinstance(claim, Claim) and claim.figure == 0.02]
+    assert verdict(claim, [0.0, 0.0, 0.0]) == ("undecided", "equal differences tell nothing of their spread")
 
 
 @pytest.mark.parametrize(

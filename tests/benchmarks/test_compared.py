@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import comparisons, duels, is_ours, measured, mixed, ranks, scored, together
+from preceptor.benchmarks.compared import (
+    comparisons,
+    duels,
+    interval,
+    is_ours,
+    measured,
+    mixed,
+    ranks,
+    scored,
+    together,
+)
 
 
 def runs(*scores: tuple[str, str, float], **more: float) -> list[dict[str, Any]]:
@@ -34,6 +44,20 @@ def test_a_mixture_with_fewer_seeds_is_compared_on_those() -> None:
     assert mixed(found, "compiled") == {"ape": {"a": 0.0}}
 
 
+def test_a_refused_compile_is_no_measurement() -> None:
+    held = runs(("a", "ape", 0.7), ("b", "ape", 0.7), ("a", "ape+mixture", 0.9), ("a", "gepa", 0.6), ("b", "gepa", 0.7))
+    refused = [
+        {**one, "refused": "600 calls don't pay for 450"}
+        for one in runs(("b", "ape+mixture", 0.5), ("a", "protegi", 0.5), ("b", "copro", 0.5))
+    ]
+    assert scored([*held, *refused]) == scored(held)
+    assert mixed([*held, *refused], "compiled") == {"ape": {"a": pytest.approx(0.2)}}
+    assert [duels([*held, *refused]), ranks([*held, *refused])] == [duels(held), ranks(held)]
+    assert ranks(held) != []
+    assert comparisons([*held, *refused]) == comparisons(held)
+    assert "best of 2 of ours, against gepa, best of 1 peers" in comparisons(held)[0]["comparison"]
+
+
 def test_a_pair_of_methods_meets_on_the_tasks_both_ran_on() -> None:
     scores = [(f"task {at}", "ape", 0.6) for at in range(6)] + [(f"task {at}", "gepa", 0.5) for at in range(5)]
     [duel] = duels(runs(*scores))
@@ -46,6 +70,12 @@ def test_ties_have_no_p_value() -> None:
     [duel] = duels(runs(("subj", "ape", 0.5), ("subj", "gepa", 0.5)))
     assert (duel["wins"], duel["losses"], duel["p_value"]) == (0, 0, None)
     assert math.isnan(duel["low"])
+
+
+def test_equal_values_are_no_certainty() -> None:
+    assert all(map(math.isnan, interval([0.0, 0.0, 0.0])))
+    assert all(map(math.isnan, interval([0.9 - 0.5, 0.7 - 0.3, 0.4])))  # apart by how they were subtracted
+    assert interval([0.0, 0.0, 0.01])[1] > 0.01
 
 
 def test_ranks_are_over_the_tasks_that_all_methods_ran_on_and_shared_by_ties() -> None:

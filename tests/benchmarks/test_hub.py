@@ -46,6 +46,11 @@ def corpus(labels: int, of_each: int, column: str = "label", start: int = 0) -> 
     return [{"text": f"row {start + n}", column: n % labels} for n in range(labels * of_each)]
 
 
+def half_known(part: str, labels: int, column: str = "label") -> list[dict[str, Any]]:
+    """Return the rows of a corpus of which all test rows are train rows once more."""
+    return corpus(labels, 480 // labels, column) if part == "train" else corpus(labels, 240 // labels, column, 240)
+
+
 def statements() -> list[dict[str, Any]]:
     rest = {"job_title": "", "state_info": None, "party_affiliation": "none", "context": "a speech"}
     return [{"label": n % 6, "statement": f"Claim {n}.", **rest} for n in range(1300)]
@@ -56,8 +61,8 @@ def samples() -> list[dict[str, Any]]:
     return [{"prompt": f"text {n}", **flags, "V": n % 2} for n in range(400)]
 
 
-def sums() -> list[dict[str, Any]]:
-    return [{"question": f"{n} + 1?", "answer": f"Add.\n#### 1,{n:03}"} for n in range(100)]
+def sums(start: int) -> list[dict[str, Any]]:
+    return [{"question": f"{n} + 1?", "answer": f"Add.\n#### 1,{n:03}"} for n in range(start, start + 100)]
 
 
 def files() -> dict[str, dict[str, bytes]]:
@@ -70,15 +75,15 @@ def files() -> dict[str, dict[str, bytes]]:
             "train.jsonl": lines(corpus(2, 40)),
             "test.jsonl": lines(corpus(2, 120, start=1000)),
         },
-        "sst-2": {f"{part}.jsonl": lines(corpus(2, 120)) for part in (*parts, "dev")},
+        "sst-2": {f"{part}.jsonl": lines(half_known(part, 2)) for part in (*parts, "dev")},
         "agnews": {
             f"data/{part}-00000-of-00001.parquet": parquet(
-                corpus(4, 60), label=["World", "Sports", "Business", "Sci/Tech"]
+                half_known(part, 4), label=["World", "Sports", "Business", "Sci/Tech"]
             )
             for part in parts
         },
         "trec": {
-            f"default/{part}/0000.parquet": parquet(corpus(6, 40, "coarse_label"), coarse_label=COARSE)
+            f"default/{part}/0000.parquet": parquet(half_known(part, 6, "coarse_label"), coarse_label=COARSE)
             for part in parts
         },
         "ethos": {
@@ -89,7 +94,7 @@ def files() -> dict[str, dict[str, bytes]]:
         "openai_moderation": {"samples-1680.jsonl.gz": gzip.compress(lines(samples()))},
         "gsm8k": {
             "README.md": card({name: parts for name in ("main", "socratic")}),
-            **{f"main/{part}-00000-of-00001.parquet": parquet(sums()) for part in parts},
+            **{f"main/{part}-00000-of-00001.parquet": parquet(sums(100 * (part == "test"))) for part in parts},
             **{
                 f"socratic/{part}-00000-of-00001.parquet": parquet([{"question": "?", "answer": "0"}]) for part in parts
             },
@@ -147,6 +152,8 @@ def test_a_corpus_is_drawn_by_seed_into_sixteen_rows_a_label_and_a_fixed_test(fo
 def test_labels_are_numbered_as_the_hub_has_them(found: Found, task: str, kinds: Sequence[str]) -> None:
     parts = found[f"{task} 0"]
     assert [len(part) for part in parts] == [16 * len(kinds), 16 * len(kinds), 200]
+    train, val, test = ({row["sentence"] for row in part} for part in parts)
+    assert not (train | val) & test
     assert all(row["kind"] == kinds[int(row["sentence"].split()[1]) % len(kinds)] for part in parts for row in part)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ import pytest
 import torch
 
 from preceptor.benchmarks import papers
-from preceptor.benchmarks.papers import Run, _Bench, _best_candidate, kind_of
+from preceptor.benchmarks.papers import Run, _Bench, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import predictors
 from preceptor.teleprompters import APE, MixtureOfExperts
 from preceptor.testing import asked, graded, system
 
@@ -182,21 +182,68 @@ def test_quick_runs_take_one_task_and_two_methods_and_stay_out_of_the_results(
     assert len(list((tmp_path / "quick").glob("*/*.json"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "SetFit/subj@1"), ("lm", "simulated/toss@1"), ("device", "NVIDIA H200")],
+)
+def test_results_of_other_data_another_model_or_device_are_not_taken_for_done(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(papers, "lm_of", lambda name: model())
+    monkeypatch.setattr(papers, "_measured", lambda one, **more: pytest.fail("nothing is run"))
+    place = tmp_path / "toss-600"
+    place.mkdir()
+    scores = {"seed_score": 0.5, "compiled": 0.5, "gain": 0.0, "low": 0.0, "high": 0.0}
+    held = {"task": "tickets", "method": "ape", "seed": 0, "replaced": False, "lm": "simulated/toss", **scores}
+    arguments = ["--task", "tickets", "--method", "ape", "--seeds", "1", "--out", str(tmp_path)]
+
+    (place / "tickets-ape-0.json").write_text(json.dumps(held))
+    papers.main(arguments)  # older: it has neither data nor device
+    known = {"data": "upstream", "device": papers._device()}
+    (place / "tickets-ape-0.json").write_text(json.dumps(held | known))
+    papers.main(arguments)
+    (place / "tickets-ape-0.json").write_text(json.dumps(held | known | {name: value}))
+    with pytest.raises(ConfigError, match=rf"tickets-ape-0\.json was made with {name} {value}, not .*--out"):
+        papers.main([*arguments, "--method", "protegi"])
+
+
+def test_nothing_to_run_is_told_with_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^Nothing to run: the data of trec, subj has no instruction .* wrote"):
+        papers.main(["--method", "human", "--task", "trec", "--task", "subj", "--out", str(tmp_path)])
+
+
+def test_answers_of_a_gpu_have_a_ledger_of_their_own() -> None:
+    assert papers._ledger_name("trec", "cpu, x86_64") == "trec-test.sqlite"
+    assert papers._ledger_name("trec", "NVIDIA H200") == "trec-test-nvidia-h200.sqlite"
+
+
 def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
     run = Run("subj", "ape", 1, 600, "local/qwen2.5-coder-1.5b@cc324af070c2")
     assert (run.group, run.name) == ("qwen2.5-coder-1.5b-600", "subj-ape-1")
     assert dataclasses.replace(run, test_rows=50).group == "qwen2.5-coder-1.5b-600-of-50"
 
 
-def test_the_best_candidate_is_the_best_of_those_that_saw_the_most_rows(tmp_path: Path) -> None:
-    trials = [
-        {"instructions": {"predict": "seed"}, "rows": [0, 1], "scores": [1.0, 0.0]},
-        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},
-        {"instructions": {"predict": "good"}, "rows": [0, 1], "scores": [1.0, 1.0]},
-        {"instructions": {"predict": "seed"}, "rows": [2, 3], "scores": [0.0, 0.0]},
-        {"instructions": {"predict": "good"}, "rows": [2, 3], "scores": [1.0, None]},
-        {"instructions": {"predict": "lucky"}, "rows": [0, 1], "scores": [1.0, 1.0]},  # seen again, counted once
-    ]
-    (tmp_path / "trials.jsonl").write_text("\n".join(map(json.dumps, trials)) + "\n", encoding="utf-8")
-    assert _best_candidate(tmp_path) == {"predict": "good"}
-    assert predictors(TASK.student())[0][0] == "predict"
+def test_a_candidate_with_demonstrations_is_scored_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+
+    found = bench(lm, monkeypatch, tmp_path).measure(
+        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
+    )
+
+    assert (found["replaced"], found["curve"]) == (True, [])
+    scores = [found[name] for name in ("compiled", "gain", "low", "high")]
+    assert [found[f"candidate{end}"] for end in ("", "_gain", "_low", "_high")] == scores
+    assert "best_candidate" not in found  # a text is not all of it
+
+
+def test_a_candidate_that_is_known_by_its_text_alone_and_was_not_confirmed_has_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = graded({row.text: row.side for row in rows(0, 104)}, {GOOD: 0.4}, default=0.4, name="toss")
+
+    found = bench(lm, monkeypatch, tmp_path).measure(
+        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
+    )
+
+    assert found["replaced"] is False
+    assert not found.keys() & {"candidate", "candidate_gain", "candidate_low", "candidate_high", "best_candidate"}

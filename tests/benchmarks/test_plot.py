@@ -49,6 +49,12 @@ def test_a_line_is_the_mean_over_seeds_of_what_was_held(tmp_path: Path) -> None:
     assert len(drawn) == 8
 
 
+def test_the_drawing_says_of_how_many_seeds_a_line_is() -> None:
+    assert "mean over up to 2 seeds." in " ".join(texts(drawing("model-100", RUNS)))
+    assert "mean over 2 seeds." in " ".join(texts(drawing("model-100", RUNS[:2])))
+    assert "mean over 1 seed." in " ".join(texts(drawing("model-100", RUNS[2:])))
+
+
 def test_each_task_has_a_panel_and_so_has_the_mean_gain_over_tasks_that_all_methods_ran_on() -> None:
     said = texts(drawing("model-100", RUNS))
     for text in ("subj, accuracy", "trec, accuracy", "gain in points, mean of 2 tasks", "ape", "gepa"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.benchmarks.table import block, main, methods
+from preceptor.benchmarks.table import FOLDER, block, main, methods, read, summary, upper_bounds
 from preceptor.errors import DataError
 
 
@@ -51,6 +51,74 @@ def test_the_table_prints_every_group_of_results(tmp_path: Path, capsys: pytest.
     assert "smollm-600 Scores on test rows" in told
     assert "0.750" in told
     assert json.loads(capsys.readouterr().out)["smollm-600"]["methods"][0]["gain"] == 0.25
+
+
+def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "smollm-600").mkdir()
+    for seed in range(3):
+        (tmp_path / "smollm-600" / f"subj-ape-{seed}.json").write_text(json.dumps(result("ape", 0.0, seed)))
+
+    main(["--folder", str(tmp_path), "--json"])
+    told = json.loads(capsys.readouterr().out, parse_constant=refuse)["smollm-600"]
+    main(["--folder", str(tmp_path)])
+
+    assert [(line["gain"], line["low"], line["high"]) for line in told["methods"]] == [(0.0, None, None)]
+    assert "Gain over the seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed_score", 0.51), ("data", "SetFit/subj@1")])
+def test_runs_of_another_device_or_data_are_not_compared(tmp_path: Path, name: str, value: object) -> None:
+    def write(file: str, run: dict[str, object]) -> None:
+        (tmp_path / file).write_text(json.dumps(run))
+
+    other = result("gepa", 0.1) | {"data": "upstream", name: value}
+    write("a.json", result("ape", 0.1) | {"data": "upstream"})
+    write("b.json", other | {"seed": 1})  # another seed has other rows
+    write("c.json", {key: cell for key, cell in result("protegi", 0.1).items() if key != "data"})  # older
+    write("d.json", result("copro", 0.1) | {"refused": "too dear", "seed_score": 0.9})
+    assert len(read(tmp_path)) == 4
+    write("e.json", other)
+    with pytest.raises(DataError, match=r"a\.json and .*e\.json are of one task and seed .*a folder of their own"):
+        read(tmp_path)
+
+
+def test_committed_groups_can_be_compared() -> None:
+    for folder in (FOLDER, FOLDER.with_name("papers-two-cores")):
+        assert [place for place in sorted(folder.iterdir()) if not read(place)] == []
+
+
+def test_the_candidates_mean_is_over_the_runs_that_scored_one() -> None:
+    scored = [result("ape", 0.0) | {"candidate_gain": 0.1}, result("ape", 0.4, 1) | {"candidate_gain": 0.4}]
+    [some] = methods([*scored, result("ape", 0.0, 2)])
+    [none] = methods([result("ape+mixture", 0.0)])
+    assert (some["candidate_gain"], none["candidate_gain"]) == (pytest.approx(0.25), None)
+    summary([result("ape+mixture", 0.0)])
+
+
+def test_a_refused_compile_has_a_line_and_no_part_in_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = [result("ape", 0.1), result("ape", 0.3, 1)]
+    refused = result("ape", 0.0, 2) | {"refused": "needs 450 calls", "calls": 0}
+    alone = result("ape+mixture", 0.0) | {"refused": "needs 450 calls", "calls": 0}
+
+    assert methods([*held, refused, alone]) == methods(held)
+    assert block("m-600", [*held, refused, alone]) == block("m-600", held)
+    assert "| `ape` | 2 | 0.700 | +20.0 (1 task) |" in block("m-600", held)
+    summary([refused, alone])
+    told = capsys.readouterr().out
+    assert ("ape+mixture" in told, "Gain over the seed" in told) == (True, False)
+    (tmp_path / "bounds").mkdir()
+    (tmp_path / "bounds" / "subj.json").write_text(
+        json.dumps({"task": "subj", "candidates": 9, "oracle": 0.8, "oracle_biased": 0.9})
+    )
+    for at, each in enumerate([*held, refused]):
+        (tmp_path / f"{at}.json").write_text(json.dumps(each))
+    assert [line["compiled"] for line in upper_bounds(tmp_path)] == [pytest.approx(0.7)]
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def test_an_empty_folder_is_told_how_to_fill_it(tmp_path: Path) -> None:
@@ -125,7 +193,7 @@ def test_the_readmes_table_has_a_row_a_method_and_a_column_a_task_with_the_induc
 | your instructions | | 0.500 | 0.500 | 0.500 | |
 | `ape` | 5 | 0.600 | 0.700 | 0.750 | +20.0 (-14.4 to +54.4, 4 tasks) |
 | `gepa` | 2 | 0.400 | | | +15.0 (-302.7 to +332.7, 2 tasks) |
-| `human` | 2 | | | 0.900 | +40.0 (+40.0 to +40.0, 2 tasks) |
+| `human` | 2 | | | 0.900 | +40.0 (2 tasks) |
 <!-- end of the table -->"""
     assert block("model-600", runs) == expected
 

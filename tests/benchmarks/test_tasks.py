@@ -104,6 +104,19 @@ def test_a_moderation_row_whose_missing_flags_leave_it_open_is_left_out(tmp_path
     assert said == {"0": "no", "1": "yes", "2": "yes"}
 
 
+def test_moderation_rows_are_shuffled_before_they_are_halved(tmp_path: Path) -> None:
+    (tmp_path / "openai_moderation").mkdir()
+    flags: dict[str, int] = dict.fromkeys(openai_moderation.FLAGS, 0)
+    lines = [json.dumps({"prompt": f"text {n}"} | flags | {"V": int(n < 400)}) for n in range(800)]
+    (tmp_path / "openai_moderation" / "samples-1680.jsonl").write_text("\n".join(lines))
+
+    found = openai_moderation.TASK.rows(tmp_path, 0)
+
+    for part in found:
+        assert 0.3 < sum(row.flagged == "yes" for row in part) / len(part) < 0.7
+    assert found.test == openai_moderation.TASK.rows(tmp_path, 1).test
+
+
 @pytest.mark.parametrize(
     ("answer", "is_right"),
     [("So 1,200 dollars.", True), ("$1200.00", True), ("1200 then 7", False), ("none", False), ("-1200", False)],
@@ -136,14 +149,25 @@ def test_cause_and_effect_stand_in_either_order() -> None:
 
 def test_each_seed_draws_its_own_rows_and_all_are_tested_on_the_same() -> None:
     pool = [dspy.Example(text=str(n), label="ab"[n % 2]).with_inputs("text") for n in range(40)]
-    one, two = (parts(pool, pool[:9], (10, 6, 5), seed, "label") for seed in (0, 1))
+    test = [dspy.Example(text=f"test {n}", label="a").with_inputs("text") for n in range(9)]
+    one, two = (parts(pool, test, (10, 6, 5), seed, "label") for seed in (0, 1))
     assert [row.text for row in one.train] != [row.text for row in two.train]
     assert [row.text for row in one.test] == [row.text for row in two.test]
     assert sum(row.label == "a" for row in one.train) == 5
     assert not {row.text for row in one.train} & {row.text for row in one.val}
     assert len(drawn(pool, 100)) == 40
     with pytest.raises(DataError, match="30 and 11 rows are asked for, there are 40"):
-        parts(pool, pool, (30, 11, 5), 0, "label")
+        parts(pool, test, (30, 11, 5), 0, "label")
+
+
+def test_what_is_tested_on_is_neither_trained_nor_confirmed_on() -> None:
+    pool = [dspy.Example(text=str(n), label="ab"[n % 2]).with_inputs("text") for n in range(40)]
+    again = [dspy.Example(text=row.text, label="b").with_inputs("text") for row in pool[:9]]  # whatever the label
+    train, val, test = parts(pool, again, (20, 15, 5), 0, "label")
+    assert not {row.text for row in [*train, *val]} & {row.text for row in test}
+    assert (len(train), len(val)) == (20, 15)
+    with pytest.raises(DataError, match="20 and 16 rows are asked for, there are 35 that aren't tested on"):
+        parts(pool, again, (20, 16, 5), 0, "label")
 
 
 def test_a_persons_instruction_is_the_first_that_was_written(tmp_path: Path) -> None:

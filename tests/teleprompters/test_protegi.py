@@ -385,6 +385,10 @@ def test_the_winner_is_the_best_on_the_rows_set_aside(tmp_path: Path) -> None:
     assert list(on_aside) == ["Sort.", "Level 2", "Level 4"]
     assert on_aside["Level 2"] > on_aside["Level 4"] == 0.0
     assert evidence.search_score == on_aside["Level 2"]
+    held = [(line["instructions"]["predict"][:7], line["score"]) for line in lines(tmp_path, "held.jsonl")]
+    assert held == [(name, on_aside[name]) for name in ("Sort.", "Level 2", "Level 2")]
+    told = [line["calls"] for line in lines(tmp_path, "held.jsonl")]
+    assert told == [line["calls"] for line in lines(tmp_path, "trials.jsonl") if set(line["rows"]) == aside]
 
 
 def test_a_tie_on_the_rows_set_aside_goes_to_the_later_winner(tmp_path: Path) -> None:
@@ -589,5 +593,5 @@ def test_equal_seeds_give_equal_searches_with_any_number_of_threads(tmp_path: Pa
     for threads in (1, 8):
         proposer = simulated(toy.lucky, name="writer")
         compiled_by(protegi(tmp_path / str(threads), proposer, rounds=2, threads=threads), 40)
-    for name in ("trials.jsonl", "lineage.jsonl", "program/program.json", "program/evidence.json"):
+    for name in ("trials.jsonl", "held.jsonl", "lineage.jsonl", "program/program.json", "program/evidence.json"):
         assert (tmp_path / "1" / "run" / name).read_bytes() == (tmp_path / "8" / "run" / name).read_bytes()
