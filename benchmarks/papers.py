@@ -39,7 +39,7 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
 from preceptor.program import apply
-from preceptor.scoring.evaluate import Counter, Evaluator, Job
+from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Candidate, Outcome
@@ -301,7 +301,7 @@ class _Bench:
 
     def _of_candidate(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
         """Return what the search's winner scores on the test rows, confirmed or not."""
-        found = compare(before, after, self.metric)
+        found = compare(before, held_against(before, after), self.metric)
         return {
             "candidate": found.after,
             "candidate_gain": found.gain,
@@ -310,7 +310,11 @@ class _Bench:
         }
 
     def _compared(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:
-        """Return both scores on the test rows and the paired gain; of labels, macro F1 too."""
+        """Return both scores on the test rows and the paired gain; of labels, macro F1 too.
+
+        Rows that only the compiled program fails with count against it, as in the confirmation.
+        """
+        after = held_against(before, after)
         found = compare(before, after, self.metric)
         scores = {
             "seed_score": found.before,

@@ -13,13 +13,14 @@ from typing import Any
 import dspy
 import pytest
 import torch
+from dspy.lm15 import Request
 
 from preceptor.benchmarks import papers
 from preceptor.benchmarks.papers import Run, _Bench, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import ConfigError
 from preceptor.teleprompters import APE, MixtureOfExperts
-from preceptor.testing import asked, graded, system
+from preceptor.testing import asked, graded, prompt, simulated, system
 
 GOOD = "Say heads if the number is even."
 
@@ -74,6 +75,21 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
     tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
+
+
+def test_a_test_row_that_only_the_compiled_program_fails_with_counts_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = model().engine
+
+    def failing(request: Request) -> str:
+        if GOOD in system(request) and prompt(request).endswith("toss 64"):
+            raise ConnectionError("no route")
+        return str(engine._answer(request))
+
+    lm = simulated(failing, name="toss")
+    found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model), APE)
+    assert (found["compiled"], found["candidate"]) == (39 / 40, 39 / 40)
 
 
 def test_without_a_curve_only_the_winner_is_scored_on_test_rows(
