@@ -36,6 +36,9 @@ from preceptor.teleprompters.ape import APE
 from preceptor.teleprompters.gates import Expert, concluded
 from preceptor.teleprompters.layout import Layout, laid_out
 
+DEARER: Final = 1.25
+"""How much dearer an expert's calls may be than those of the first search, for the confirmation to be paid."""
+
 FIRST: Final = 0.5
 """Share of the search's budget that goes to the search on all rows; its winner answers wherever no expert does."""
 
@@ -187,7 +190,7 @@ class MixtureOfExperts(Teleprompter):
         sees, another would lose what its share had.
         """
         account, names = task.meter.account, sorted(rows, key=lambda name: (-rows[name], name))
-        account.fix()
+        account.fix(DEARER)
         while names:
             total, left = sum(rows[name] for name in names), account.calls_left
             calls = {name: None if left is None else left * rows[name] // total for name in names}

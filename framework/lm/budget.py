@@ -192,10 +192,15 @@ class Account:
             self._held = max(self._held, calls)
             self._room = Cost(0, max(self._room.tokens, room.tokens), max(self._room.dollars, room.dollars))
 
-    def fix(self) -> None:
-        """Keep back what is kept back now of calls, tokens and dollars, whatever is seen from now on, until `hold`."""
+    def fix(self, spare: float = 1.0) -> None:
+        """Keep back what is kept back now of calls, tokens and dollars, whatever is seen from now on, until `hold`.
+
+        Args:
+            spare: So many times the tokens and dollars, for what is fixed doesn't grow with dearer calls.
+        """
         with self._lock:
-            self._fixed = self._held_back()
+            tokens, dollars = self._held_back()
+            self._fixed = (spare * tokens, spare * dollars)
 
     def hold(self, calls: int, room: Cost | None = None) -> None:
         """Keep `calls` back for later, so that a search can't spend what the confirmation needs.
