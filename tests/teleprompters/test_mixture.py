@@ -618,6 +618,12 @@ def test_a_folders_model_that_was_trained_further_is_another_run(
         compiled_by(mixture(tmp_path / "run", embedder=encoder))
 
 
+def test_rows_that_repeat_count_once_where_regions_are_chosen(tmp_path: Path) -> None:
+    method = mixture(tmp_path, regions=0, least_rows=30)
+    compiled = compiled_by(method, trainset=[*rows(40), *rows(40)])
+    assert [region["train_rows"] for region in compiled.evidence.regions] == [80], "no two of 30 different rows"
+
+
 def test_rows_without_a_direction_train_and_measure_the_default(tmp_path: Path) -> None:
     def embed(texts: Sequence[str]) -> list[list[float]]:
         return [
