@@ -113,17 +113,16 @@ def run(
     """
     kinds = {name: kind_of(name) for name in method or (QUICK_METHODS if quick else DEFAULT_METHODS)}
     out = out or (cache_folder() / "quick" if quick else FOLDER)
-    model = lm_of(lm).model
     names = [tasks.find(name).name for name in task or (QUICK_TASKS if quick else DEFAULT_TASKS)]
+    pairs = [(name, how) for name in names for how in kinds if how != HUMAN or tasks.find(name).human is not None]
+    if not pairs:
+        raise ConfigError(f"Nothing to run: the data of {', '.join(names)} has no instruction that a person wrote.")
+    model = lm_of(lm).model
     runs = [
         Run(name, how, seed, QUICK_CALLS if quick else calls, model, QUICK_ROWS if quick else None)
         for seed in range(1 if quick else seeds)
-        for name in names
-        for how in kinds
-        if how != HUMAN or tasks.find(name).human is not None
+        for name, how in pairs
     ]
-    if not runs:
-        raise ConfigError(f"Nothing to run: the data of {', '.join(names)} has no instruction that a person wrote.")
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
     _refuse_others(places, data_dir)
     missing = [one for one in runs if not places[one].is_file()]
@@ -150,7 +149,7 @@ def _refuse_others(places: Mapping[Run, Path], data: Path | None) -> None:
             if held.get(name, value) != value:
                 raise ConfigError(
                     f"{place} was made with {name} {held[name]}, not {value}: it can't stand for this run. "
-                    "Pass another folder with --out, or delete the file to make it again."
+                    "Pass another folder with --out, and set PRECEPTOR_CACHE to another for its answers."
                 )
 
 

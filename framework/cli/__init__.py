@@ -2,7 +2,7 @@
 
 Exit codes: 0 done (a kept prompt included), 1 a score below `eval --fail-under`, 2 wrong usage,
 3 stopped early and resumable, 4 too much of what was asked failed, 130 interrupted. With `--json` the object
-on stdout has `error` and `exit_code` where the code is 2 to 4.
+on stdout has `error` and `exit_code` where the code is 2 to 4, but for mistyped options and arguments.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from preceptor import demo as demo_task
 from preceptor import run as runs
 from preceptor.checks import label_field
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of, rows_of
-from preceptor.cli.planning import check_hosted, plan, tell_plan
+from preceptor.cli.planning import check_hosted, check_own, embedders, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError, ModelError
@@ -22,6 +22,7 @@ from preceptor.evidence import Evidence
 from preceptor.life import checked
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.embedding import MODELS
 from preceptor.lm.seam import predictors
 from preceptor.report import REPORT
 from preceptor.splits import drawn
@@ -236,7 +237,9 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     check_hosted(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:
         check_hosted(command.proposer, command.proposer_api_base, None, given.method.budget)
-    tell_plan(planned, given.folder, [command.lm, command.proposer or command.lm], as_json=as_json)
+    check_own(given.program, given.method.budget)
+    models = [command.lm, command.proposer or command.lm, *embedders(given.method)]
+    tell_plan(planned, given.folder, models, as_json=as_json)
 
 
 def _run(command: Command, folder: Path | None) -> Evidence:
@@ -264,7 +267,10 @@ def _from_anywhere(command: Command) -> Command:
         data=_whole(command.data),
         validation=command.validation and _whole(command.validation),
         metric=_whole(command.metric) if command.metric and ".py:" in command.metric else command.metric,
-        knobs={name: _whole(value) if name == _EMBEDDER else value for name, value in command.knobs.items()},
+        knobs={
+            name: _whole(value) if name == _EMBEDDER and value not in MODELS else value
+            for name, value in command.knobs.items()
+        },
     )
 
 

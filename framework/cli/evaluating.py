@@ -203,11 +203,13 @@ def load(path: Path, student: str | None, embedder: str | None = None) -> dspy.M
 def _embedder_of(path: Path, given: str) -> Embedder | None:
     """Return the embedder that was given, None if the program needs none, or one of the catalogue."""
     saved = artifact.read(path)
+    known = "none"
     try:
         if saved.is_routed:
-            named_in_artifact(str(saved.program["experts"]["embedder"]))
+            known = named_in_artifact(str(saved.program["experts"]["embedder"])).name
     except ModelError:
         return embedder_of(given)
+    say(f"  --embedder {given} isn't used for {path}: its embedder is {known}")
     return None
 
 

@@ -15,7 +15,7 @@ from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import check
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.statistics import smallest_gain
 from preceptor.splits import different
 from preceptor.teleprompter import Teleprompter
@@ -76,8 +76,22 @@ def check_hosted(name: str, api_base: str | None, max_tokens: int | None, budget
         check_key(lm)
 
 
+def check_own(program: dspy.Module, budget: Budget) -> None:
+    """Raise if a predictor's own model can't be asked within a budget; as `check_hosted`."""
+    for _, predictor in every_predictor(program):
+        if predictor.lm is not None:
+            check(predictor.lm, budget)
+            check_key(predictor.lm)
+
+
+def embedders(method: Teleprompter) -> list[str]:
+    """Return the name of the embedder that a method of several regions asks, if it is not the user's own object."""
+    name = getattr(method, "embedder", None)
+    return [name] if isinstance(name, str) and getattr(method, "regions", 1) != 1 else []
+
+
 def _is_missing(name: str) -> bool:
-    known = CATALOGUE.get(name.removeprefix(_LOCAL)) if name.startswith(_LOCAL) else None
+    known = CATALOGUE.get(name.removeprefix(_LOCAL))
     return known is not None and not known.is_here
 
 

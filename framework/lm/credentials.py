@@ -8,6 +8,9 @@ from dspy.lm15 import LMRouter, MissingCredentialError
 
 from preceptor.errors import ConfigError
 
+_CALLS = ("__call__", "forward")
+"""What a model of the user's own class answers by; it may bring a key of its own to each call."""
+
 _BY_KEY = "key"
 """The policy of providers that take a key; clouds may have other credentials, which only a call can try."""
 
@@ -15,13 +18,14 @@ _BY_KEY = "key"
 def check_key(lm: dspy.LM) -> None:
     """Raise if a hosted model needs a key and none is set; nothing is sent.
 
-    Models in this process, servers of one's own that need none, and providers that DSPy reaches through LiteLLM or that
-    have other credentials than keys pass.
+    Models in this process, servers of one's own that need none, classes with calls of their own, and providers that
+    DSPy reaches through LiteLLM or that have other credentials than keys pass.
 
     Raises:
         ConfigError: Naming the variables.
     """
-    if not isinstance(lm.engine, str):
+    is_own = any(getattr(type(lm), name) is not getattr(dspy.LM, name) for name in _CALLS)
+    if is_own or not isinstance(lm.engine, str):
         return
     chosen = select_backend(lm)
     route = chosen.resolution

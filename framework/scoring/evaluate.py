@@ -273,7 +273,8 @@ def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Ou
 
 
 def _held(old: Outcome, failed: Outcome) -> Outcome:
-    return replace(_wrong(failed), answer=old.answer if (old.score or 0.0) < 1 else "")
+    is_right = (old.score or 0.0) >= 1
+    return _wrong(failed) if is_right else replace(_wrong(failed), answer=old.answer, is_charged=False)
 
 
 def no_prediction(answer: Any, output: str) -> ConfigError:

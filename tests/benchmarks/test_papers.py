@@ -223,7 +223,10 @@ def test_results_of_other_data_another_model_or_device_are_not_taken_for_done(
         papers.main([*arguments, "--method", "protegi"])
 
 
-def test_nothing_to_run_is_told_with_why(tmp_path: Path) -> None:
+def test_nothing_to_run_is_told_with_why_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(papers, "lm_of", lambda name: pytest.fail("no model is needed"))
     with pytest.raises(ConfigError, match=r"^Nothing to run: the data of trec, subj has no instruction .* wrote"):
         papers.main(["--method", "human", "--task", "trec", "--task", "subj", "--out", str(tmp_path)])
 

@@ -88,8 +88,19 @@ def test_what_would_be_refused_is_refused(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_predictors_own_model_needs_its_key_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    source = "import dspy\nprogram = dspy.Predict('text -> label')\nprogram.lm = dspy.LM('openai/gpt-4o-mini')\n"
+    (tmp_path / "planned_mine.py").write_text(source, encoding="utf-8")
+    assert run(["compile", f"{tmp_path / 'planned_mine.py'}:program", *command[2:]]) == 2
+    assert "openai/gpt-4o-mini needs a key" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_mixture_is_planned_with_its_regions(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--mixture", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["to_fetch"] == ["local/qwen2.5-coder-1.5b", "all-minilm-l6-v2"]
     assert told["confirm_calls"] == 36, "the seed, the one program and the experts"
     assert told["calls"] == told["search_calls"] + 36

@@ -142,7 +142,9 @@ def test_experts_of_another_embedder_are_used_by_giving_it(
     assert served.router.embedder.name == embedder.name
 
     assert run(["route", str(saved(tmp_path / "ours")), "My cat eats.", "--embedder", str(other), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["region"] == "region 1", "the catalogue's needs none"
+    told = capsys.readouterr()
+    assert "isn't used for" in " ".join(told.err.split())
+    assert json.loads(told.out)["region"] == "region 1", "the catalogue's needs none"
 
 
 def test_settings_go_to_the_mixture_or_to_the_method_it_wraps() -> None:

@@ -52,6 +52,17 @@ def test_an_empty_variable_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         check_key(dspy.LM("openai/gpt-4o-mini"))
 
 
+class Gateway(dspy.LM):
+    """Brings a key to each call."""
+
+    def forward(self, *given: Any, **settings: Any) -> Any:
+        return super().forward(*given, api_key="k", **settings)
+
+
+def test_a_class_with_calls_of_its_own_may_bring_a_key_to_them() -> None:
+    check_key(Gateway("openai/gpt-4o-mini"))
+
+
 def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         check_key(dspy.LM("openai/mine", api_base="http://127.0.0.1:9/v1"))

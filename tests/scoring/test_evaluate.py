@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -573,7 +574,7 @@ def test_a_row_that_only_the_second_program_fails_with_counts_as_its_wrong_answe
     unparsable = Outcome("unparsable", 0.0)
 
     assert held_against([scored, unparsable, failed, failed, scored], [failed, failed, failed, scored, scored]) == [
-        *[wrong, wrong, failed, scored, scored]
+        *[wrong, dataclasses.replace(wrong, is_charged=False), failed, scored, scored]
     ]
 
 
@@ -594,6 +595,16 @@ def test_no_f1_is_gained_by_calls_that_broke(metric: str, left: float) -> None:
     assert where_right.after == pytest.approx(left), "for f1:yes as if they were taken for yes"
     assert where_right.gain < 0
     assert where_right.rows == 200
+
+
+@pytest.mark.parametrize("seeds", [Outcome("unparsable", 0.0, "", "no"), Outcome("scored", 0.0, "maybe", "no")])
+def test_a_call_that_broke_where_the_seed_is_wrong_is_wrong_as_the_seed_is(seeds: Outcome) -> None:
+    right = [Outcome("scored", 1.0, "yes", "yes")] * 20
+    failing = Outcome("failed", None, "", "no", "Timeout")
+
+    found = compare([*right, seeds], held_against([*right, seeds], [*right, failing]), wrap("f1:yes", "label"))
+
+    assert (found.before, found.after, found.rows) == (1.0, 1.0, 21)
 
 
 @pytest.mark.parametrize("threads", THREADS)
