@@ -263,6 +263,20 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
         gains = [100 * run["candidate_gain"] for run in done if run["method"] == method]
         low, high = interval(gains)
         told.append(f"{sum(gains) / len(gains):+.1f} ({low:+.1f} to {high:+.1f})")
+    made = {(run["task"], run["method"], run["seed"]): run for run in runs}
+    missing = [("subj", "protegi", 1), ("antonyms", "protegi", 0), ("antonyms", "protegi", 1)]
+    assert [each for each in missing if each in made] == []
+    assert not any(run["replaced"] for run in runs if run["task"] == "subj")
+    for method, sentence in (("ape", "best has {} and {} on the test rows"), ("instruct_zero", "held {} and {}")):
+        told.append(sentence.format(*(f"{made['subj', method, seed]['candidate']:.3f}" for seed in (0, 1))))
+    first, second = (made["antonyms", "ape", seed] for seed in (0, 1))
+    assert first["replaced"]
+    assert second["replaced"]
+    scores = (first["seed_score"], first["compiled"], second["compiled"])
+    told.append("APE went from {:.3f} to {:.3f} and {:.3f}, both".format(*scores))
+    soft = [made["antonyms", "instruct_zero", seed] for seed in (0, 1)]
+    assert [run["replaced"] for run in soft] == [True, False]
+    told.append(f"InstructZero to {soft[0]['compiled']:.3f}, confirmed, and kept the prompt once")
     said = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
     assert [text for text in told if text not in said] == []
 

@@ -12,6 +12,7 @@ import pytest
 from preceptor.cli import run
 from preceptor.cli.compiling import Command, _from_anywhere, _knobs
 from preceptor.errors import ConfigError
+from preceptor.lm.embedding import MODELS
 from preceptor.run import read_run
 from preceptor.teleprompters import ConstitutionalExperts
 from preceptor.testing import ChatServer
@@ -234,3 +235,14 @@ def test_what_so_many_rows_can_confirm_is_said_before_any_call(
     assert "12 rows confirm a gain of 76 points or more in a score of 0 or 1, four times in five" in " ".join(
         told[0].split()
     )
+
+
+def test_an_embedder_of_the_catalogue_keeps_its_name_whatever_folder_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("all-minilm-l6-v2", "mine"):
+        Path(name).mkdir()
+        command = Command(target=SPAM, data="rows.csv", knobs={"embedder": name, "regions": "2"})
+        whole = name if name in MODELS else str(tmp_path / name)
+        assert _from_anywhere(command).knobs == {"embedder": whole, "regions": "2"}
