@@ -76,8 +76,10 @@ class Place:
     def refused(self, source: str, *more: str) -> str:
         """Return the last line of what is said where a run ends for what the user can mend."""
         ended = self.run(source, *more)
-        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-        return ended.stderr.splitlines()[-1]
+        assert ended.returncode == 2, ended.stderr
+        said = ended.stderr.splitlines()[-1]
+        assert json.loads(ended.stdout) == {"error": said.removeprefix("Error: "), "exit_code": 2}
+        return said
 
     @property
     def answers(self) -> pa.Table:
@@ -126,7 +128,7 @@ def test_every_row_is_answered_once_though_a_budget_ended_and_is_written_as_parq
         for part in range(2)
     }
     stopped = place.run("someone/scans", "--shard-rows", "20", "--budget", "calls=25")
-    assert (stopped.returncode, stopped.stdout, place.server.count) == (3, "", 25)
+    assert (stopped.returncode, json.loads(stopped.stdout)["exit_code"], place.server.count) == (3, 3, 25)
     result = place.done("someone/scans", "--shard-rows", "20")
 
     assert place.answers.to_pylist() == [{**row, "label": judged(row["text"])} for row in given]
@@ -261,7 +263,7 @@ def test_a_killed_run_goes_on_and_every_row_is_answered_once(place: Place, repos
 
 def test_an_id_that_the_hub_doesnt_know_is_told_in_a_line_and_nothing_is_asked(place: Place) -> None:
     ended = place.run("someone/else")
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.returncode, json.loads(ended.stdout)["exit_code"]) == (2, 2)
     [message] = ended.stderr.splitlines()
     assert message.startswith("Error: The data set 'someone/else' can't be had from the hub: 404 Client Error. ")
     assert f"Repository Not Found for url: {place.hub}/api/datasets/someone/else. " in message
