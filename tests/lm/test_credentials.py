@@ -37,19 +37,29 @@ def test_a_hosted_model_without_its_key_is_refused_with_the_name_of_the_variable
 
 
 def test_a_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "OPENAI_API_KEY" in refused(dspy.LM("openai/gpt-4o-mini"))
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    check_key(dspy.LM("openai/gpt-4o-mini"))
+    assert refused(dspy.LM("openai/gpt-4o-mini")) == ""
 
 
 def test_any_of_a_providers_variables_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "k")
-    check_key(dspy.LM("gemini/gemini-2.0-flash"))
+    assert refused(dspy.LM("gemini/gemini-2.0-flash")) == ""
 
 
 def test_an_empty_variable_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         check_key(dspy.LM("openai/gpt-4o-mini"))
+
+
+def refused(lm: dspy.LM) -> str:
+    """Return what is said against a model, "" if nothing is."""
+    try:
+        check_key(lm)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 class Gateway(dspy.LM):
@@ -60,7 +70,7 @@ class Gateway(dspy.LM):
 
 
 def test_a_class_with_calls_of_its_own_may_bring_a_key_to_them() -> None:
-    check_key(Gateway("openai/gpt-4o-mini"))
+    assert refused(Gateway("openai/gpt-4o-mini")) == ""
 
 
 def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
@@ -81,4 +91,4 @@ def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
     ids=lambda settings: settings["model"],
 )
 def test_others_pass_as_a_key_was_passed_or_none_is_needed_or_only_a_call_can_tell(settings: dict[str, Any]) -> None:
-    check_key(dspy.LM(**settings))
+    assert refused(dspy.LM(**settings)) == ""
