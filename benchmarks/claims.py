@@ -85,9 +85,8 @@ def verdict(claim: Claim, gaps: Sequence[float]) -> tuple[Verdict, str]:
         return ("reproduced", so) if len(gaps) >= claim.times else ("undecided", f"{so}; it takes {claim.times}")
     low, high = interval(gaps)
     if math.isnan(low):
-        return "undecided", "one task decides nothing" if len(
-            gaps
-        ) < 2 else "equal differences tell nothing of their spread"
+        equal = "equal differences tell nothing of their spread"
+        return "undecided", equal if len(gaps) > 1 else "one task decides nothing"
     if high < claim.figure:
         return "not reproduced", "the interval ends below the figure"
     return ("reproduced", "the interval is above 0") if low > 0 else ("undecided", "the interval holds 0")

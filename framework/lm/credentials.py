@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import dspy
 from dspy.clients.backend_selection import select_backend
 from dspy.lm15 import LMRouter, MissingCredentialError
 
 from preceptor.errors import ConfigError
 
-_CALLS = ("__call__", "forward")
+_CALLS: Final = ("__call__", "forward")
 """What a model of the user's own class answers by; it may bring a key of its own to each call."""
 
-_BY_KEY = "key"
+_BY_KEY: Final = "key"
 """The policy of providers that take a key; clouds may have other credentials, which only a call can try."""
 
 
