@@ -1,19 +1,22 @@
 """Attention row by row, so that a row's bits don't depend on the rows that share its forward pass.
 
 Matrix products and norms on a processor treat each token alone. Fused attention does not: it sums keys
-in blocks, and where a row's keys fall in the blocks depends on its neighbours. Rows of one pack see
-only the prefix and themselves, so attending row by row is also less work.
+in blocks, and where a row's keys fall in the blocks depends on its neighbours. Rows of one pass see
+only what stands before them and themselves, so attending row by row is also less work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
 NAME: Final = "preceptor"
 """Under which `transformers` knows `attend`."""
+
+Span: TypeAlias = tuple[int, int, tuple[slice, ...]]
+"""First token and end of a row, and the stretches of keys it may look at, its own the last."""
 
 
 def use(model: Any) -> None:
@@ -39,18 +42,18 @@ def attend(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     *,
-    spans: Sequence[tuple[int, int]] | None = None,
+    spans: Sequence[Span] | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as "sdpa" does; with `spans`, each row to the prefix and to itself alone.
+    """Attend as "sdpa" does; with `spans`, each row to its own keys alone.
 
     Args:
         module: The attention layer.
         query: Shape (1, heads, tokens, width).
-        key: Shape (1, key heads, prefix + tokens, width).
+        key: Shape (1, key heads, keys, width).
         value: Shaped as `key`.
-        mask: Zero where a token may look, shape (1, 1, tokens, prefix + tokens).
-        spans: First token and end of each row, in order and without gaps; None for an ordinary batch.
+        mask: Zero where a token may look, shape (1, 1, tokens, keys).
+        spans: Of each row, in order and without gaps; None for an ordinary batch.
         rest: Passed on.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,10 +61,8 @@ def attend(
     sdpa: Any = sdpa_attention_forward
     if spans is None or mask is None:
         return sdpa(module, query, key, value, mask, **rest)[0], None
-    prefix = key.shape[2] - query.shape[2]
     found: list[torch.Tensor] = []
-    for start, stop in spans:
-        seen = [slice(0, prefix), slice(prefix + start, prefix + stop)]
+    for start, stop, seen in spans:
         keys, values = (torch.cat([whole[:, :, part] for part in seen], dim=2) for whole in (key, value))
         own = torch.cat([mask[:, :, start:stop, part] for part in seen], dim=3)
         found.append(sdpa(module, query[:, :, start:stop], keys, values, own, **rest)[0])

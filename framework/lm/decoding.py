@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from preceptor.lm import graphs, sampling
+from preceptor.lm.prefill import Read, forward
 from preceptor.lm.sampling import Draw
 
 
@@ -33,21 +34,21 @@ Detokenize = Callable[[list[int]], str]
 
 
 def decode(
-    model: Any, cache: Any, draws: Sequence[Draw], *, ends: frozenset[int], detokenize: Detokenize
+    model: Any, read: Read, draws: Sequence[Draw], *, ends: frozenset[int], detokenize: Detokenize
 ) -> list[Text]:
     """Decode all draws together; a finished one leaves the batch at once.
 
     Args:
         model: A causal language model of `transformers`.
-        cache: Keys and values of the shared prefix, batch size 1; used up.
-        draws: What to decode. Equal prompts are read once.
+        read: Their prompts, one row each; used up.
+        draws: What to decode.
         ends: Tokens that end a text.
         detokenize: Turns tokens into text.
     """
     found = [Text() for _ in draws]
     generators = [torch.Generator().manual_seed(draw.seed) for draw in draws]
-    logits, mask = _prefill(model, cache, draws)
-    steps = _steps(model, cache, mask, max(draw.max_tokens for draw in draws))
+    logits = read.logits
+    steps = _steps(model, read.cache, read.mask, max(draw.max_tokens for draw in draws))
     live = list(range(len(draws)))
     while live:
         drawn = sampling.drawn(logits, [draws[at] for at in live], [generators[at] for at in live])
@@ -81,51 +82,7 @@ class Shrinking:
             self._mask = self._mask[stay]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
         fed = torch.tensor([[token] for token in tokens], device=self._mask.device)
-        return _forward(self._model, self._cache, fed, self._mask)
-
-
-def _prefill(model: Any, cache: Any, draws: Sequence[Draw]) -> tuple[Any, Any]:
-    """Read every distinct prompt once, left-padded, then give each draw its copy."""
-    places: dict[Any, int] = {}
-    copied = [places.setdefault((draw.soft, draw.suffix), len(places)) for draw in draws]
-    distinct = [draws[copied.index(place)] for place in range(len(places))]
-    prefix, width = cache.get_seq_length(), max(draw.length for draw in distinct)
-    padded = torch.tensor([[0] * (width - len(draw.suffix)) + list(draw.suffix) for draw in distinct])
-    own = torch.tensor([[0] * (width - draw.length) + [1] * draw.length for draw in distinct])
-    mask = torch.cat([torch.ones(len(distinct), prefix, dtype=torch.long), own], dim=1).to(model.device)
-    if prefix:
-        cache.batch_repeat_interleave(len(distinct))
-    fed = padded.to(model.device)
-    logits = _forward(model, cache, fed, mask, _embedded(model, fed, distinct))
-    copies = torch.tensor(copied, device=model.device)
-    cache.batch_select_indices(copies)
-    return logits[copies], mask[copies]
-
-
-def _embedded(model: Any, tokens: Any, draws: Sequence[Draw]) -> Any:
-    """Return the embeddings to be read, soft tokens in their places; None if no draw has any."""
-    if not any(draw.soft for draw in draws):
-        return None
-    embedded = model.get_input_embeddings()(tokens)
-    for at, draw in enumerate(draws):
-        start = tokens.shape[1] - draw.length
-        if draw.soft:
-            embedded[at, start : start + len(draw.soft)] = torch.tensor(draw.soft, dtype=embedded.dtype)
-    return embedded
-
-
-def _forward(model: Any, cache: Any, tokens: Any, mask: Any, embedded: Any = None) -> Any:
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-    output = model(
-        input_ids=tokens if embedded is None else None,
-        inputs_embeds=embedded,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float()
+        return forward(self._model, self._cache, fed, self._mask)
 
 
 def _take(text: Text, draw: Draw, token: int, logprob: float, ends: frozenset[int], detokenize: Detokenize) -> bool:

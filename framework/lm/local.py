@@ -21,7 +21,7 @@ import torch
 from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 from preceptor.errors import ConfigError, InputTooLong, ModelError
-from preceptor.lm import attention, decoding, packing, sampling
+from preceptor.lm import attention, decoding, packing, prefill, sampling
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
 from preceptor.lm.prepacked import prepack
@@ -41,6 +41,9 @@ _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 _PREFIXES: Final = 8
 """Prefixes whose keys and values are kept for the next batch."""
+
+_SHARE: Final = 4
+"""What is kept for later batches is at most one part in so many of the memory of one batch."""
 
 Result: TypeAlias = Response | Exception
 Tokens = tuple[int, ...]
@@ -90,6 +93,8 @@ class LocalEngine:
         self._memory = memory
         self._lock = threading.Lock()
         self._prefixes: OrderedDict[Tokens, Any] = OrderedDict()
+        room = memory // _SHARE // self._bytes_per_token
+        self._blocks = prefill.Blocks(model, room, _PACK["cpu"]) if prefill.can_share(model) else None
         ends = model.generation_config.eos_token_id
         several = cast("list[int]", ends if isinstance(ends, list) else [ends])
         self._ends = frozenset({*several, tokenizer.eos_token_id} - {None})
@@ -190,14 +195,16 @@ class LocalEngine:
             longest = max(prompt.length + draw.max_tokens for _, prompt, draw in draws)
             fits = max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
             batch, draws = draws[:fits], draws[fits:]
+            own = [draw for _, _, draw in batch]
             texts = decoding.decode(
-                self._model,
-                copy.deepcopy(self._prefix(prefix)),
-                [draw for _, _, draw in batch],
-                ends=self._ends,
-                detokenize=self._detokenize,
+                self._model, self._read(prefix, own), own, ends=self._ends, detokenize=self._detokenize
             )
             yield [(i, self._decoded(prompt, text)) for (i, prompt, _), text in zip(batch, texts, strict=True)]
+
+    def _read(self, prefix: Tokens, draws: Sequence[sampling.Draw]) -> prefill.Read:
+        if self._blocks is None or any(draw.soft for draw in draws):
+            return prefill.padded(self._model, copy.deepcopy(self._prefix(prefix)), draws)
+        return self._blocks.read([(*prefix, *draw.suffix) for draw in draws])
 
     def _prompt(self, request: Request) -> _Prompt:
         """Render and tokenize a request; its prefix ends where the last message's text begins.
@@ -254,7 +261,7 @@ class LocalEngine:
 
     def _over_memory(self) -> bool:
         kept = sum(map(len, self._prefixes)) * self._bytes_per_token
-        return len(self._prefixes) > _PREFIXES or kept > self._memory // 4
+        return len(self._prefixes) > _PREFIXES or kept > self._memory // _SHARE
 
     @property
     def _device(self) -> str:

@@ -76,6 +76,10 @@ class Pack:
             self._append(self.tokens[0], -1)
         self.spans += [(start, len(self.tokens))] if start % multiple else []
 
+    def seen(self, prefix: int) -> list[attention.Span]:
+        """Return what each row may look at: a prefix of so many tokens, and itself."""
+        return [(start, stop, (slice(0, prefix), slice(prefix + start, prefix + stop))) for start, stop in self.spans]
+
     def _walk(self, choice: Tokens, nodes: dict[Tokens, int]) -> list[tuple[int, int]]:
         pairs: list[tuple[int, int]] = []
         for depth, token in enumerate(choice):
@@ -157,7 +161,7 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
         attention_mask=pack.mask(prefix, model.dtype).to(device),
         past_key_values=_beside(cache),
         use_cache=True,
-        **({"spans": pack.spans} if device.type == "cpu" and attention.is_used(model) else {}),
+        **({"spans": pack.seen(prefix)} if device.type == "cpu" and attention.is_used(model) else {}),
     )
     pairs = [(index, token) for row in pack.steps for choice in row for index, token in choice]
     asked = sorted({index for index, _ in pairs})

@@ -30,7 +30,7 @@ def test_rows_attend_to_the_prefix_and_themselves_as_the_mask_says() -> None:
     query, key, value = torch.randn(1, 4, 4, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
     mask = pack.mask(3, torch.float32)
     whole, _ = attention.attend(Layer(), query, key, value, mask)
-    rows, _ = attention.attend(Layer(), query, key, value, mask, spans=pack.spans)
+    rows, _ = attention.attend(Layer(), query, key, value, mask, spans=pack.seen(3))
     assert rows.shape == whole.shape == (1, 4, 4, 8)
     torch.testing.assert_close(rows, whole)
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from preceptor.lm.decoding import Text, decode
 from preceptor.lm.local import LocalEngine
+from preceptor.lm.prefill import padded
 from preceptor.lm.sampling import Draw
 
 QUESTIONS = (
@@ -32,7 +33,8 @@ def run(precise: LocalEngine, draws: list[Draw], *, prefix: str = "") -> list[Te
         if prefix:
             tokens = torch.tensor([precise._tokens(prefix)])
             precise._model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        return decode(precise._model, cache, draws, ends=precise._ends, detokenize=precise._detokenize)
+        read = padded(precise._model, cache, draws)
+        return decode(precise._model, read, draws, ends=precise._ends, detokenize=precise._detokenize)
 
 
 def draw(precise: LocalEngine, question: str, **settings: Any) -> Draw:
@@ -134,7 +136,8 @@ class Fixed:
 def drawn(**settings: Any) -> set[int]:
     """Return the tokens that 64 seeds draw from a model with probabilities .5, .3, .15 and .05."""
     draws = [Draw((1,), max_tokens=1, temperature=1.0, seed=seed, **settings) for seed in range(64)]
-    texts = decode(Fixed([0.5, 0.3, 0.15, 0.05]), DynamicCache(), draws, ends=frozenset({9}), detokenize=str)
+    model = Fixed([0.5, 0.3, 0.15, 0.05])
+    texts = decode(model, padded(model, DynamicCache(), draws), draws, ends=frozenset({9}), detokenize=str)
     return {text.tokens[0] for text in texts}
 
 

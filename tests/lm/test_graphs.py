@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from transformers import DynamicCache
 from preceptor.lm import decoding, graphs
 from preceptor.lm.decoding import Text, decode
 from preceptor.lm.local import LocalEngine
+from preceptor.lm.prefill import padded
 from preceptor.lm.sampling import Draw
 
 
@@ -26,7 +26,8 @@ def run(precise: LocalEngine, draws: list[Draw]) -> list[Text]:
             [precise._tokens("<|im_start|>system\nBe brief.<|im_end|>\n")], device=precise._model.device
         )
         precise._model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        return decode(precise._model, copy.deepcopy(cache), draws, ends=precise._ends, detokenize=precise._detokenize)
+        read = padded(precise._model, cache, draws)
+        return decode(precise._model, read, draws, ends=precise._ends, detokenize=precise._detokenize)
 
 
 @pytest.mark.parametrize("count", [1, 3])
