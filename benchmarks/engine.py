@@ -3,15 +3,19 @@
 All three score the same rows with the same prompts in this process, one after the other: ours packs rows
 below a shared prefix; llama.cpp (xllamacpp, the same GGUF file, 4 slots, prompt cache) and
 `transformers.generate` (left-padded batches of 16, the same weights) produce one token a row.
+
+`prompts` reads what ProTeGi asks of a proposer in one round, four criticisms and their edits, in blocks and filled up.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -24,9 +28,12 @@ from preceptor import demo
 from preceptor.cli.view import print_json, print_table, say
 from preceptor.data import load_rows
 from preceptor.errors import ConfigError
+from preceptor.lm import prefill
 from preceptor.lm.adapter import DirectAdapter, declare
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, LocalLM
+from preceptor.lm.sampling import Draw
+from preceptor.teleprompters.protegi import EDIT, GRADIENT
 
 TASKS: Final = {
     "subj": (
@@ -49,6 +56,11 @@ TASKS: Final = {
     ),
     "tickets": (demo.SIGNATURE, demo.INSTRUCTIONS),
 }
+PARTS: Final = (*TASKS, "decoding", "prompts")
+REASON: Final = (
+    "The instructions don't say which queue takes the tickets that speak of a payment, a login or a delivery."
+)
+GROUPS, ERRORS = 4, 4
 DECODED: Final = 64
 SLOTS: Final = 4
 BATCH: Final = 16
@@ -63,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 def run(
     model: Annotated[list[str] | None, typer.Option(help="Models of the catalogue.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds lmbff_16shot, for subj and trec.")] = None,
     rows: Annotated[int, typer.Option(help="Rows to score.")] = 200,
     drafts: Annotated[int, typer.Option(help="Texts to decode.")] = 8,
@@ -75,9 +87,13 @@ def run(
     peak = matrix_rate()
     for name in model or ["smollm2-135m", "qwen2.5-coder-1.5b"]:
         lm = LocalLM(name)
-        for each in task or (["subj", "trec"] if data_dir else ["tickets"]):
-            found.append({"model": name, "task": each, **_scored(name, lm, _requests(lm, each, data_dir, rows), peak)})
-        found.append({"model": name, "task": "decoding", **_decoded(name, lm, drafts)})
+        for each in task or [*(["subj", "trec"] if data_dir else ["tickets"]), "decoding", "prompts"]:
+            measure: dict[str, Callable[[], dict[str, Any]]] = {
+                "decoding": partial(_decoded, name, lm, drafts),
+                "prompts": partial(_prompts, lm),
+            }
+            scored = partial(_scored, name, lm, each, data_dir, rows, peak)
+            found.append({"model": name, "task": each, **measure.get(each, scored)()})
     result = {"cores": torch.get_num_threads(), "bf16_gflops": round(peak / 1e9), "rows": rows, "measured": found}
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -96,7 +112,7 @@ def matrix_rate() -> float:
 
 def _requests(lm: dspy.LM, task: str, data_dir: Path | None, count: int) -> list[Request]:
     if task not in TASKS:
-        raise ConfigError(f"No task {task!r}; there are {', '.join(TASKS)}.")
+        raise ConfigError(f"No task {task!r}; there are {', '.join(PARTS)}.")
     signature, instructions = TASKS[task]
     declared = declare(signature, instructions)
     [field] = declared.input_fields
@@ -107,8 +123,8 @@ def _requests(lm: dspy.LM, task: str, data_dir: Path | None, count: int) -> list
     return [DirectAdapter().request(lm, {}, declared, [], {field: text}) for text in texts]
 
 
-def _scored(name: str, lm: dspy.LM, requests: list[Request], peak: float) -> dict[str, Any]:
-    engine = cast("LocalEngine", lm.engine)
+def _scored(name: str, lm: dspy.LM, task: str, data_dir: Path | None, rows: int, peak: float) -> dict[str, Any]:
+    engine, requests = cast("LocalEngine", lm.engine), _requests(lm, task, data_dir, rows)
     _ours(engine, requests[:8])
     seconds, answers = _timed(lambda: _ours(engine, requests))
     alone_seconds, alone = _timed(lambda: [engine.complete(request).message.text for request in requests])
@@ -153,6 +169,42 @@ def _decoded(name: str, lm: dspy.LM, drafts: int) -> dict[str, Any]:
         "llama_cpp_tokens_per_second": llama / llama_seconds,
         "transformers_tokens_per_second": plain / plain_seconds,
     }
+
+
+def _prompts(lm: dspy.LM) -> dict[str, Any]:
+    """Read criticisms of tickets answered wrongly and then their edits, as a compile does; the better of two each."""
+    engine = cast("LocalEngine", lm.engine)
+    rows = load_rows(demo.FOLDER / "train.csv")
+    errors = [f"Input: text: {row['text']}\nAnswer: queue: desk\nRight answer: {row['queue']}" for row in rows]
+    groups = ["\n\n".join(errors[at * ERRORS : (at + 1) * ERRORS]) for at in range(GROUPS)]
+    fields = {"prompt": demo.INSTRUCTIONS, "reason": REASON, "words": 60, "count": "one version"}
+    waves = [
+        [engine._prompt(_asked(lm, template.substitute(fields, errors=group))) for group in groups]
+        for template in (GRADIENT, EDIT)
+    ]
+
+    def in_blocks() -> None:
+        blocks = prefill.Blocks(engine._model, 1 << 20, 384)
+        for wave in waves:
+            blocks.read([(*prompt.prefix, *prompt.suffix) for prompt in wave])
+
+    def filled_up() -> None:
+        for wave in waves:
+            draws = [Draw(prompt.suffix, max_tokens=1) for prompt in wave]
+            prefill.padded(engine._model, copy.deepcopy(engine._prefix(wave[0].prefix)), draws)
+
+    with torch.inference_mode():
+        ours, plain = (min(_timed(way)[0] for _ in range(2)) for way in (in_blocks, filled_up))
+    return {
+        "prompt_tokens": sum(prompt.length for wave in waves for prompt in wave),
+        "seconds": ours,
+        "seconds_filled_up": plain,
+        "times_filled_up": plain / ours,
+    }
+
+
+def _asked(lm: dspy.LM, text: str) -> Request:
+    return Request(model=lm.model, messages=(Message.user(text),), config=Config(max_tokens=1))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -222,5 +274,12 @@ def _print(result: dict[str, Any]) -> None:
     say(f"{result['cores']} cores, bf16 matrix rate {result['bf16_gflops']} GFLOP/s")
     columns = ["model", "task", "ours", "llama_cpp", "transformers", "times_llama_cpp", "times_transformers"]
     columns += ["equal_to_one_by_one", "share_of_bf16_rate", "prompt_tokens", "own_tokens"]
-    rows = [[row.get(column, "") for column in columns] for row in result["measured"]]
-    print_table("Rows per second, in one run", columns, rows)
+    _table(result, "Rows per second, in one run", columns, [part for part in PARTS if part != "prompts"])
+    columns = ["model", "prompt_tokens", "seconds", "seconds_filled_up", "times_filled_up"]
+    _table(result, "Four criticisms and their edits, read in blocks and filled up", columns, ["prompts"])
+
+
+def _table(result: dict[str, Any], title: str, columns: Sequence[str], parts: Sequence[str]) -> None:
+    rows = [[row.get(column, "") for column in columns] for row in result["measured"] if row["task"] in parts]
+    if rows:
+        print_table(title, columns, rows)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dspy
 import pytest
+import torch
 
 from preceptor import ConfigError
 from preceptor.benchmarks import engine
@@ -20,5 +21,20 @@ def test_the_tickets_are_rendered_as_the_models_prompts(smollm: dspy.LM) -> None
 def test_published_rows_need_a_data_folder(smollm: dspy.LM) -> None:
     with pytest.raises(ConfigError, match=r"^trec needs --data-dir, the folder that holds lmbff_16shot\.$"):
         engine._requests(smollm, "trec", None, 3)
-    with pytest.raises(ConfigError, match=r"^No task 'news'; there are subj, trec, tickets\.$"):
+    with pytest.raises(ConfigError, match=r"^No task 'news'; there are subj, trec, tickets, decoding, prompts\.$"):
         engine._requests(smollm, "news", Path(), 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU reads prompts filled up")
+def test_a_rounds_prompts_are_read_in_blocks_and_filled_up(smollm: dspy.LM) -> None:
+    found = engine._prompts(smollm)
+    assert found["prompt_tokens"] > 8 * 150
+    assert found["times_filled_up"] == found["seconds_filled_up"] / found["seconds"]
+
+
+def test_each_part_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    read = {"model": "m", "task": "prompts", "prompt_tokens": 8, "seconds": 1.5, "seconds_filled_up": 3.0}
+    engine._print({"cores": 2, "bf16_gflops": 9, "measured": [{**read, "times_filled_up": 2.0}]})
+    out = capsys.readouterr().out
+    assert "Rows per second" not in out
+    assert [line.split() for line in out.splitlines()][-1] == ["m", "8", "1.500", "3.000", "2.000"]
