@@ -80,6 +80,7 @@ def checked(
     inputs = needed_inputs(student)
     train = check_examples(trainset, inputs, name="trainset")
     output = label_field(student, train[0])
+    method.check_program(student, output)
     if valset is None:
         train, confirm = split(train, output, seed=method.seed)
     else:

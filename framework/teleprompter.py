@@ -94,6 +94,13 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         own = {field.name for field in dataclasses.fields(self)} - shared
         return {name: getattr(self, name) for name in sorted(own)}
 
+    def check_program(self, student: dspy.Module, output: str) -> None:
+        """Raise if the method can't compile a program whose answers are compared by this field; any can, by default.
+
+        Raises:
+            ConfigError: Says why.
+        """
+
     def search(self, task: Task) -> Sequence[Trial]:
         """Return trials, best first; the method's own work.
 

@@ -175,6 +175,11 @@ class ConstitutionalExperts(Teleprompter):
         """The settings that decide which path the search takes."""
         return {**super().knobs, "embedder": str(embedder_of(self.embedder))}
 
+    def check_program(self, student: dspy.Module, output: str) -> None:
+        """Raise if a program can't be compiled with these settings."""
+        if self.regions != 1:
+            self._mixture().check_program(student, output)
+
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls of all predictors' searches if no principle is left to be measured."""
         if self.regions != 1:

@@ -100,6 +100,10 @@ class MixtureOfExperts(Teleprompter):
         own = {"regions": self.regions, "least_rows": self.least_rows, "embedder": str(embedder_of(self.embedder))}
         return {**own, "method": type(inner).__name__, "settings": inner.knobs}
 
+    def check_program(self, student: dspy.Module, output: str) -> None:
+        """Raise if experts of a program can't be routed to."""
+        refuse_unroutable(student, output)
+
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls of the search on all rows and of those on regions of equal size.
 
@@ -117,7 +121,6 @@ class MixtureOfExperts(Teleprompter):
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search on all rows and on each region's, confirm the experts, then the mixture; save and return it."""
-        refuse_unroutable(compiling.student, compiling.output)
         layout = self._layout(compiling, task)
         if len(layout.names) == 1:
             return self._undivided(compiling, task, layout)

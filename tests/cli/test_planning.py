@@ -104,3 +104,17 @@ def test_a_mixture_is_planned_with_its_regions(command: list[str], capsys: pytes
     assert told["to_fetch"] == ["local/qwen2.5-coder-1.5b", "all-minilm-l6-v2"]
     assert told["confirm_calls"] == 36, "the seed, the one program and the experts"
     assert told["calls"] == told["search_calls"] + 36
+
+
+def test_a_program_that_cant_be_routed_to_is_refused_for_regions_only(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routed = tmp_path / "routed.csv"
+    routed.write_text(
+        (tmp_path / "rows.csv").read_text(encoding="utf-8").replace("label", "route", 1), encoding="utf-8"
+    )
+    told = ["compile", SPAM.replace("label", "route"), "--data", str(routed), *command[4:], "--json"]
+    assert run(told) == 0
+    capsys.readouterr()
+    assert run([*told, "--mixture", "2"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"].startswith("Experts answer with a field 'route' that says who")
