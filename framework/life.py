@@ -29,7 +29,7 @@ from preceptor.lm.prices import unpriced
 from preceptor.lm.seam import every_predictor, predictors, settings_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
-from preceptor.scoring.evaluate import Job, held_against
+from preceptor.scoring.evaluate import Job, Losses, held_against
 from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval
@@ -164,6 +164,7 @@ class Compile:
                 report=method.report,
                 confirm_rows=len(self.confirm),
                 confirms=method.confirmed,
+                losses=Losses(len(self.train)),
             )
             with reported(run.folder):
                 yield task
@@ -190,7 +191,7 @@ class Compile:
         if candidate is not None:
             found = dataclasses.replace(found, look=task.run.look(candidate.key))
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
-        outcomes = self.asked(task, [Job(program, row) for program in programs for row in self.confirm])
+        outcomes = self.asked(task, [Job(one, row, at == 0) for at, one in enumerate(programs) for row in self.confirm])
         before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
         self.tell(task, {} if candidate is None else {"": candidate}, before, after)
         return self.decide(task, found, before, after)

@@ -29,7 +29,7 @@ from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
 from preceptor.scoring import likelihood
-from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, charged, refuse_failures
+from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, Losses, charged, refuse_failures
 from preceptor.scoring.metrics import Metric, mean
 from preceptor.scoring.statistics import interval
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
@@ -100,6 +100,7 @@ class Task:
     answered: list[int] = field(default_factory=list[int])
     rates: list[float] = field(default_factory=list[float])
     rooms: list[Cost] = field(default_factory=list[Cost])
+    losses: Losses | None = None
 
     @property
     def signatures(self) -> Mapping[str, type[dspy.Signature]]:
@@ -116,7 +117,7 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed, and more than one.
+            LMFailed: If more than one train row in twenty failed so far, and more than one of these in twenty.
         """
         return self.score_each([(candidate, rows) for candidate in candidates])
 
@@ -128,13 +129,13 @@ class Task:
 
         Raises:
             BudgetExhausted: If the budget ends.
-            LMFailed: If more than one row in twenty failed, and more than one.
+            LMFailed: If more than one train row in twenty failed so far, and more than one of these in twenty.
         """
-        programs = [(apply(self.student, candidate), rows) for candidate, rows in walks]
-        jobs = [Job(program, self.train[row]) for program, rows in programs for row in rows]
+        programs = [(apply(self.student, one), one.key == self.seed.key, rows) for one, rows in walks]
+        jobs = [Job(program, self.train[row], is_seed) for program, is_seed, rows in programs for row in rows]
         lengths = sorted({len(rows) for _, rows in walks})
         what = f"scoring {len(walks)} candidates on {' to '.join(map(str, lengths[:1] + lengths[1:][-1:]))} rows"
-        scorer = evaluator(self, len(jobs), what, has_steps=len(self.signatures) > 1)
+        scorer = evaluator(self, len(jobs), what, has_steps=len(self.signatures) > 1, losses=self.losses)
         return self._trials(walks, self._counted(scorer, jobs))
 
     def record(
@@ -191,7 +192,7 @@ class Task:
         """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""
         program = apply(self.student, candidate or self.seed)
         whom = "a candidate" if candidate else "the seed"
-        scorer = evaluator(self, len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True)
+        scorer = evaluator(self, len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True, losses=self.losses)
         outcomes = self._counted(scorer, [Job(program, self.train[row]) for row in rows])
         self.meter.accept_failures()
         return [(outcome, outcome.steps) for outcome in outcomes]
@@ -350,7 +351,7 @@ class Task:
         return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
-        refuse_failures(outcomes, of=[row for _, rows in walks for row in rows])
+        refuse_failures(outcomes, of=[id(self.train[row]) for _, rows in walks for row in rows], losses=self.losses)
         self.meter.accept_failures()
         worst = min([0.0, *(outcome.score or 0.0 for outcome in outcomes)])  # a likelihood is at most 0
         aggregate = self.metric.aggregate if worst >= 0 else mean
@@ -374,7 +375,7 @@ def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:
     return copied
 
 
-def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False) -> Evaluator:
+def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False, losses: Losses | None = None) -> Evaluator:
     """Return an evaluator that reports its progress as `what`, of so many rows."""
     task.report(what, 0, rows)
     return Evaluator(
@@ -385,6 +386,7 @@ def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False) -> E
         threads=task.threads,
         has_steps=has_steps,
         on_row=Counter(lambda done: task.report(what, done, rows)),
+        losses=losses,
     )
 
 

@@ -191,7 +191,7 @@ def _asked(
     programs: list[tuple[dspy.Module, Sequence[int]]] = [(apply(task.student, task.seed), every)]
     programs += [(based, every)] if default is not None else []
     programs += [(apply(based, candidate), layout.confirm[region]) for region, candidate in candidates.items()]
-    jobs = [Job(program, compiling.confirm[row]) for program, rows in programs for row in rows]
+    jobs = [Job(one, compiling.confirm[row], at == 0) for at, (one, rows) in enumerate(programs) for row in rows]
     outcomes = iter(compiling.asked(task, jobs))
     seed = [next(outcomes) for _ in every]
     after = [next(outcomes) for _ in every] if default is not None else seed

@@ -293,7 +293,9 @@ class Watch:
             except Exception as error:
                 if isinstance(error, PreceptorError) and not isinstance(error, InputTooLong):
                     raise self._stop(error) from error
-                note.outcome = Outcome("failed", None, error=f"{type(error).__name__}: {error}")
+                told = f"{type(error).__name__}: {error}"
+                is_own = isinstance(error, InputTooLong) and note.candidate.key != self._task.seed.key
+                note.outcome = Outcome("unparsable", 0.0, error=told) if is_own else Outcome("failed", None, error=told)
         if not isinstance(prediction, dspy.Prediction):
             raise self._stop(no_prediction(prediction, self._task.output))
         trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]

@@ -9,7 +9,7 @@ import contextvars
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -49,10 +49,32 @@ _UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One program on one row."""
+    """One program on one row; an input that is too long for one that isn't the seed is the program's own fault."""
 
     program: dspy.Module
     example: dspy.Example
+    is_seed: bool = True
+
+
+@dataclass(slots=True)
+class Losses:
+    """The different rows that failed in a search so far: one evaluation sees few of them, or all, by chance.
+
+    Attributes:
+        rows: That the search has in all.
+        failed: Those that failed.
+        is_answered: Whether any was answered.
+    """
+
+    rows: int
+    failed: set[int] = field(default_factory=set[int])
+    is_answered: bool = False
+
+    def are_few(self, failed: Iterable[int], *, is_answered: bool) -> bool:
+        """Count rows as failed; return True if one in twenty of all at most has, and others were answered."""
+        self.failed.update(failed)
+        self.is_answered = self.is_answered or is_answered
+        return self.is_answered and len(self.failed) <= TOLERATED * self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +105,7 @@ class Evaluator:
         threads: Rows in flight otherwise.
         has_steps: Keep the predictors' inputs and outputs.
         on_row: Called after each row.
+        losses: Of the search that the jobs belong to, if they belong to one.
     """
 
     lm: dspy.LM
@@ -92,6 +115,7 @@ class Evaluator:
     threads: int = 8
     has_steps: bool = False
     on_row: Callable[[], None] = lambda: None
+    losses: Losses | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -109,7 +133,7 @@ class Evaluator:
             for outcome in answered:
                 outcomes.append(outcome)
                 if outcome.kind == "failed":
-                    _refuse(outcomes, jobs)
+                    self._refuse(outcomes, jobs)
         return outcomes
 
     def _in_threads(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -129,7 +153,7 @@ class Evaluator:
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":
-                        _refuse(outcomes, jobs)
+                        self._refuse(outcomes, jobs)
                 except BudgetExhausted as error:
                     end.met.append(error)
                 except BaseException:
@@ -154,6 +178,9 @@ class Evaluator:
                 give_up(self.lm)
                 raise
 
+    def _refuse(self, outcomes: Sequence[Outcome | None], jobs: Sequence[Job]) -> None:
+        refuse_failures(outcomes, len(jobs), [id(job.example) for job in jobs], self.losses)
+
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
         with dspy.context(lm=self.lm, trace=[], disable_history=True), ending():
@@ -172,6 +199,8 @@ class Evaluator:
                 raise again(known) from known.__cause__
             line = "" if known or isinstance(error, dspy.LMError) else _line(error)
             error = known or error
+            if isinstance(error, InputTooLong) and not job.is_seed:
+                return Outcome("unparsable", 0.0, "", gold, f"{type(error).__name__}: {error}", is_charged=True)
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}{line}")
         if not isinstance(prediction, dspy.Prediction):
             raise no_prediction(prediction, self.output)
@@ -212,33 +241,38 @@ def _name_of_copy(predictor: Any, parts: Sequence[tuple[str, Any]]) -> str:
     return alike[0] if len(alike) == 1 else ""
 
 
-def refuse_failures(outcomes: Sequence[Outcome | None], rows: int | None = None, of: Sequence[int] = ()) -> None:
+def refuse_failures(
+    outcomes: Sequence[Outcome | None],
+    rows: int | None = None,
+    of: Sequence[int] = (),
+    losses: Losses | None = None,
+) -> None:
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
     One in twenty may, or one, and a row that every program fails with is one. If nothing was answered, none may.
+    In a search, one in twenty of all its rows may, whichever of them an evaluation draws.
 
     Args:
         outcomes: Those so far, None where one is still to come.
         rows: How many there will be; by default no more.
         of: Which row each is of, those to come included; by default each is of its own.
+        losses: Of the search, if it is one; counted on.
 
     Raises:
         LMFailed: With how many failed, and the first error.
     """
     failed = {at: outcome for at, outcome in enumerate(outcomes) if outcome is not None and outcome.kind == "failed"}
-    if not failed:
-        return
     rows = len(outcomes) if rows is None else rows
     of = of or range(rows)
+    is_answered = any(outcome is not None and outcome.kind != "failed" for outcome in outcomes)
+    may_go_on = losses is not None and losses.are_few({of[at] for at in failed}, is_answered=is_answered)
+    if not failed or may_go_on:
+        return
     is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of))) or len(failed) <= TOLERATED * rows
     if len(failed) == rows or not is_few:
         done = sum(outcome is not None for outcome in outcomes)
         first = next(iter(failed.values())).error
         raise LMFailed(f"{len(failed)} of {done} rows failed ({rows} to be scored); the first with: {first}.")
-
-
-def _refuse(outcomes: Sequence[Outcome | None], jobs: Sequence[Job]) -> None:
-    refuse_failures(outcomes, len(jobs), [id(job.example) for job in jobs])
 
 
 def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome, ...]:

@@ -18,7 +18,7 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
 from preceptor.modules import Classify
-from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against, refuse_failures
+from preceptor.scoring.evaluate import Counter, Evaluator, Job, Losses, held_against, refuse_failures
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Outcome
@@ -543,6 +543,54 @@ def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
     refuse_failures([failed] * 2, 40)
     with pytest.raises(LMFailed, match=r"^3 of 3 rows failed \(40 to be scored\)"):
         refuse_failures([failed] * 3, 40)
+
+
+def test_in_a_search_one_in_twenty_of_all_its_rows_may_fail_whichever_an_evaluation_draws() -> None:
+    failed, scored = Outcome("failed", None, error="refused"), Outcome("scored", 1.0)
+    losses = Losses(100)
+
+    refuse_failures([scored] * 4, of=range(4), losses=losses)
+    refuse_failures([failed, failed, scored], of=[10, 11, 12], losses=losses)
+    refuse_failures([failed, failed], of=[10, 11], losses=losses)  # the same again, and nothing else
+    refuse_failures([failed, failed, failed, scored], of=[13, 14, 15, 12], losses=losses)
+    assert losses.failed == {10, 11, 13, 14, 15}
+    with pytest.raises(LMFailed, match=r"^2 of 3 rows failed \(3 to be scored\); the first with: refused\.$"):
+        refuse_failures([failed, failed, scored], of=[10, 16, 12], losses=losses)
+
+
+def test_a_search_in_which_no_row_was_answered_ends_at_once() -> None:
+    failed = Outcome("failed", None, error="refused")
+    with pytest.raises(LMFailed, match=r"^2 of 2 rows failed"):
+        refuse_failures([failed, failed], of=[0, 1], losses=Losses(100))
+
+
+def test_an_evaluation_of_a_search_goes_on_where_few_of_all_rows_fail() -> None:
+    def answer(request: Request) -> str:
+        if number(request) < 3:
+            raise InputTooLong("refused")
+        return "a"
+
+    few, examples = jobs(program(), rows(8)), rows(8)
+    with pytest.raises(LMFailed, match=r"rows failed \(8 to be scored\)"):
+        evaluator(simulated(answer), threads=1).run(few)
+    losses = Losses(60)
+    outcomes = evaluator(simulated(answer), threads=1, losses=Losses(60)).run(jobs(program(), examples[::-1]))
+    assert [outcome.kind for outcome in outcomes] == ["scored"] * 5 + ["failed"] * 3
+    assert losses.failed == set()
+
+
+@pytest.mark.parametrize("is_seed", [True, False])
+def test_an_input_that_is_too_long_is_the_fault_of_a_program_that_is_not_the_seed(*, is_seed: bool) -> None:
+    def answer(request: Request) -> str:
+        if number(request) < 3:
+            raise InputTooLong("the model reads at most 8 tokens")
+        return "a"
+
+    own = [Job(program(), example, is_seed) for example in rows(8)[::-1]]
+    outcomes = evaluator(simulated(answer), threads=1, losses=Losses(60)).run(own)[5:]
+    kind, score = ("failed", None) if is_seed else ("unparsable", 0.0)
+    assert [(one.kind, one.score, one.is_charged) for one in outcomes] == [(kind, score, not is_seed)] * 3
+    assert {one.error for one in outcomes} == {"InputTooLong: the model reads at most 8 tokens"}
 
 
 def test_a_row_that_every_program_fails_with_is_one_and_one_may_fail() -> None:
