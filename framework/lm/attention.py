@@ -35,6 +35,20 @@ def is_used(model: Any) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
+def is_whole(model: Any) -> bool:
+    """Return True if every layer attends to all that stands before: no sliding windows, no states."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def keeps_states(model: Any) -> bool:
+    """Return True if some layer keeps a state of all it has read, as convolutions do, instead of keys and values."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
+
+
 def attend(
     module: Any,
     query: torch.Tensor,

@@ -13,7 +13,6 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 import dspy
@@ -22,11 +21,11 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, prefill, sampling
-from preceptor.lm.catalogue import CATALOGUE
-from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
+from preceptor.lm.fetch import Progress, quiet_transformers
 from preceptor.lm.prepacked import prepack
 from preceptor.lm.seam import InThread, mean_log_probability, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
+from preceptor.lm.weights import locate
 
 MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
@@ -36,9 +35,6 @@ _PACK: Final = {"cpu": 384, "cuda": 2048}
 
 _DECODED_TOGETHER: Final = 32
 _EMBEDDED_TOGETHER: Final = 8192
-_MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-"""What a model outside the catalogue is made of: weights, settings, vocabulary and chat template."""
-
 _PREFIXES: Final = 8
 """Prefixes whose keys and values are kept for the next batch."""
 
@@ -93,8 +89,9 @@ class LocalEngine:
         self._memory = memory
         self._lock = threading.Lock()
         self._prefixes: OrderedDict[Tokens, Any] = OrderedDict()
-        room = memory // _SHARE // self._bytes_per_token
-        self._blocks = prefill.Blocks(model, room, _PACK["cpu"]) if prefill.can_share(model) else None
+        self._is_whole, self._blocks = attention.is_whole(model), None
+        if prefill.can_share(model):
+            self._blocks = prefill.Blocks(model, memory // _SHARE // self._bytes_per_token, _PACK["cpu"])
         ends = model.generation_config.eos_token_id
         several = cast("list[int]", ends if isinstance(ends, list) else [ends])
         self._ends = frozenset({*several, tokenizer.eos_token_id} - {None})
@@ -113,10 +110,17 @@ class LocalEngine:
         after = self._tokens(rendered.rpartition("Yes.")[2])
         return next((token for token in after if token in self._ends), min(self._ends))
 
+    @cached_property
+    def _tail(self) -> str:
+        """What the chat template puts after a user's last text."""
+        turn = [{"role": "user", "content": "Yes."}]
+        rendered: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return rendered.rpartition("Yes.")[2]
+
     @property
     def context(self) -> int:
         """Most tokens of a prompt and its answer together."""
-        return int(self._model.config.max_position_embeddings)
+        return int(self._model.config.get_text_config().max_position_embeddings)
 
     def complete(self, request: Request) -> Response:
         """Answer one request.
@@ -185,7 +189,11 @@ class LocalEngine:
         prompts = dict(members)
         rows = [(index, packing.Row(prompt.suffix, prompt.choices)) for index, prompt in members]
         for chunk in packing.chunks(rows, _PACK[self._device]):
-            scores = packing.log_probabilities(self._model, self._prefix(prefix), [row for _, row in chunk])
+            own = [row for _, row in chunk]
+            if self._is_whole:
+                scores = packing.log_probabilities(self._model, self._prefix(prefix), own)
+            else:
+                scores = packing.one_by_one(self._model, prefix, own)
             yield [(index, self._chosen(prompts[index], s)) for (index, _), s in zip(chunk, scores, strict=True)]
 
     def _decode(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
@@ -217,7 +225,7 @@ class LocalEngine:
             messages.insert(0, {"role": "system", "content": text_of_parts(request.system)})
         rendered: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         last = str(messages[-1]["content"]).strip()
-        cut = max(0, rendered.rfind(last)) if last else 0
+        cut = max(0, rendered.removesuffix(self._tail).rfind(last)) if last else 0
         choices = branch_texts(self, cast("list[str]", (request.config.extensions or {}).get("choices", [])))
         prefix, suffix = self._tokens(rendered[:cut]), self._tokens(rendered[cut:])
         prompt = _Prompt(request, prefix, suffix, choices, self._soft(request))
@@ -269,9 +277,10 @@ class LocalEngine:
 
     @property
     def _bytes_per_token(self) -> int:
-        config = self._model.config
+        config = self._model.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * self._model.dtype.itemsize)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * head * self._model.dtype.itemsize)
 
     def _chosen(self, prompt: _Prompt, scores: list[float]) -> Response:
         texts = cast("list[str]", (prompt.request.config.extensions or {})["choices"])
@@ -347,7 +356,7 @@ def LocalLM(model: str, *, progress: Progress | None = None, **settings: Any) ->
 def _load(model: str, progress: Progress | None) -> LocalEngine:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, sha = _locate(model, progress)
+    source, sha = locate(model, progress)
     has_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if has_gpu or has_bfloat16() else torch.float32
     try:
@@ -358,36 +367,13 @@ def _load(model: str, progress: Progress | None) -> LocalEngine:
         raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{model!r} has no chat template; use an instruction-tuned model.")
+    if attention.keeps_states(loaded):
+        raise ModelError(
+            f"{model!r} has layers that keep a state, such as convolutions: texts can't be decoded together. "
+            "Serve it (vLLM, Ollama) and pass --api-base."
+        )
     prepack(loaded.to("cuda" if has_gpu else "cpu"))
     return LocalEngine(loaded, tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")
-
-
-def _locate(model: str, progress: Progress | None) -> tuple[str, str]:
-    """Return where to load a model from, and the SHA-256 that fingerprints its weights."""
-    if model in CATALOGUE:
-        folder = fetch(model, progress=progress) if progress else fetch(model)
-        if not CATALOGUE[model].weights.endswith(".gguf"):
-            raise ModelError(f"{model!r} embeds sentences; it doesn't answer.")
-        return str(folder / WEIGHTS), CATALOGUE[model].sha256
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        folder = _from_hub(model)
-    names = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
-    return str(folder), sha256_of(names)
-
-
-def _from_hub(model: str) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    known = f"The catalogue has {', '.join(CATALOGUE)}; a folder with config.json works too."
-    if model.count("/") != 1:
-        raise ModelError(f"No model {model!r}. {known}")
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(_MODEL_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
-        raise ModelError(f"Hugging Face has no {model!r} within reach ({type(error).__name__}). {known}") from error
 
 
 def has_bfloat16() -> bool:

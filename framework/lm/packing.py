@@ -172,6 +172,25 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
     return [[sum(next(found) for _ in choice) for choice in row] for row in pack.steps]
 
 
+def one_by_one(model: Any, prefix: Tokens, rows: Sequence[Row]) -> list[list[float]]:
+    """Return the same of a model that rows laid end to end would mislead, each choice in a pass of its own."""
+    return [[_alone(model, (*prefix, *row.suffix), choice) for choice in row.choices] for row in rows]
+
+
+def _alone(model: Any, prompt: Tokens, choice: Tokens) -> float:
+    tokens = torch.tensor([[*prompt, *choice[:-1]]], device=model.device)
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=len(choice)).logits[0].float()
+    return float(logits.log_softmax(-1)[range(len(choice)), choice].sum())
+
+
+def scaled(logits: Any, config: Any) -> Any:
+    """Return what a model makes of the products with its output embeddings: scaled, or capped, by some families."""
+    known = config.get_text_config()
+    factor = getattr(known, "logit_scale", None) or 1 / (getattr(known, "logits_scaling", None) or 1)
+    cap = getattr(known, "final_logit_softcapping", None)
+    return torch.tanh(logits * factor / cap) * cap if cap else logits * factor if factor != 1 else logits
+
+
 def _beside(cache: Any) -> Any:
     """Return a cache that grows by itself, from the same keys and values: a layer appends by making a longer copy."""
     own = copy.copy(cache)
@@ -186,7 +205,7 @@ def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[f
     them; one product in float32 per token settles that.
     """
     head: Any = model.get_output_embeddings()
-    logits = head(hidden).float()
+    logits = scaled(head(hidden).float(), model.config)
     places, tokens = torch.tensor(pairs, device=hidden.device).unbind(-1)
     plain = isinstance(head, torch.nn.Linear) and cast("Any", head).bias is None and not _is_scaled(model.config)
     own = _dots(hidden[places].float(), head.weight[tokens].float()) if plain else logits[places, tokens]
@@ -200,4 +219,5 @@ def _dots(left: Any, right: Any) -> Any:
 
 
 def _is_scaled(config: Any) -> bool:
-    return any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return any(getattr(config.get_text_config(), name, None) for name in names)

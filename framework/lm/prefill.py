@@ -10,6 +10,7 @@ common blocks once, those of a batch and those of later ones, and no answer depe
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from preceptor.lm import attention
+from preceptor.lm import attention, packing
 from preceptor.lm.sampling import Draw, Tokens
 
 BLOCK: Final = 64
@@ -44,18 +45,21 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The tokens of a prompt from `start` on; `tokens` has what stands before them too."""
+    """Some tokens of a prompt.
 
+    Attributes:
+        key: Equal for equal tokens after equal blocks.
+        before: Keys of the blocks before it, the first first; they are whole.
+        tokens: At most `BLOCK`; fewer at the end of a prompt only.
+    """
+
+    key: bytes
+    before: tuple[bytes, ...]
     tokens: Tokens
-    start: int
 
     @property
-    def own(self) -> Tokens:
-        return self.tokens[self.start :]
-
-    @property
-    def before(self) -> Iterator[Tokens]:
-        return (self.tokens[:end] for end in range(BLOCK, self.start + 1, BLOCK))
+    def start(self) -> int:
+        return len(self.before) * BLOCK
 
 
 Kept = tuple[Any, Any]
@@ -63,68 +67,72 @@ Kept = tuple[Any, Any]
 
 
 class Blocks:
-    """Reads prompts block by block, and keeps the blocks.
+    """Reads prompts block by block, and keeps the whole blocks before each prompt's last.
 
     Args:
-        model: A causal language model of `transformers` that attends through `attention.attend`.
+        model: A causal language model of `transformers` for which `can_share` holds.
         room: Most tokens that are kept for later prompts.
         most: Most tokens of one pass.
     """
 
     def __init__(self, model: Any, room: int, most: int) -> None:
         self._model, self._room, self._most = model, room, most
-        self._kept: OrderedDict[Tokens, Kept] = OrderedDict()
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
 
     def read(self, prompts: Sequence[Tokens]) -> Read:
         """Read prompts of at least one token each; equal ones are read once."""
-        wanted = list(dict.fromkeys(prompts))
-        lasts = [_Block(prompt, (len(prompt) - 1) // BLOCK * BLOCK) for prompt in wanted]
-        self._run([_Block(head, len(head) - BLOCK) for head in self._missing(lasts)])
-        hidden = self._run(lasts)
-        found = [self._joined([*last.before, last.tokens]) for last in lasts]
-        for last in lasts:
-            del self._kept[last.tokens]
+        wanted = {prompt: _blocks(prompt) for prompt in prompts}
+        try:
+            hidden: dict[bytes, Any] = {}
+            for part in _parts(self._missing(wanted.values()), self._most):
+                hidden |= self._pass(part)
+            logits = self._logits(torch.stack([hidden[wanted[prompt][-1].key] for prompt in prompts]))
+            return Read(logits, *self._filled_up([wanted[prompt] for prompt in prompts]))
+        finally:
+            self._clear(wanted.values())
+
+    def _missing(self, several: Iterable[Sequence[_Block]]) -> list[_Block]:
+        """Return the blocks to be read, each after those before it: those not kept, and the last of each prompt."""
+        blocks: dict[bytes, _Block] = {}
+        for prompt in several:
+            for block in prompt:
+                if block is prompt[-1] or block.key not in self._kept:
+                    blocks.setdefault(block.key, block)
+        return list(blocks.values())
+
+    def _clear(self, several: Iterable[Sequence[_Block]]) -> None:
+        """Let go of last blocks, and of whole ones beyond the room, those used longest ago and their ends first."""
+        for prompt in several:
+            self._kept.pop(prompt[-1].key, None)
+            for key in reversed(prompt[-1].before):
+                if key in self._kept:
+                    self._kept.move_to_end(key)
         while len(self._kept) * BLOCK > self._room:
             self._kept.popitem(last=False)
-        rows = [wanted.index(prompt) for prompt in prompts]
-        return Read(self._logits(hidden)[rows], *_filled_up([found[row] for row in rows], self._model.config))
 
-    def _missing(self, lasts: Sequence[_Block]) -> list[Tokens]:
-        """Return what has to be read before the last blocks, shortest first; what is there counts as used now."""
-        heads = dict.fromkeys(head for last in lasts for head in last.before)
-        for head in heads:
-            if head in self._kept:
-                self._kept.move_to_end(head)
-        return sorted((head for head in heads if head not in self._kept), key=len)
-
-    def _run(self, blocks: Sequence[_Block]) -> Any:
-        """Read blocks, those that begin a prompt before those that go on; return their last hidden states."""
-        hidden = [self._pass(part) for part in _parts(blocks, self._most)]
-        return torch.cat(hidden) if hidden else None
-
-    def _pass(self, blocks: Sequence[_Block]) -> Any:
+    def _pass(self, blocks: Sequence[_Block]) -> dict[bytes, Any]:
         """Read blocks in one pass, keep them, and return the hidden state of each one's last token."""
-        fresh: dict[Tokens, slice] = {}
+        fresh: dict[bytes, slice] = {}
         tokens: list[int] = []
         for block in blocks:
-            fresh[block.tokens] = slice(len(tokens), len(tokens) + len(block.own))
-            tokens += block.own
+            fresh[block.key] = slice(len(tokens), len(tokens) + len(block.tokens))
+            tokens += block.tokens
         filling = -len(tokens) % _TILE
-        old = list(dict.fromkeys(head for block in blocks for head in block.before if head not in fresh))
+        old = list(dict.fromkeys(key for block in blocks for key in block.before if key not in fresh))
         start = len(old) * BLOCK
-        places = {head: slice(at * BLOCK, (at + 1) * BLOCK) for at, head in enumerate(old)}
-        places |= {head: slice(start + own.start, start + own.stop) for head, own in fresh.items()}
-        positions = [block.start + at for block in blocks for at in range(len(block.own))]
+        places = {key: slice(at * BLOCK, (at + 1) * BLOCK) for at, key in enumerate(old)}
+        places |= {key: slice(start + own.start, start + own.stop) for key, own in fresh.items()}
+        positions = [block.start + at for block in blocks for at in range(len(block.tokens))]
         mask = _closed(len(tokens) + filling, start, self._model.dtype)
         spans: list[attention.Span] = []
         for block in blocks:
-            own, seen = fresh[block.tokens], [places[head] for head in (*block.before, block.tokens)]
+            own, seen = fresh[block.key], [places[key] for key in (*block.before, block.key)]
             _open(mask[0, 0, own], seen)
             spans.append((own.start, own.stop, tuple(seen)))
         if filling:
             spans.append((len(tokens), len(tokens) + filling, (slice(start, start + 1),)))
             mask[..., len(tokens) :, start] = 0
-        cache = _cache([self._joined(old)] if old else [], self._model.config)
+        cache = self._joined(old)
         output = self._model.base_model(
             input_ids=torch.tensor([[*tokens, *tokens[:1] * filling]]),
             position_ids=torch.tensor([[*positions, *positions[:1] * filling]]),
@@ -133,31 +141,52 @@ class Blocks:
             use_cache=True,
             spans=spans,
         )
-        for head in fresh:
-            part = places[head]
-            self._kept[head] = (
+        for key in fresh:
+            part = places[key]
+            self._kept[key] = (
                 torch.stack([layer.keys[0, :, part] for layer in cache.layers]),
                 torch.stack([layer.values[0, :, part] for layer in cache.layers]),
             )
-        return output.last_hidden_state[0, [own.stop - 1 for own in fresh.values()]]
+        return {key: output.last_hidden_state[0, own.stop - 1] for key, own in fresh.items()}
 
-    def _joined(self, heads: Iterable[Tokens]) -> Kept:
-        keys, values = zip(*(self._kept[head] for head in heads), strict=True)
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+    def _joined(self, keys: Sequence[bytes]) -> Any:
+        """Return a cache of one row: these blocks, one after the other."""
+        cache = _empty(self._model)
+        for at in range(len(cache.layers)) if keys else ():
+            sides = (torch.cat([self._kept[key][side][at] for key in keys], dim=1)[None] for side in (0, 1))
+            cache.update(*sides, at)
+        return cache
+
+    def _filled_up(self, rows: Sequence[Sequence[_Block]]) -> tuple[Any, Any]:
+        """Return a cache of prompts, filled up from the left, and its mask; built layer by layer."""
+        lengths = [row[-1].start + len(row[-1].tokens) for row in rows]
+        width, cache = max(lengths), _empty(self._model)
+        for at in range(len(cache.layers)):
+            sides: list[Any] = []
+            for side in (0, 1):
+                one = self._kept[rows[0][0].key][side][at]
+                filled = one.new_zeros(len(rows), one.shape[0], width, one.shape[2])
+                for row, blocks, length in zip(filled, rows, lengths, strict=True):
+                    row[:, width - length :] = torch.cat([self._kept[each.key][side][at] for each in blocks], dim=1)
+                sides.append(filled)
+            cache.update(*sides, at)
+        return cache, torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
 
     def _logits(self, hidden: Any) -> Any:
-        count = len(hidden)
-        filled = torch.cat([hidden, hidden[:1].expand(-count % _TILE, -1)])
-        return self._model.get_output_embeddings()(filled)[:count].float()
+        filled = torch.cat([hidden, hidden[:1].expand(-len(hidden) % _TILE, -1)])
+        logits = self._model.get_output_embeddings()(filled)[: len(hidden)].float()
+        return packing.scaled(logits, self._model.config)
 
 
 def can_share(model: Any) -> bool:
-    """Return True if `Blocks` can read for a model: whole attention only, float32, on a processor."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+    """Return True if `Blocks` can read for a model: float32, on a processor, whole attention, no experts.
 
-    layers = DynamicCache(config=model.config).layers
+    Of experts each gets a few tokens of a pass, and so few that products round by how many there are.
+    """
+    settings = model.config.get_text_config().to_dict()
     is_exact = model.device.type == "cpu" and model.dtype == torch.float32
-    return is_exact and attention.is_used(model) and all(type(layer) is DynamicLayer for layer in layers)
+    has_experts = any("experts" in name and value for name, value in settings.items())
+    return is_exact and not has_experts and attention.is_used(model) and attention.is_whole(model)
 
 
 def padded(model: Any, cache: Any, draws: Sequence[Draw]) -> Read:
@@ -211,11 +240,21 @@ def _embedded(model: Any, tokens: Any, draws: Sequence[Draw]) -> Any:
     return embedded
 
 
+def _blocks(prompt: Tokens) -> list[_Block]:
+    """Cut a prompt into blocks."""
+    blocks: list[_Block] = []
+    for start in range(0, len(prompt), BLOCK):
+        tokens, before = prompt[start : start + BLOCK], tuple(block.key for block in blocks)
+        key = hashlib.sha256((blocks[-1].key if blocks else b"") + repr(tokens).encode()).digest()
+        blocks.append(_Block(key, before, tokens))
+    return blocks
+
+
 def _parts(blocks: Sequence[_Block], most: int) -> Iterator[list[_Block]]:
     """Group blocks, in order, into passes of at most so many tokens."""
     part: list[_Block] = []
     for block in blocks:
-        if part and sum(len(one.own) for one in part) + len(block.own) > most:
+        if part and sum(len(one.tokens) for one in part) + len(block.tokens) > most:
             yield part
             part = []
         part.append(block)
@@ -234,23 +273,7 @@ def _open(rows: torch.Tensor, seen: Sequence[slice]) -> None:
     rows[:, seen[-1]].triu_(1)
 
 
-def _cache(rows: Sequence[Kept], config: Any) -> Any:
-    """Return a cache of these rows, all of the same length."""
+def _empty(model: Any) -> Any:
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=config)
-    for at in range(len(cache.layers)) if rows else ():
-        keys, values = (torch.stack([row[side][at] for row in rows]) for side in (0, 1))
-        cache.update(keys, values, at)
-    return cache
-
-
-def _filled_up(rows: Sequence[Kept], config: Any) -> tuple[Any, Any]:
-    """Return a cache of rows of any length, filled up from the left, and its mask."""
-    lengths = [keys.shape[2] for keys, _ in rows]
-    width = max(lengths)
-    missing = [(0, 0, width - length, 0) for length in lengths]
-    pad = torch.nn.functional.pad
-    even = [(pad(keys, more), pad(values, more)) for (keys, values), more in zip(rows, missing, strict=True)]
-    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
-    return _cache(even, config), mask
+    return DynamicCache(config=model.config)

@@ -13,8 +13,9 @@ from dspy.lm15 import Config, Message, Request, Response, TokenLogprob
 import preceptor
 from preceptor.errors import InputTooLong, ModelError
 from preceptor.lm.catalogue import lookup
-from preceptor.lm.local import LocalEngine, _locate, branch_texts
+from preceptor.lm.local import LocalEngine, branch_texts
 from preceptor.lm.seam import mean_log_probability
+from preceptor.lm.weights import locate
 
 SYSTEM = "Say whether the review is good or bad."
 NOUNS = ("film", "soup", "chair", "concert", "hotel", "phone", "garden", "novel")
@@ -289,8 +290,16 @@ def test_a_folder_with_the_weights_is_a_model(engine: LocalEngine) -> None:
 def test_a_models_fingerprint_tells_of_each_of_its_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("A model.")
-    before = _locate(str(tmp_path), None)[1]
+    before = locate(str(tmp_path), None)[1]
     (tmp_path / "README.md").write_text("A good model.")
-    assert _locate(str(tmp_path), None)[1] == before
+    assert locate(str(tmp_path), None)[1] == before
     (tmp_path / name).write_text("{ }")
-    assert _locate(str(tmp_path), None)[1] != before
+    assert locate(str(tmp_path), None)[1] != before
+
+
+@pytest.mark.parametrize("text", ["m", "end", "start", "a", "assistant", "user"])
+def test_a_text_that_the_templates_end_holds_too_is_found_where_it_stands(engine: LocalEngine, text: str) -> None:
+    prompt = engine._prompt(Request(model=engine.name, messages=(Message.user(text),)))
+    decode = engine._tokenizer.decode
+    assert decode(list(prompt.prefix)).endswith("<|im_start|>user\n")
+    assert decode(list(prompt.suffix)) == f"{text}<|im_end|>\n<|im_start|>assistant\n"

@@ -96,13 +96,13 @@ def test_equal_prompts_are_read_once_and_have_a_row_each(precise: LocalEngine) -
 def test_prompts_of_a_batch_that_begin_alike_read_whole_blocks_once(precise: LocalEngine) -> None:
     common = made(2 * BLOCK + 10)
     prompts = [(*common, 7), (*common, 8), (*common, 9, 9)]
-    assert fed(precise, reader(precise), prompts) == [2 * BLOCK, 48]  # then 11, 11 and 12 tokens of their own
+    assert fed(precise, reader(precise), prompts) == [176]  # 128 in common, then 11, 11 and 12 of their own
 
 
 def test_a_later_prompt_reads_only_what_is_new_since_the_last_whole_block(precise: LocalEngine) -> None:
     blocks = reader(precise)
     criticised = made(3 * BLOCK)
-    assert fed(precise, blocks, [(*criticised, 5, 6)]) == [3 * BLOCK, 16]
+    assert fed(precise, blocks, [(*criticised, 5, 6)]) == [208]
     assert fed(precise, blocks, [(*criticised, *made(40, 900))]) == [48]
     assert fed(precise, blocks, [criticised]) == [BLOCK]  # its last block is read for the next token
 
@@ -123,12 +123,12 @@ def test_the_blocks_used_last_are_kept_within_the_room(precise: LocalEngine) -> 
     read(blocks, [first])
     read(blocks, [third])
     assert fed(precise, blocks, [first]) == fed(precise, blocks, [third]) == [16]
-    assert fed(precise, blocks, [second]) == [BLOCK, 16]
+    assert fed(precise, blocks, [second]) == [BLOCK + 16]
 
 
 def test_nothing_is_kept_without_room(precise: LocalEngine) -> None:
     blocks = reader(precise, room=0)
-    assert fed(precise, blocks, [made(BLOCK + 1)]) == fed(precise, blocks, [made(BLOCK + 1)]) == [BLOCK, 16]
+    assert fed(precise, blocks, [made(BLOCK + 1)]) == fed(precise, blocks, [made(BLOCK + 1)]) == [BLOCK + 16]
     assert not blocks._kept
 
 
@@ -174,3 +174,22 @@ def test_what_can_not_be_shared_to_the_bit_is_read_in_one_pass(precise: LocalEng
         dtype=torch.bfloat16 if change == "bfloat16" else torch.float32,
     )
     assert not prefill.can_share(model)
+
+
+def test_a_read_that_is_interrupted_keeps_no_more_than_the_room(
+    precise: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, plain, passes = reader(precise, room=BLOCK, most=BLOCK), Blocks._pass, 0
+
+    def interrupted(self: Blocks, part: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise KeyboardInterrupt
+        return plain(self, part)
+
+    monkeypatch.setattr(Blocks, "_pass", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(blocks, [made(3 * BLOCK + 1)])
+    assert len(blocks._kept) == 1
+    assert fed(precise, blocks, [made(BLOCK + 1)]) == [16]  # what is kept is the beginning, which others may share
