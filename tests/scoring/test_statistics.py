@@ -175,6 +175,18 @@ def test_a_set_score_that_every_row_agrees_on_is_no_certainty() -> None:
     assert verdict.smallest_gain > 0.3
 
 
+def test_rows_of_other_labels_add_no_certainty_to_a_gain_in_the_f1_of_one() -> None:
+    others = [Outcome("scored", 1.0, "no", "no")] * 200
+    missed, found = [Outcome("scored", 0.0, "no", "yes")] * 8, [Outcome("scored", 1.0, "yes", "yes")] * 8
+    metric = wrap("f1:yes", "label")
+
+    verdict = compare(missed + others, found + others, metric)
+
+    alone = compare(missed, found, metric)
+    assert (verdict.gain, verdict.low, verdict.high) == (1.0, alone.low, alone.high)
+    assert verdict.low == pytest.approx(0.351, abs=1e-3)
+
+
 def test_a_graded_gain_has_students_interval() -> None:
     gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]  # mean 0.45, variance 0.42 / 7
     half = 2.3646 * math.sqrt(0.42 / 7 / 8)  # Student's t of 7 degrees of freedom
@@ -359,6 +371,16 @@ def test_the_smallest_gain_is_confirmed_four_times_in_five(rows: int) -> None:
                 chance = math.comb(rows, b) * math.comb(rows - b, w) * better**b * worse**w
                 power += chance * (1 - better - worse) ** (rows - b - w)
     assert power == pytest.approx(0.8, abs=0.002)
+
+
+def test_a_later_look_confirms_only_larger_gains() -> None:
+    first = changed(better=6, worse=0, same=44)
+    fifth = dataclasses.replace(first, look=5)
+    assert first.smallest_gain < fifth.smallest_gain == smallest_gain(50, 0.01)
+    assert smallest_gain(50, 0.01) == pytest.approx(0.358, abs=1e-3)
+    graded = compare(outcomes([0.0] * 8), outcomes([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]), ACCURACY)
+    again = dataclasses.replace(graded, look=2)
+    assert again.smallest_gain == pytest.approx((graded.high - 0.45) * (2.2414 + 0.8416) / Z, abs=1e-4)
 
 
 def test_other_metrics_take_the_smallest_gain_from_the_spread_they_saw() -> None:
