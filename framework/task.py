@@ -29,7 +29,7 @@ from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
 from preceptor.program import apply, copy_of
 from preceptor.run import Run
 from preceptor.scoring import likelihood
-from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, Losses, charged, refuse_failures
+from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, Losses, blameless, charged, refuse_failures
 from preceptor.scoring.metrics import Metric, mean
 from preceptor.scoring.statistics import interval
 from preceptor.scoring.trial import Candidate, Outcome, Step, Trial
@@ -351,7 +351,9 @@ class Task:
         return Cost(0, math.ceil(share * max(0, unused.tokens)), share * max(0.0, unused.dollars))
 
     def _trials(self, walks: Sequence[tuple[Candidate, Sequence[int]]], outcomes: list[Outcome]) -> list[Trial]:
-        refuse_failures(outcomes, of=[id(self.train[row]) for _, rows in walks for row in rows], losses=self.losses)
+        are_seeds = [candidate.key == self.seed.key for candidate, rows in walks for _ in rows]
+        of = [id(self.train[row]) for _, rows in walks for row in rows]
+        refuse_failures(blameless(outcomes, are_seeds), of=of, losses=self.losses)
         self.meter.accept_failures()
         worst = min([0.0, *(outcome.score or 0.0 for outcome in outcomes)])  # a likelihood is at most 0
         aggregate = self.metric.aggregate if worst >= 0 else mean

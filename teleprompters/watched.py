@@ -23,7 +23,7 @@ from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor
 from preceptor.program import candidate_of
-from preceptor.scoring.evaluate import no_prediction, refuse_failures, unjudged
+from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
 from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
@@ -191,7 +191,7 @@ class Watch:
         """Write down every candidate but the seed, with the judged rows it was scored on, or the others.
 
         In the order in which the last of these rows were scored, with the calls by then. Of the others there are
-        fewer than judged rows: by them alone no candidate is the best so far.
+        fewer than judged rows: by them alone no candidate is the best so far. Failures count as in `charged`.
         """
         found: list[tuple[int, Candidate, list[int], list[Outcome]]] = []
         for one in self._tally.values():
@@ -199,7 +199,7 @@ class Watch:
             rows = [row for row in rows if row in self.seed.rows] or rows[: max(1, len(self.seed.rows) - 1)]
             found.append((max(map(one.calls.__getitem__, rows)), one.candidate, rows, [one.seen[row] for row in rows]))
         return [
-            self._task.record(candidate, rows, outcomes, calls)
+            self._task.record(candidate, rows, charged(tuple(outcomes)), calls)
             for calls, candidate, rows, outcomes in sorted(found, key=lambda each: each[0])
             if candidate.key != self._task.seed.key
         ]
@@ -293,9 +293,7 @@ class Watch:
             except Exception as error:
                 if isinstance(error, PreceptorError) and not isinstance(error, InputTooLong):
                     raise self._stop(error) from error
-                told = f"{type(error).__name__}: {error}"
-                is_own = isinstance(error, InputTooLong) and note.candidate.key != self._task.seed.key
-                note.outcome = Outcome("unparsable", 0.0, error=told) if is_own else Outcome("failed", None, error=told)
+                note.outcome = Outcome("failed", None, error=f"{type(error).__name__}: {error}")
         if not isinstance(prediction, dspy.Prediction):
             raise self._stop(no_prediction(prediction, self._task.output))
         trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]
@@ -323,7 +321,8 @@ class Watch:
             with heard():
                 self._on_row(self._scored)
         try:
-            refuse_failures(outcomes, max(len(outcomes), len(self.judged)))
+            are_seeds = [candidate.key == self._task.seed.key] * len(outcomes)
+            refuse_failures(blameless(outcomes, are_seeds), max(len(outcomes), len(self.judged)))
         except LMFailed as error:
             raise self._stop(error) from error
 

@@ -13,7 +13,7 @@ import dspy
 import pytest
 from dspy.lm15 import Request, Response, TokenLogprob, TopLogprob
 
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed
 from preceptor.lm.budget import Account, Budget
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.meter import Meter
@@ -471,3 +471,19 @@ def test_a_candidate_that_most_rows_fail_with_does_not_win_by_the_others(make: O
     assert charged((OK, *[BAD] * 2), worst=-3.0) == (OK, wrong, wrong)
     assert charged((OK, BAD)) == (OK, BAD), "one may be bad luck"
     assert charged((*[OK] * 38, BAD, BAD)) == (*[OK] * 38, BAD, BAD)
+
+
+def test_a_candidate_that_makes_inputs_too_long_is_charged_and_the_search_goes_on(make: Open) -> None:
+    def answering(request: Request) -> str:
+        if "Long" in system(request) and prompt(request).split()[-1] == "no":
+            raise InputTooLong("at most 8 tokens")
+        return answer(request)
+
+    long = Candidate({"predict": "Long."})
+    with make(simulated(answering), train=20) as task:
+        [trial] = task.score([long], range(20))
+        assert trial.score == 0.5
+        assert [outcome.kind for outcome in trial.outcomes].count("unparsable") == 10
+        its_own = dataclasses.replace(task, seed=long)
+        with pytest.raises(LMFailed, match=r"rows failed \(20 to be scored\); the first with: InputTooLong: at most 8"):
+            its_own.score([long], range(20))

@@ -43,6 +43,7 @@ TOLERATED: Final = 0.05
 
 _STANDARD: Final = sysconfig.get_path("stdlib")
 _INSTALLED: Final = (sysconfig.get_path("purelib"), Path(dspy.__file__).parents[1], Path(__file__).parents[1])
+_TOO_LONG: Final = f"{InputTooLong.__name__}: "
 _UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
 """What a model fails at on one row, where a metric asks it for a verdict."""
 
@@ -179,7 +180,8 @@ class Evaluator:
                 raise
 
     def _refuse(self, outcomes: Sequence[Outcome | None], jobs: Sequence[Job]) -> None:
-        refuse_failures(outcomes, len(jobs), [id(job.example) for job in jobs], self.losses)
+        of = [id(job.example) for job in jobs]
+        refuse_failures(blameless(outcomes, [job.is_seed for job in jobs]), len(jobs), of, self.losses)
 
     def _outcome(self, job: Job) -> Outcome:
         gold = text_of(job.example, self.output) if self.output else ""
@@ -199,8 +201,6 @@ class Evaluator:
                 raise again(known) from known.__cause__
             line = "" if known or isinstance(error, dspy.LMError) else _line(error)
             error = known or error
-            if isinstance(error, InputTooLong) and not job.is_seed:
-                return Outcome("unparsable", 0.0, "", gold, f"{type(error).__name__}: {error}", is_charged=True)
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}{line}")
         if not isinstance(prediction, dspy.Prediction):
             raise no_prediction(prediction, self.output)
@@ -273,6 +273,14 @@ def refuse_failures(
         done = sum(outcome is not None for outcome in outcomes)
         first = next(iter(failed.values())).error
         raise LMFailed(f"{len(failed)} of {done} rows failed ({rows} to be scored); the first with: {first}.")
+
+
+def blameless(outcomes: Sequence[Outcome | None], are_seeds: Sequence[bool]) -> list[Outcome | None]:
+    """Return outcomes without those of inputs that a candidate made too long: its own fault, not the provider's."""
+    return [
+        None if one is not None and not is_seed and one.error.startswith(_TOO_LONG) else one
+        for one, is_seed in zip(outcomes, are_seeds, strict=False)
+    ]
 
 
 def charged(outcomes: tuple[Outcome, ...], worst: float = 0.0) -> tuple[Outcome, ...]:

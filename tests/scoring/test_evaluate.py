@@ -586,11 +586,13 @@ def test_an_input_that_is_too_long_is_the_fault_of_a_program_that_is_not_the_see
             raise InputTooLong("the model reads at most 8 tokens")
         return "a"
 
-    own = [Job(program(), example, is_seed) for example in rows(8)[::-1]]
-    outcomes = evaluator(simulated(answer), threads=1, losses=Losses(60)).run(own)[5:]
-    kind, score = ("failed", None) if is_seed else ("unparsable", 0.0)
-    assert [(one.kind, one.score, one.is_charged) for one in outcomes] == [(kind, score, not is_seed)] * 3
-    assert {one.error for one in outcomes} == {"InputTooLong: the model reads at most 8 tokens"}
+    own = [Job(program(), example, is_seed) for example in rows(8)]
+    of_one = evaluator(simulated(answer), threads=1)
+    if is_seed:
+        with pytest.raises(LMFailed, match=r"^2 of 2 rows failed \(8 to be scored\); .* at most 8 tokens\.$"):
+            of_one.run(own)
+    else:
+        assert [outcome.kind for outcome in of_one.run(own)] == ["failed"] * 3 + ["scored"] * 5
 
 
 def test_a_row_that_every_program_fails_with_is_one_and_one_may_fail() -> None:

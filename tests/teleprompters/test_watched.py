@@ -122,6 +122,29 @@ def test_a_row_too_long_for_the_model_fails_and_the_search_goes_on(tmp_path: Pat
     assert "at most 8 tokens" in failed.error
 
 
+def test_a_candidate_that_makes_many_rows_too_long_is_charged_and_the_search_goes_on(tmp_path: Path) -> None:
+    seen: list[Trial] = []
+
+    def answer(request: Request) -> str:
+        if "Guess." in system(request) and prompt(request).split()[-1] != "no":
+            raise InputTooLong("at most 8 tokens")
+        return "no"
+
+    def steps(watch: Watch) -> None:
+        program = told(watch, "Guess.")
+        for row in watch.judged:
+            watch.score(row, program(**row.inputs()))
+        seen.extend(watch.trials())
+
+    tried(steps, simulated(answer), tmp_path)
+
+    [trial] = seen
+    kinds = [outcome.kind for outcome in trial.outcomes]
+    assert kinds.count("failed") == 0
+    assert kinds.count("unparsable") > 2
+    assert trial.score == sum(outcome.score or 0 for outcome in trial.outcomes) / len(kinds)
+
+
 def test_a_row_that_a_metric_gets_no_verdict_on_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     seen: list[Trial] = []
 
