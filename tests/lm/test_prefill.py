@@ -193,3 +193,13 @@ def test_a_read_that_is_interrupted_keeps_no_more_than_the_room(
         read(blocks, [made(3 * BLOCK + 1)])
     assert len(blocks._kept) == 1
     assert fed(precise, blocks, [made(BLOCK + 1)]) == [16]  # what is kept is the beginning, which others may share
+
+
+def test_equal_blocks_in_other_places_are_other_blocks(precise: LocalEngine) -> None:
+    block = made(BLOCK)
+    prompt = (*block, *block, *made(5, 900))
+    blocks = reader(precise)
+    assert fed(precise, blocks, [prompt]) == [144]  # 64, 64 and 5, and 11 that fill up
+    with torch.inference_mode():
+        plain = precise._model(input_ids=torch.tensor([prompt]))
+    torch.testing.assert_close(read(blocks, [prompt]).logits[0], plain.logits[0, -1], atol=2e-3, rtol=1e-3)
