@@ -264,10 +264,16 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
         low, high = interval(gains)
         told.append(f"{sum(gains) / len(gains):+.1f} ({low:+.1f} to {high:+.1f})")
     made = {(run["task"], run["method"], run["seed"]): run for run in runs}
-    missing = [("subj", "protegi", 1), ("antonyms", "protegi", 0), ("antonyms", "protegi", 1)]
-    assert [each for each in missing if each in made] == []
+    assert ("antonyms", "protegi", 1) not in made
+    assert not made["antonyms", "protegi", 0]["replaced"]
+    assert made["antonyms", "protegi", 0]["candidate_gain"] == 0
     assert not any(run["replaced"] for run in runs if run["task"] == "subj")
-    for method, sentence in (("ape", "best has {} and {} on the test rows"), ("instruct_zero", "held {} and {}")):
+    sentences = {
+        "ape": "best has {} and {} on the test rows",
+        "instruct_zero": "held {} and {}",
+        "protegi": "held {}, the prompt itself, and {}",
+    }
+    for method, sentence in sentences.items():
         told.append(sentence.format(*(f"{made['subj', method, seed]['candidate']:.3f}" for seed in (0, 1))))
     first, second = (made["antonyms", "ape", seed] for seed in (0, 1))
     assert first["replaced"]
