@@ -26,7 +26,7 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import Meter, check
 from preceptor.lm.prices import unpriced
-from preceptor.lm.seam import every_predictor, predictors, settings_of
+from preceptor.lm.seam import frozen_predictors, own_models, predictors, state_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, Losses, held_against
@@ -171,8 +171,7 @@ class Compile:
 
     @property
     def _models(self) -> list[dspy.LM]:
-        own = [one.lm for _, one in every_predictor(self.student) if one.lm is not None]
-        return [self.lm, self.proposer, *own]
+        return [self.lm, self.proposer, *(own for _, own in own_models(self.student))]
 
     def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
         """Search to the end, or to that of the budget."""
@@ -366,8 +365,8 @@ class Compile:
             "trainset": [row.toDict() for row in self.train],
             "valset": [row.toDict() for row in self.confirm],
             "metric": self.metric.name,
-            "lm": _lm_state(self.lm),
-            "proposer": _lm_state(self.proposer),
+            "lm": state_of(self.lm),
+            "proposer": state_of(self.proposer),
         }
 
 
@@ -379,12 +378,11 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     return {"kind": outcome.kind, "score": outcome.score, "answer": outcome.answer}
 
 
-def _student_state(student: dspy.Module) -> Any:
-    return [
-        [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos]]
-        for name, predictor in predictors(student)
-    ]
+def _student_state(student: dspy.Module) -> list[Any]:
+    frozen = [_state(*named) for named in frozen_predictors(student)]
+    return [*(_state(*named) for named in predictors(student)), *([frozen] if frozen else [])]
 
 
-def _lm_state(lm: dspy.LM) -> Any:
-    return [lm.model, settings_of(lm)]
+def _state(name: str, predictor: Any) -> list[Any]:
+    own = [] if predictor.lm is None else [state_of(predictor.lm)]
+    return [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos], *own]

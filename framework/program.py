@@ -30,7 +30,7 @@ from preceptor import declared, form, routed, untrusted
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.lm.seam import every_predictor, has_address, predictors
+from preceptor.lm.seam import frozen_predictors, has_address, predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
 
@@ -152,8 +152,7 @@ def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
 
 def _frozen(program: dspy.Module) -> dict[str, str]:
     """Return what tells one version of each frozen predictor from another; the user's class brings them itself."""
-    known = {id(predictor) for _, predictor in predictors(program)}
-    others = [(name, predictor) for name, predictor in every_predictor(program) if id(predictor) not in known]
+    others = frozen_predictors(program)
     written = {name: {**declared.described(one), "demos": [dict(demo) for demo in one.demos]} for name, one in others}
     return {name: hashlib.sha256(_json(one)).hexdigest()[:16] for name, one in written.items()}
 

@@ -761,6 +761,35 @@ def test_without_a_run_folder_the_inputs_name_one(tmp_path: Path, monkeypatch: p
     assert again.billed.calls == 0
 
 
+def test_predictors_with_models_of_their_own_name_another_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path))
+    lm, models = simulated(answer), [simulated(answer, name=name) for name in ("a", "b")]
+    method = tries(tmp_path, lm, RIGHT, run_dir=None)
+
+    runs = [compiled_by(method).evidence.run]
+    for own in (*models, models[0]):
+        program = student()
+        program.set_lm(own)
+        runs.append(compiled_by(method, program).evidence.run)
+
+    assert (len(set(runs)), runs[1]) == (3, runs[3])
+    assert [len(asked(own)) for own in models] == [2 * TRAIN + 2 * CONFIRM] * 2
+
+
+@pytest.mark.parametrize("change", ["instruction", "model"])
+def test_a_run_folder_of_other_frozen_parts_is_refused(tmp_path: Path, change: str) -> None:
+    lm, own = simulated(answer), simulated(lambda request: "no", name="own")
+    compiled_by(tries(tmp_path, lm, RIGHT), Guessing(own))
+    other = Guessing(own if change == "instruction" else simulated(lambda request: "no", name="other"))
+    if change == "instruction":
+        other.guess.predict.signature = other.guess.predict.signature.with_instructions("Guess well.")
+
+    with pytest.raises(RunError, match=r"belongs to another student; nothing was overwritten\."):
+        compiled_by(tries(tmp_path, lm, RIGHT), other)
+
+
 class Interrupted:
     """Answers like `answer`, but presses Ctrl-C once, at a given call."""
 

@@ -17,7 +17,7 @@ from preceptor.errors import ConfigError, DataError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
-from preceptor.lm.seam import predictors, settings_of
+from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.run import open_ledger
 
 SHARD_ROWS: Final = 10_000
@@ -109,9 +109,10 @@ class Batch:
             [name, str(part.signature), part.config, [dict(demo) for demo in part.demos]]
             for name, part in predictors(self.program)
         ]
+        models = [[name, *state_of(own)] for name, own in own_models(self.program)]
         return {
             "input": [self.source.kind, self.source.fingerprint],
-            "program": [self.identity, parts],
-            "model": [self.lm.model, settings_of(self.lm)],
+            "program": [self.identity, parts, *([models] if models else [])],
+            "model": state_of(self.lm),
             "number of rows a shard": self.shard_rows,
         }

@@ -23,7 +23,7 @@ from preceptor.life import checked
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.embedding import MODELS
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.report import REPORT
 from preceptor.splits import drawn
 
@@ -316,6 +316,7 @@ def _place(
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
         "knobs": known,
         "student": [[name, str(part.signature)] for name, part in predictors(program)],
+        **({"models": models} if (models := [[name, *state_of(own)] for name, own in own_models(program)]) else {}),
         "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
     }
     return cache_folder() / "runs" / runs.fingerprint(parts)

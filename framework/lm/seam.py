@@ -26,6 +26,22 @@ def every_predictor(program: dspy.Module) -> list[tuple[str, Any]]:
     return [(name.removeprefix("self."), predictor) for name, predictor in found]
 
 
+def frozen_predictors(program: dspy.Module) -> list[tuple[str, Any]]:
+    """Return the predictors of a program's frozen parts by name."""
+    known = {id(predictor) for _, predictor in predictors(program)}
+    return [(name, predictor) for name, predictor in every_predictor(program) if id(predictor) not in known]
+
+
+def own_models(program: dspy.Module) -> list[tuple[str, dspy.LM]]:
+    """Return the models that predictors have of their own, by predictor; those of frozen parts, too."""
+    return [(name, predictor.lm) for name, predictor in every_predictor(program) if predictor.lm is not None]
+
+
+def state_of(lm: dspy.LM) -> list[Any]:
+    """Return what a model's answers depend on, to be fingerprinted: its name and settings."""
+    return [lm.model, settings_of(lm)]
+
+
 def settings_of(lm: dspy.LM) -> dict[str, Any]:
     """Return the settings an LM sends with each call, without those of its connection."""
     return {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}

@@ -319,6 +319,21 @@ def test_what_was_begun_with_other_parts_is_refused_and_stays(
     assert len(read(tmp_path / "out")) == 12
 
 
+def with_model(lm: dspy.LM) -> dspy.Module:
+    program = Classify(SPAM, "Sort.")
+    program.set_lm(lm)
+    return program
+
+
+def test_what_was_begun_with_another_model_of_a_predictors_own_is_refused(tmp_path: Path) -> None:
+    source = table(tmp_path / "in.csv", texts(12))
+    one, other = (with_model(simulated(judged, name=name)) for name in ("one", "other"))
+    batch(source, tmp_path / "out", program=one).run()
+    with pytest.raises(RunError, match="belongs to another program; nothing was overwritten"):
+        batch(source, tmp_path / "out", program=other).run()
+    assert batch(source, tmp_path / "out", program=one).run()["billed_calls"] == 0
+
+
 def test_a_place_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     source = table(tmp_path / "in.csv", texts(2))
     (tmp_path / "out").mkdir()
