@@ -24,7 +24,7 @@ from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Ledger, drawing
 from preceptor.lm.meter import Meter
 from preceptor.lm.prices import unpriced
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import own_models, predictors
 from preceptor.scoring.evaluate import TOLERATED, ours
 from preceptor.task import with_models
 
@@ -109,6 +109,7 @@ class Work:
         """Ask for what isn't answered; return what came of all rows.
 
         Raises:
+            ConfigError: If what a call of a model may cost can't be bounded in the budget's units; see `check`.
             BudgetExhausted: If the budget ends.
             LMFailed: If the model can't be asked, or fails row after row.
         """
@@ -116,8 +117,9 @@ class Work:
         self.columns = dict(self.folder.columns)
         account = Purse(budget, Cost(*self.ledger.paid), Cost(*self.ledger.failures))
         meter = Meter(self.ledger, account, threads=self.threads, patience=patience)
-        meter.check(lm)
-        own = [part.lm for _, part in every_predictor(self.program) if part.lm is not None]
+        own = [model for _, model in own_models(self.program)]
+        for model in (lm, *own):
+            meter.check(model)
         names = unpriced([lm, *own], budget.prices)
         if own:
             self.program = with_models(self.program, meter)

@@ -334,6 +334,16 @@ def test_what_was_begun_with_another_model_of_a_predictors_own_is_refused(tmp_pa
     assert batch(source, tmp_path / "out", program=one).run()["billed_calls"] == 0
 
 
+def test_a_budget_of_dollars_needs_a_price_of_every_model_and_one_of_tokens_a_bound(tmp_path: Path) -> None:
+    source, engine = table(tmp_path / "in.csv", texts(12)), simulated(judged).engine
+    unpriced = with_model(dspy.LM("openai/nobody-knows-this", max_tokens=5, cache=False))
+    with pytest.raises(ConfigError, match="No price is known for openai/nobody-knows-this"):
+        batch(source, tmp_path / "out", program=unpriced, budget=Budget(dollars=1)).run()
+    unbounded = with_model(dspy.LM("simulated/own", engine=engine, cache=False))
+    with pytest.raises(ConfigError, match=r"needs a bound per call: dspy\.LM\('simulated/own', max_tokens=512\)"):
+        batch(source, tmp_path / "other", program=unbounded, budget=Budget(tokens=10_000)).run()
+
+
 def test_a_place_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     source = table(tmp_path / "in.csv", texts(2))
     (tmp_path / "out").mkdir()
