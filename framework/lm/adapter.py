@@ -102,12 +102,12 @@ class DirectAdapter(dspy.Adapter):
     ) -> Request:
         """Return the request that asks for one of `answers`.
 
-        By default they are the signature's choices, where the model takes any.
+        By default they are the signature's choices, where the model takes any. A setting of None is none: the
+        model's own stands.
         """
+        given = {name: value for name, value in lm_kwargs.items() if value is not None}
         settings = {
-            name: value
-            for name, value in {**lm.kwargs, **lm_kwargs}.items()
-            if name not in _NOT_SENT and value is not None
+            name: value for name, value in {**lm.kwargs, **given}.items() if name not in _NOT_SENT and value is not None
         }
         asking = None if demos else _begun(lm.model, settings)
         if asking is not None and all(isinstance(value, _AS_IT_IS) for value in inputs.values()):

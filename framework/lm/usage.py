@@ -47,16 +47,22 @@ def bound(lm: dspy.LM, request: Request, engine: Counting | None, by_hand: Price
         by_hand: Prices.
 
     Raises:
-        ConfigError: If the prompt holds an image or the like, whose tokens no rule of ours bounds.
+        ConfigError: If the prompt holds an image or the like, whose tokens no rule of ours bounds, or if neither
+            `max_tokens` nor choices bound the answer.
     """
     try:
         prompt = most_tokens(request) if engine is None else engine.count_tokens(request)
     except InputTooLong:  # the engine refuses it, at no cost
         return Cost(1)
-    answer = request.config.max_tokens or 0
+    answer = request.config.max_tokens
     if engine is not None and engine.supports_choices:
         choices = cast("Sequence[str]", (request.config.extensions or {}).get("choices") or ())
         answer = max((_bytes(choice) + 1 for choice in choices), default=answer)  # and what ends it
+    if answer is None:
+        raise ConfigError(
+            f"A budget of tokens or dollars can't bound a call of {lm.model} that says no max_tokens. "
+            "Say it, or budget calls or minutes."
+        )
     return Cost(1, prompt + answer, price(lm, prompt, answer, by_hand))
 
 

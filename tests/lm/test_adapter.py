@@ -360,6 +360,12 @@ def test_the_request_carries_settings_choices_and_no_connection() -> None:
     assert asked_for.config.extensions == {"choices": ["good"]}
 
 
+def test_a_setting_of_none_leaves_the_models_own() -> None:
+    lm = dspy.LM("openai/x", temperature=0.5, max_tokens=9)
+    request = ADAPTER.request(lm, {"max_tokens": None, "temperature": None}, SENTIMENT, [], {"text": "t"})
+    assert (request.config.temperature, request.config.max_tokens) == (0.5, 9)
+
+
 def thoughtful(completion: dict[str, Any]) -> None:
     completion["choices"][0]["message"]["reasoning_content"] = "It says lovely, so it is good."
 

@@ -572,7 +572,7 @@ def test_what_can_not_be_sent_is_a_failure_of_its_own_call_and_costs_nothing(
 ) -> None:
     lm = server.lm(max_tokens=5)
     metered = meter(ledger, Budget(tokens=10_000))
-    half, whole = metered.ask(lm, [Call(request(lm, "half a \ud83d")), Call(request(lm, "whole"))])
+    half, whole = metered.ask(lm, [Call(request(lm, said, max_tokens=5)) for said in ("half a \ud83d", "whole")])
     assert isinstance(half, LMInvalidRequestError)
     assert "It can't be sent: " in str(half)
     assert text(whole) == "WHOLE"

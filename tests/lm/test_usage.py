@@ -21,7 +21,7 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Call, Ledger
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter
-from preceptor.testing import ChatServer
+from preceptor.testing import ChatServer, asked, simulated
 
 CLAUDE = {
     "id": "msg_0",
@@ -147,6 +147,20 @@ def test_choices_are_bounded_by_the_longest(smollm: dspy.LM, engine: LocalEngine
     assert usage.bound(smollm, asked, engine, {}) == Cost(1, engine.count_tokens(asked) + 4)
     free = request(smollm, max_tokens=512)
     assert usage.bound(smollm, free, engine, {}) == Cost(1, engine.count_tokens(free) + 512)
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=10_000), Budget(dollars=1)])
+def test_an_answer_that_nothing_bounds_is_not_asked_for(ledger: Ledger, budget: Budget) -> None:
+    lm = simulated(lambda request: "word " * 500)
+    with pytest.raises(ConfigError, match=r"can't bound a call of simulated/model that says no max_tokens"):
+        Meter(ledger, Account(budget)).ask_one(lm, Call(request(lm)))
+    assert asked(lm) == []
+
+
+def test_a_budget_of_calls_needs_no_bound_of_an_answer(ledger: Ledger) -> None:
+    lm, account = simulated(lambda request: "word"), Account(Budget(calls=1, seconds=60))
+    Meter(ledger, account).ask_one(lm, Call(request(lm)))
+    assert account.spent.calls == 1
 
 
 def test_an_image_has_no_bound() -> None:
