@@ -56,6 +56,9 @@ NOT_SENT: Final = "Not sent: the compile has stopped."
 TOO_LATE: Final = "The next call would pass the budget's seconds; nothing was sent. Resume with a larger budget."
 """What a call fails with that waited, or would, until the time budgeted was over."""
 
+CUT_SHORT: Final = "The last call was cut short: the budget's seconds are over. Resume with a larger budget."
+"""What a call fails with that was under way when the time budgeted was over; it is asked again then."""
+
 _REDIRECT: Final = 300
 _UNAVAILABLE: Final = 503
 

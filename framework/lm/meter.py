@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import dspy
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import LMTimeoutError
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, PreceptorError
 from preceptor.lm import prices, usage
@@ -25,6 +26,7 @@ from preceptor.lm.claims import Claims
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import (
     BROKEN_RETRIES,
+    CUT_SHORT,
     FATAL,
     TOO_LATE,
     BrokenAnswer,
@@ -154,7 +156,7 @@ class Meter:
         Attempts that fail in a way that may pass are made again, as `patience` says.
 
         Raises:
-            BudgetExhausted: If the budget can't pay for it.
+            BudgetExhausted: If the budget can't pay for it, or its seconds end before there is an answer.
             LMFailed: If no call to this model can succeed, because of its key, name or price plan.
             dspy.LMError: If this call failed for good.
         """
@@ -185,7 +187,10 @@ class Meter:
                 door.pause(attempt, error, self.account.seconds_to_go)
         raise AssertionError("unreachable: the loop above ends by returning or raising")
 
-    def _noted(self, call: Call, error: dspy.LMError) -> dspy.LMError:
+    def _noted(self, call: Call, error: dspy.LMError) -> dspy.LMError | BudgetExhausted:
+        """Return what a failed call fails with, noted as for good unless it wasn't sent or the time was over."""
+        if isinstance(error, LMTimeoutError) and self.account.seconds_to_go == 0:
+            return BudgetExhausted(CUT_SHORT)
         if not isinstance(error, NotSent):
             with self._lock:
                 self._failed[call.key] = failure_of(error)

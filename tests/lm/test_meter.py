@@ -400,7 +400,7 @@ def test_who_waits_for_a_place_is_refused_when_the_time_is_over(ledger: Ledger, 
         sent, waiting = (pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two"))
     assert time.monotonic() - start < 5
     errors = [sent.exception(), waiting.exception()]
-    assert {type(error) for error in errors} == {LMTimeoutError, BudgetExhausted}
+    assert [type(error) for error in errors] == [BudgetExhausted] * 2
     assert "pass the budget's seconds; nothing was sent" in str(errors)
     assert (server.count, metered.account.lost.calls) == (1, 1)
 
@@ -415,7 +415,34 @@ def test_a_deadline_is_what_the_wait_for_a_place_has_left(ledger: Ledger, server
     metered = Meter(ledger, Account(Budget(seconds=2.5)), threads=1, patience=Patience(retries=0))
     with ThreadPoolExecutor(2) as pool:
         asked_for = [pool.submit(metered.ask_one, lm, Call(request(lm, text))) for text in ("one", "two")]
-    assert sorted(type(each.exception()).__name__ for each in asked_for) == ["LMTimeoutError", "NoneType"]
+    assert sorted(type(each.exception()).__name__ for each in asked_for) == ["BudgetExhausted", "NoneType"]
+
+
+def test_a_call_the_budgets_seconds_cut_short_is_asked_again_with_a_larger_one(
+    ledger: Ledger, server: ChatServer
+) -> None:
+    server.inject(Faults(kinds=("hang",)))
+    lm, call = server.lm(), Call(request(server.lm(), "one"))
+    short = Meter(ledger, Account(Budget(seconds=0.4)), patience=Patience(timeout=30, retries=0))
+    with pytest.raises(
+        BudgetExhausted, match=r"cut short: the budget's seconds are over\. Resume with a larger budget"
+    ):
+        short.ask_one(lm, call)
+    short.accept_failures()
+    assert short.account.lost.calls == 1
+
+    server.inject(None)
+    assert text(meter(ledger, Budget(seconds=30)).ask_one(lm, call)) == "ONE"
+
+
+def test_a_call_that_takes_longer_than_its_own_deadline_has_failed(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("hang",)))
+    lm, call = server.lm(), Call(request(server.lm(), "one"))
+    patient = Meter(ledger, Account(Budget(seconds=30)), patience=Patience(timeout=0.4, retries=0))
+    with pytest.raises(LMTimeoutError):
+        patient.ask_one(lm, call)
+    patient.accept_failures()
+    assert ledger.given_up(call.key) is not None
 
 
 def test_a_retry_that_would_come_too_late_is_not_waited_for(ledger: Ledger, server: ChatServer) -> None:
