@@ -48,6 +48,9 @@ FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupported
 _TRANSIENT: Final = (LMRateLimitError, LMServerError, LMTimeoutError, LMTransportError)
 _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
 _LONGEST_WAIT: Final = 60.0
+_LONGEST_TIMEOUT: Final = 2_147_483
+"""Seconds; a socket's timeout is an int of milliseconds."""
+
 BROKEN_RETRIES: Final = 3
 """Times an answer that came empty or cut off is asked for again, at once, before it is taken as it is."""
 NOT_SENT: Final = "Not sent: the compile has stopped."
@@ -76,7 +79,8 @@ class Patience:
             random half taken off so that calls don't come back all at once. No retry comes before a Retry-After.
 
     Raises:
-        ConfigError: If the deadline isn't above 0, or another number is below it.
+        ConfigError: If the deadline isn't above 0 or is longer than a socket can wait (24 days), or another number is
+            below 0.
     """
 
     timeout: float = 120.0
@@ -84,8 +88,10 @@ class Patience:
     first_wait: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.timeout > 0 and self.retries >= 0 and self.first_wait >= 0):
-            raise ConfigError(f"Patience needs timeout > 0, retries >= 0 and first_wait >= 0, got {self}.")
+        if not (0 < self.timeout <= _LONGEST_TIMEOUT and self.retries >= 0 and self.first_wait >= 0):
+            raise ConfigError(
+                f"Patience needs 0 < timeout <= {_LONGEST_TIMEOUT}, retries >= 0 and first_wait >= 0, got {self}."
+            )
 
     def allows(self, attempt: int, error: Exception) -> bool:
         """Return True if a failed attempt (the first is 0) may be made again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -37,7 +38,7 @@ from preceptor.lm.dispatch import (
     reason,
     within,
 )
-from preceptor.testing import simulated
+from preceptor.testing import ChatServer, simulated
 
 
 def response(text: str, reason: Any = "stop", tokens: int | None = 1, before: Any = None) -> Response:
@@ -99,10 +100,28 @@ def test_attempts_end_after_the_retries_and_for_a_provider_that_wants_too_much_t
     assert not patience.allows(0, LMInvalidRequestError("x"))
 
 
-@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"retries": -1}, {"first_wait": -0.1}, {"timeout": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 0},
+        {"retries": -1},
+        {"first_wait": -0.1},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"timeout": 1e10},
+    ],
+)
 def test_impossible_patience_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"^Patience needs timeout > 0, retries >= 0 and first_wait >= 0, got "):
+    with pytest.raises(
+        ConfigError, match=r"^Patience needs 0 < timeout <= 2147483, retries >= 0 and first_wait >= 0, got "
+    ):
         Patience(**wrong)  # type: ignore[arg-type]  # an int is a float
+
+
+def test_the_longest_deadline_there_is_can_be_waited_for(server: ChatServer) -> None:
+    lm = server.lm()
+    door = Door.to(lm, Limiter(1), Patience(timeout=2_147_483))
+    assert door.attempt(replace(request(), model=lm.model)).message.text == "HELLO"
 
 
 class TestLimiter:
