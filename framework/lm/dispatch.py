@@ -48,6 +48,7 @@ FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupported
 _TRANSIENT: Final = (LMRateLimitError, LMServerError, LMTimeoutError, LMTransportError)
 _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
 _LONGEST_WAIT: Final = 60.0
+_TIMEOUT: Final = 120.0
 _LONGEST_TIMEOUT: Final = 2_147_483
 """Seconds; a socket's timeout is an int of milliseconds."""
 
@@ -83,7 +84,7 @@ class Patience:
             below 0.
     """
 
-    timeout: float = 120.0
+    timeout: float = _TIMEOUT
     retries: int = 5
     first_wait: float = 1.0
 
@@ -135,10 +136,12 @@ class Limiter:
     Args:
         most: Upper bound, and the limit to start with.
         clock: Seconds, for tests.
+        longest: Seconds of a Retry-After that holds back all; a longer one is not waited for, as by `Patience.allows`.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic, *, longest: float = _TIMEOUT) -> None:
         self._most = most
+        self._longest = longest
         self._limit = float(most)
         self._clock = clock
         self._flying = 0
@@ -206,7 +209,7 @@ class Limiter:
 
     def _pause(self, error: Exception) -> None:
         seconds = float(getattr(error, "retry_after", None) or 0.0)
-        if seconds <= _LONGEST_WAIT:
+        if seconds <= self._longest:
             self._open_again = max(self._open_again, self._clock() + seconds)
 
 

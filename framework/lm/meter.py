@@ -232,7 +232,7 @@ class Meter:
         with self._lock:
             if id(lm) not in self._doors:
                 place = (lm.model, str(lm.kwargs.get("api_base") or lm.kwargs.get("base_url")))
-                limiter = self._limiters.setdefault(place, Limiter(self.threads))
+                limiter = self._limiters.setdefault(place, Limiter(self.threads, longest=self.patience.timeout))
                 self._doors[id(lm)] = Door.to(lm, limiter, self.patience)
             return self._doors[id(lm)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from dspy.utils.exceptions import (
     LMUnsupportedFeatureError,
 )
 
-from preceptor.errors import ConfigError
+from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.lm.dispatch import (
     BrokenAnswer,
     Door,
@@ -186,6 +187,19 @@ class TestLimiter:
         start = time.monotonic()
         limiter.enter()
         assert time.monotonic() - start >= 0.15
+
+    @pytest.mark.parametrize(
+        ("timeout", "asked", "is_held"), [(30, 30, True), (30, 31, False), (120, 90, True), (120, 121, False)]
+    )
+    def test_all_are_held_back_where_one_waits_for_its_next_attempt(
+        self, timeout: float, asked: float, is_held: bool
+    ) -> None:
+        patience, error = Patience(timeout=timeout), LMRateLimitError("x", retry_after=asked)
+        limiter = Limiter(4, longest=patience.timeout)
+        limiter.leave(limiter.enter(), error)
+        assert patience.allows(0, error) is is_held
+        with pytest.raises(BudgetExhausted) if is_held else nullcontext():
+            limiter.enter(0.05)
 
     def test_closing_wakes_those_that_wait(self) -> None:
         limiter, errors = Limiter(1), list[str]()

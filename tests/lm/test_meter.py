@@ -454,6 +454,17 @@ def test_a_retry_that_would_come_too_late_is_not_waited_for(ledger: Ledger, serv
     assert server.count == 1
 
 
+def test_a_provider_that_wants_too_much_time_holds_nobody_back(ledger: Ledger, server: ChatServer) -> None:
+    server.inject(Faults(kinds=("rate_limit_after",), retry_after=30))
+    lm, start = server.lm(), time.monotonic()
+    hasty = Meter(ledger, Account(Budget()), patience=Patience(timeout=20, retries=1))
+    with pytest.raises(LMRateLimitError):
+        hasty.ask_one(lm, Call(request(lm, "one")))
+    server.inject(None)
+    assert text(hasty.ask_one(lm, Call(request(lm, "two")))) == "TWO"
+    assert time.monotonic() - start < 20
+
+
 class Halves:
     """A batching engine that takes a while for each request."""
 
