@@ -24,6 +24,7 @@ from preceptor.benchmarks.compared import (
     measured,
     mixed,
     scored,
+    settled,
 )
 from preceptor.benchmarks.tasks import find
 
@@ -119,13 +120,13 @@ def _against(one: str, other: str, is_meant: Callable[[str], bool] = lambda task
 def _over_seed(method: str, tasks: Sequence[str]) -> Differences:
     def gains(runs: Sequence[Run]) -> list[float]:
         meant = (run for run in runs if run["method"] == method and run["task"] in tasks)
-        return [fmean(gains.values()) for gains in scored(meant, "gain").values()]
+        return [settled(fmean(gains.values())) for gains in scored(meant, "gain").values()]
 
     return gains
 
 
 def _by_mixture(runs: Sequence[Run]) -> list[float]:
-    return [fmean(gaps.values()) for gaps in mixed(runs, "compiled_f1").values()]
+    return [settled(fmean(gaps.values())) for gaps in mixed(runs, "compiled_f1").values()]
 
 
 def _is_induction(task: str) -> bool:

@@ -26,8 +26,9 @@ MIXTURE: Final = "+mixture"
 HUMAN: Final = "human"
 PEERS: Final = ("gepa", "miprov2", "copro")
 
-ROUNDING: Final = 1e-12
-"""Differences of scores that are nearer than this are equal: the rest is how they were subtracted."""
+DIGITS: Final = 12
+ROUNDING: Final = 10**-DIGITS
+"""Scores that lie nearer to each other than this are equal: the rest is how they were added and subtracted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,16 @@ def measured(values: Sequence[float]) -> Measured | None:
     return Measured(fmean(values), *interval(values), len(values)) if values else None
 
 
+def settled(gap: float) -> float:
+    """Return a difference of scores, 0 of equal ones.
+
+    Example:
+        >>> settled((0.8 - 0.7 + 0.2 - 0.3) / 2), settled(0.01)
+        (0.0, 0.01)
+    """
+    return 0.0 if abs(gap) < ROUNDING else gap
+
+
 def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each pair of methods: wins and losses over tasks, and Wilcoxon's signed-rank test.
 
@@ -149,14 +160,14 @@ def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     whole = together(runs, methods) if methods else {}
     if not whole:
         return []
-    table = np.array([[-scores[method] for method in methods] for scores in whole.values()])
+    table = np.array([[-round(scores[method], DIGITS) for method in methods] for scores in whole.values()])
     mean = stats.rankdata(table, axis=1).mean(axis=0)
     order = np.argsort(mean, kind="stable")
     return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
 
 
 def _signed_rank(gaps: Sequence[float]) -> float:
-    found: Any = stats.wilcoxon([gap for gap in gaps if gap])
+    found: Any = stats.wilcoxon([round(gap, DIGITS) for gap in gaps if gap])  # so that equal ones share a rank
     return float(found.pvalue)
 
 
@@ -172,7 +183,7 @@ def by_task(scores: Scores, one: str, other: str) -> dict[str, float]:
         theirs = scores.get((task, other), {})
         pairs = [(ours, theirs[seed]) for seed, ours in scores[task, method].items() if seed in theirs]
         if method == one and pairs:
-            gaps[task] = fmean(ours - other for ours, other in pairs)
+            gaps[task] = settled(fmean(ours - other for ours, other in pairs))
     return gaps
 
 
@@ -204,7 +215,7 @@ def mixed(runs: Sequence[Run], score: str) -> dict[str, dict[str, float]]:
 def mean_of_tasks(gaps: Mapping[str, Mapping[str, float]]) -> list[float]:
     """Return each task's mean over methods."""
     tasks = sorted({task for each in gaps.values() for task in each})
-    return [fmean(each[task] for each in gaps.values() if task in each) for task in tasks]
+    return [settled(fmean(each[task] for each in gaps.values() if task in each)) for task in tasks]
 
 
 def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -225,13 +236,13 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if chosen_on and tested_on:
             ours, theirs = (_best_of(scores, side, chosen_on) for side in sides)
             says = f"{ours}, best of {len(sides[0])} of ours, against {theirs}, best of {len(sides[1])} peers"
-            gaps = [scores[task][ours] - scores[task][theirs] for task in tested_on]
+            gaps = [settled(scores[task][ours] - scores[task][theirs]) for task in tested_on]
             lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps))
     return lines
 
 
 def _best_of(scores: Mapping[str, Mapping[str, float]], methods: Sequence[str], tasks: Sequence[str]) -> str:
-    return max(methods, key=lambda method: fmean(scores[task][method] for task in tasks))
+    return max(methods, key=lambda method: round(fmean(scores[task][method] for task in tasks), DIGITS))
 
 
 def _line(says: str, score: str, gaps: Sequence[float]) -> dict[str, Any]:

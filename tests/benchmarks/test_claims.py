@@ -99,3 +99,25 @@ def test_no_difference_is_no_improvement_but_is_as_good(says: str, said: str) ->
     [claim] = [claim for claim in CLAIMS if claim.says.startswith(says)]
     assert isinstance(claim, Claim)
     assert verdict(claim, [0.1, 0.1, 0.0])[0] == said
+
+
+def test_seeds_that_cancel_out_are_no_difference() -> None:
+    gains = {"gain": 0.1 + 0.2}, {"gain": -0.3, "seed": 1}
+    told = checked(
+        [
+            {**one, **seed}
+            for seed, scores in zip(gains, ((0.8, 0.7), (0.2, 0.3)), strict=True)
+            for task in ("antonyms", "ethos")
+            for one in runs(
+                (task, "human", scores[0]),
+                (task, "ape", scores[1]),
+                (task, "ape+mixture", scores[0]),
+                (task, "instruct_zero", scores[0]),
+                (task, "protegi", scores[1]),
+            )
+        ]
+    )
+    for beginning in ("at a person's level", "15.3 % above", "better than APE", "a mixture improves", "the mixture"):
+        assert line(told, beginning)["ours"] == 0.0
+    assert line(told, "better than APE")["why"] == "so in 0 of 1"
+    assert line(told, "at a person's level")["why"] == "so in 1 of 1; it takes 24"

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from preceptor.benchmarks.compared import (
     comparisons,
@@ -70,6 +71,28 @@ def test_ties_have_no_p_value() -> None:
     [duel] = duels(runs(("subj", "ape", 0.5), ("subj", "gepa", 0.5)))
     assert (duel["wins"], duel["losses"], duel["p_value"]) == (0, 0, None)
     assert math.isnan(duel["low"])
+
+
+def of_equal_means(one: str, other: str) -> list[dict[str, Any]]:
+    """Return runs on six tasks that differ by seed, not in the mean: .8 and .2 against .7 and .3."""
+    first = runs(*((task, name, score) for task in "abcdef" for name, score in ((one, 0.8), (other, 0.7))))
+    return first + runs(
+        *((task, name, score) for task in "abcdef" for name, score in ((one, 0.2), (other, 0.3))), seed=1
+    )
+
+
+def test_equal_means_over_seeds_are_ties() -> None:
+    [duel] = duels(of_equal_means("ape", "gepa"))
+    assert (duel["wins"], duel["losses"], duel["gain"], duel["p_value"]) == (0, 0, 0.0, None)
+    assert [line["rank"] for line in ranks(of_equal_means("ape", "gepa"))] == [1.5, 1.5]
+    assert [line["gain"] for line in comparisons(of_equal_means("ape", "gepa"))] == [0.0, 0.0]
+
+
+def test_gaps_that_differ_by_how_they_were_subtracted_share_a_rank_in_the_signed_rank_test() -> None:
+    scores = [("a", 0.9, 0.8), ("b", 0.3, 0.4), ("c", 0.6, 0.5), ("d", 0.1, 0.2), ("e", 0.9, 0.5)]
+    told = [(task, name, score) for task, *both in scores for name, score in zip(("ape", "gepa"), both, strict=True)]
+    [duel] = duels(runs(*told))
+    assert duel["p_value"] == pytest.approx(stats.wilcoxon([1, -1, 1, -1, 4]).pvalue)
 
 
 def test_equal_values_are_no_certainty() -> None:
