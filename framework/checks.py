@@ -46,6 +46,16 @@ def needed_inputs(student: dspy.Module) -> list[str]:
     return [name for name, field in fields.items() if field.is_required() and not takes_none(field.annotation)]
 
 
+def taken_inputs(student: dspy.Module, row: dspy.Example) -> list[str]:
+    """Return a row's inputs that a call takes; all of them where several predictors' program takes anything."""
+    taken: Mapping[str, Any] | None = forward_inputs(student)
+    parts = predictors(student)
+    if taken is None and len(parts) == 1:
+        taken = parts[0][1].signature.input_fields
+    names = row.inputs().keys()
+    return [name for name in names if taken is None or name in taken]
+
+
 def check_settings(student: dspy.Module) -> None:
     """Raise if a program can't be called, or its calls can't be recorded.
 

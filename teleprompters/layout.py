@@ -12,6 +12,7 @@ from typing import Any, Final
 import dspy
 import numpy as np
 
+from preceptor.checks import taken_inputs
 from preceptor.life import Compile
 from preceptor.lm.embedding import Embedder, Report, Vectors
 from preceptor.regions import NO_REGION, NOWHERE, PROBE, Plane, Regions, Router, divided, rendered
@@ -69,11 +70,13 @@ class Layout:
 def laid_out(compiling: Compile, task: Task, embedder: Embedder, regions: int, *, least_rows: int, seed: int) -> Layout:
     """Embed all rows, divide the train rows into regions, and route the confirmation rows.
 
+    Of a row is embedded what the program takes: an input that is served has no more.
+
     Of each region's confirmation rows, a random half, stratified by label, chooses the experts. Of those of no region,
     and where no expert is tested, half are left out too: in the claim each region weighs what it weighs among all rows.
     """
     train, confirm = compiling.train, compiling.confirm
-    fields = list(train[0].inputs().keys())
+    fields = taken_inputs(compiling.student, train[0])
     texts = [rendered(dict(row.inputs().items()), fields) for row in (*train, *confirm)]
     vectors = kept(task.run.folder, embedder, texts, task.report)
     count = len(train)

@@ -21,6 +21,7 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor import load
+from preceptor.checks import taken_inputs
 from preceptor.errors import ConfigError, InputTooLong, LMFailed, MetricError, RunError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget, Cost
@@ -676,6 +677,55 @@ def test_rows_of_records_are_routed_as_they_were_measured(tmp_path: Path) -> Non
     measured = records(64, 40)
     assert [compiled.router.route(dict(row.inputs().items())).region for row in measured] == told["routes"]
     assert set(told["routes"]) == {"region 1", "region 2"}
+
+
+def test_rows_are_routed_by_the_inputs_that_the_program_takes(tmp_path: Path) -> None:
+    def queued(count: int, start: int = 0) -> list[dspy.Example]:
+        return [row.copy(queue="a desk").with_inputs("queue", "text") for row in rows(count, start)]
+
+    compiled = compiled_by(mixture(tmp_path), trainset=queued(40), valset=queued(64, 40))
+
+    assert compiled.router.fields == ("text",)
+    told = json.loads((tmp_path / "regions.json").read_text(encoding="utf-8"))
+    assert [compiled.router.route({"text": row.text}).region for row in rows(64, 40)] == told["routes"]
+
+
+class Naming(dspy.Module):
+    """Takes two inputs, of which its predictors see one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draft, self.final = dspy.Predict("text -> note"), dspy.Predict("note -> label")
+
+    def forward(self, text: str, queue: str = "") -> Any:
+        return self.final(note=self.draft(text=text).note + queue)
+
+
+class Taking(dspy.Module):
+    """The same, by any names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draft, self.final = dspy.Predict("text -> note"), dspy.Predict("note -> label")
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.final(note=self.draft(text=inputs["text"]).note)
+
+
+@pytest.mark.parametrize(
+    ("program", "taken"),
+    [
+        (dspy.Predict("text -> label"), ["text"]),
+        (Classify(LABELS, SEED), ["text"]),
+        (Naming(), ["queue", "text"]),
+        (Taking(), ["queue", "number", "text"]),
+    ],
+)
+def test_what_a_program_takes_of_a_row_is_what_it_names_or_else_what_its_only_predictor_reads(
+    program: dspy.Module, taken: list[str]
+) -> None:
+    row = dspy.Example(queue="a", number=1, text="b", label="yes").with_inputs("queue", "number", "text")
+    assert taken_inputs(program, row) == taken
 
 
 class Renaming(dspy.Module):
