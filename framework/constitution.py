@@ -42,8 +42,8 @@ class Principle:
     Attributes:
         identity: The same through revisions; numbers are not used again.
         text: One line.
-        history: What made it what it is, the first first; empty for the user's own.
-        worth: Score lost without it, in [-1, 1]; None if it wasn't measured.
+        history: What made it what it is, the first first; empty for what the user wrote and no edit touched.
+        worth: Score lost without it, in [-1, 1]; None if it wasn't measured in this constitution.
         rows: Train rows its worth was measured on.
 
     Raises:
@@ -59,6 +59,16 @@ class Principle:
     def __post_init__(self) -> None:
         if not self.text.strip() or "\n" in self.text:
             raise ConfigError(f"A principle is one line of text, got {self.text!r}.")
+
+    @property
+    def is_users(self) -> bool:
+        """True if it comes from one that the user wrote, revised or merged since.
+
+        A merger makes one of two: what `n` of them are in the history of was `n + 1` principles once, and those that no
+        addition made are the user's.
+        """
+        kinds = [change.kind for change in self.history]
+        return kinds.count("add") <= kinds.count("merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +156,7 @@ class Constitution:
         return [*added, *(Edit("revise", of) for of in each), *(Edit("remove", of) for of in each), *merged]
 
     def edited(self, edit: Edit, identity: int = 0, because: str = "") -> Constitution:
-        """Return the constitution after an edit.
+        """Return the constitution after an edit; what its principles are worth in it isn't measured yet.
 
         Args:
             edit: With its text. A revised principle stays in its place; so does the first of two that are merged,
@@ -157,16 +167,18 @@ class Constitution:
         Raises:
             ConfigError: If the edit is of a principle that isn't there, or its text can't be one.
         """
+        return replace(self, principles=tuple(self._principles(edit, identity, because))).measured({}, 0)
+
+    def _principles(self, edit: Edit, identity: int, because: str) -> list[Principle]:
         change = Change(edit.kind, because)
         if edit.kind == "add":
-            return replace(self, principles=(*self.principles, Principle(identity, edit.text, (change,))))
+            return [*self.principles, Principle(identity, edit.text, (change,))]
         first, *others = [self.principle(of) for of in edit.of]
         if edit.kind == "remove":
-            return replace(self, principles=tuple(one for one in self.principles if one is not first))
+            return [one for one in self.principles if one is not first]
         history = tuple(event for one in (first, *others) for event in one.history)
         changed = replace(first, text=edit.text, history=(*history, change))
-        kept = [changed if one is first else one for one in self.principles if one not in others]
-        return replace(self, principles=tuple(kept))
+        return [changed if one is first else one for one in self.principles if one not in others]
 
     def measured(self, worths: Mapping[int, float], rows: int) -> Constitution:
         """Return it with what its principles are worth on so many rows, by identity; those left out aren't measured."""
@@ -185,7 +197,7 @@ class Constitution:
                 "principle": one.text,
                 "worth": one.worth,
                 "rows": one.rows,
-                "history": ", ".join(change.kind for change in one.history) or "the user's own",
+                "history": ", ".join(["the user's own"] * one.is_users + [change.kind for change in one.history]),
                 "because": one.history[-1].because if one.history else "",
             }
             for one in self.principles

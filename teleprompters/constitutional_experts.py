@@ -104,7 +104,7 @@ class ConstitutionalExperts(Teleprompter):
     on the same rows; where several beat theirs, all their edits together are scored too. At the end, the beam is
     scored on train rows set aside, a third of all up to 50 (none of fewer than 24), and each principle is left out of
     the best in turn, the last first: one without which the score is as good is dropped; one that the user wrote,
-    only if it is better.
+    edited since or not, only if it is better.
 
     A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more for
     edits that are tried together. With a budget, all steps take the first of these settings of which the rest pays
@@ -317,7 +317,8 @@ class ConstitutionalExperts(Teleprompter):
 def _ablated(task: Task, name: str, best: Candidate, known: Known, rows: Sequence[int], others: int) -> Trial:
     """Return the best without the principles that earn nothing on these rows, and what each of the others earns.
 
-    It ends where only the other predictors' calls are left.
+    What one earned before another was dropped isn't told: it may earn more without that one. It ends where only the
+    other predictors' calls are left.
     """
     [full], worths = known.score([best], rows), dict[int, float]()
     for one in reversed(best.constitutions[name].principles):
@@ -329,8 +330,8 @@ def _ablated(task: Task, name: str, best: Candidate, known: Known, rows: Sequenc
         task.made(without, full.candidate, name, "ablation", f"without: {one.text}")
         [trial] = known.score([without], rows)
         worth = full.score - trial.score
-        if worth < -_EQUAL or (worth < _EQUAL and one.history):
-            full = trial
+        if worth < -_EQUAL or (worth < _EQUAL and not one.is_users):
+            full, worths = trial, {}
         else:
             worths[one.identity] = worth
     measured = full.candidate.constitutions[name].measured(worths, len(rows))

@@ -84,6 +84,36 @@ def test_a_merger_stands_in_the_place_of_the_first_with_both_histories() -> None
     )
 
 
+def test_what_comes_from_the_users_own_words_is_known_through_revisions_and_mergers() -> None:
+    four = TWO.edited(Edit("add", text="Green is no."), 9).edited(Edit("add", text="Grey is no."), 10)
+    assert [one.is_users for one in four.principles] == [True, True, False, False]
+    revised = four.edited(Edit("revise", (3,), "Red is no.")).edited(Edit("revise", (9,), "Green is yes."))
+    assert [one.is_users for one in revised.principles] == [True, True, False, False]
+    own = revised.edited(Edit("merge", (5, 9), "Blue is no, green yes."))
+    assert own.principle(5).is_users
+    assert own.edited(Edit("merge", (10, 5), "All are no.")).principle(10).is_users
+    assert not revised.edited(Edit("merge", (9, 10), "Green is yes, grey no.")).principle(9).is_users
+    assert [row["history"] for row in own.as_rows("predict")] == [
+        "the user's own, revise",
+        "the user's own, add, revise, merge",
+        "add",
+    ]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit("add", text="Green is no."),
+        Edit("revise", (3,), "Red is no."),
+        Edit("remove", (3,)),
+        Edit("merge", (3, 5), "Red is yes, blue no."),
+    ],
+)
+def test_what_principles_are_worth_is_not_known_after_an_edit(edit: Edit) -> None:
+    edited = TWO.measured({3: 0.2, 5: 0.1}, 50).edited(edit, 9)
+    assert {(one.worth, one.rows) for one in edited.principles} == {(None, 0)}
+
+
 def test_what_can_be_done_depends_on_what_is_there() -> None:
     assert Constitution("Sort.").edits(1) == [Edit("add")]
     assert TWO.edits(3) == [

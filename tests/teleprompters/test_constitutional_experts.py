@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -12,16 +13,19 @@ import pytest
 from dspy.lm15 import Request
 
 from preceptor.cli import run
-from preceptor.constitution import Constitution
+from preceptor.constitution import Constitution, Edit, Principle
 from preceptor.errors import ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
 from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import predictors
 from preceptor.modules import Classify, Experts, Generate
 from preceptor.program import candidate_of, read
+from preceptor.scoring.known import Known
+from preceptor.scoring.metrics import mean
+from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
 from preceptor.teleprompters import ConstitutionalExperts, MixtureOfExperts
-from preceptor.teleprompters.constitutional_experts import Plan
+from preceptor.teleprompters.constitutional_experts import Plan, _ablated
 from preceptor.testing import asked, prompt, simulated, system, toy
 
 SEED = "Sort."
@@ -407,6 +411,54 @@ def test_a_principle_of_the_users_own_is_dropped_only_if_it_harms(tmp_path: Path
     method = constitutional(tmp_path, proposer, steps=1, errors=1, edits=1)
     compiled = compiled_by(method, 72, program, valset=rows(60, 72))
     assert principles(compiled.predict.signature.instructions) == ["Never shout.", "red is yes."]
+
+
+def ablated(constitution: Constitution, scores: Mapping[str, float]) -> Trial:
+    """Return what the ablation leaves, where a constitution scores as told of the first letters of its principles."""
+
+    def score(walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
+        found: list[Trial] = []
+        for candidate, asked_on in walks:
+            held = candidate.constitutions["predict"].principles
+            value = scores["".join(one.text[0] for one in held)]
+            found.append(Trial(candidate, tuple(asked_on), (Outcome("scored", value),) * len(asked_on), value))
+        return found
+
+    account = SimpleNamespace(calls_left=None)
+    task: Any = SimpleNamespace(meter=SimpleNamespace(account=account), calls_a_row=1, made=lambda *told: None)
+    best = Candidate({"predict": ""}).with_constitution("predict", constitution)
+    return _ablated(task, "predict", best, Known(score, mean), range(4), 0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "kept"),
+    [
+        (Edit("revise", (1,), "Route a legal letter to desk."), ["Route a legal letter to desk."]),
+        (Edit("merge", (1, 2), "Legal letters never go to bench."), ["Legal letters never go to bench."]),
+        (Edit("merge", (2, 3), "Be brief and kind."), ["Never to bench.", "Be brief and kind."]),
+        (Edit("revise", (3,), "Always be kind."), ["Never to bench."]),
+    ],
+)
+def test_a_principle_of_the_users_own_that_was_edited_is_not_dropped_on_a_tie(edit: Edit, kept: list[str]) -> None:
+    own = Constitution("", (Principle(1, "Never to bench."), Principle(2, "Be brief.")))
+    edited = own.edited(Edit("add", text="Kind."), 3).edited(edit, because="why")
+    scores = {"".join(letters): 1.0 for count in range(4) for letters in permutations("NBKRLA", count)}
+    left = principles(ablated(edited, scores).candidate.instructions["predict"])
+    assert [text for text in left if text in kept] == kept
+    assert not {"Kind.", "Always be kind."} & set(left)
+
+
+def test_what_a_principle_was_worth_beside_one_that_was_dropped_is_not_told() -> None:
+    added = Constitution("")
+    for at, letter in enumerate("ABC", 1):
+        added = added.edited(Edit("add", text=letter), at)
+    # C is worth .2 beside both others; without B, which is dropped next, nobody knows
+    scores = {"ABC": 0.75, "AB": 0.55, "AC": 0.75, "C": 0.25}
+    found = ablated(added, scores)
+    assert [(row["principle"], row["worth"], row["rows"]) for row in found.candidate.principles] == [
+        ("A", 0.5, 4),
+        ("C", None, 0),
+    ]
 
 
 @pytest.mark.parametrize(
