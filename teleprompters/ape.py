@@ -134,9 +134,9 @@ class APE(Teleprompter):
         if self.mode == "labels":
             _refuse_without_labels(task)
         best, rows = self._seed(task)
-        pairs = demonstrations(task, rows)
+        pairs = demonstrations(task, rows, self.demos)
         trials: Sequence[Trial] = []
-        names = list(task.signatures)
+        names = [name for name in task.signatures if pairs[name]]
         for at, name in enumerate(names):
             left = task.meter.account.calls_left
             calls = None if left is None else left // (len(names) - at)

@@ -5,12 +5,14 @@ Honovich et al., "Instruction Induction", arXiv:2205.10782; the question of APE 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any, Final
 
 from preceptor.errors import LMFailed
+from preceptor.scoring.trial import Step
 from preceptor.task import Task
 from preceptor.teleprompters.reading import cut
 
@@ -27,27 +29,42 @@ _LEADING: Final = r"^(?:the )?(?:instruction|output)(?:(?: was| is)?\s*:|(?: was
 """A label before a proposal; "Output the capital." has none."""
 
 
-def demonstrations(task: Task, rows: Sequence[int]) -> Mapping[str, list[str]]:
-    """Return each predictor's demonstrations as text, in the order of `rows`.
+def demonstrations(task: Task, rows: Sequence[int], shown: int) -> Mapping[str, list[str]]:
+    """Return each predictor's demonstrations as text, in the order of `rows`; none for one that never answered.
 
     A single predictor's are the rows themselves, where they have its fields. Else they are what the seed's
-    predictors were given and answered on the rows it got right, or on all rows if it got none right.
+    predictor was given and answered on the rows that it had a part in and the program got right. Where fewer are right
+    than `shown` at once, they are those of the better half by score, and of `shown` at least, but for rows scored 0;
+    where all are, they are all.
+
+    Raises:
+        LMFailed: If no predictor ever answered.
     """
     signatures = task.signatures
     [(name, signature), *others] = signatures.items()
     if not others and all(_has_fields(task.train[row], signature) for row in rows):
         return {name: [_pair(task.train[row], task.train[row], signature) for row in rows]}
     watched = task.steps(rows)
-    best = max((outcome.score or 0.0 for outcome, _ in watched), default=0.0)
-    steps = [step for outcome, steps in watched if (outcome.score or 0.0) == best for step in steps]
-    steps = steps or [step for _, several in watched for step in several]
-    found: dict[str, list[str]] = {name: [] for name in signatures}
-    for step in steps:
-        found[step.predictor].append(_pair(step.inputs, step.outputs, signatures[step.predictor]))
+    found: dict[str, list[str]] = {}
+    for name, signature in signatures.items():
+        own = [(outcome.score or 0.0, [step for step in steps if step.predictor == name]) for outcome, steps in watched]
+        best = _best([(score, steps) for score, steps in own if steps], shown)
+        found[name] = [_pair(step.inputs, step.outputs, signature) for steps in best for step in steps]
     silent = [name for name, pairs in found.items() if not pairs]
-    if silent:
+    if len(silent) == len(found):
         raise LMFailed(f"The predictor {silent[0]} never answered on {len(rows)} rows; nothing to infer from.")
+    for name in silent:
+        task.report(f"{name} never answered on {len(rows)} rows: its instruction is left alone", 0, 0)
     return found
+
+
+def _best(scored: Sequence[tuple[float, list[Step]]], shown: int) -> list[list[Step]]:
+    """Return the steps of the rows that are demonstrated, of all that a predictor had a part in."""
+    scores = [score for score, _ in scored]
+    ranked = sorted(scores, reverse=True)[: max(shown, math.ceil(len(scores) / 2))]
+    least = 1.0 if scores.count(1.0) >= shown else min(ranked, default=0.0)
+    best = [steps for score, steps in scored if score >= least and score > 0]
+    return best or [steps for _, steps in scored]
 
 
 def _has_fields(row: Any, signature: Any) -> bool:

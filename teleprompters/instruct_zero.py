@@ -121,7 +121,8 @@ class InstructZero(Teleprompter):
         space, names, known = task.embedding_space, list(task.signatures), Known(task.score_each, task.metric.aggregate)
         plan = self._plan(task, len(names), self._watching(len(task.order), len(names)), is_first=True)
         trials: Sequence[Trial] = known.score([task.seed], task.order[: self.rows])
-        pairs = demonstrations(task, self._shown(task.order))
+        pairs = demonstrations(task, self._shown(task.order), self.exemplars)
+        names = [name for name in names if pairs[name]]
         for at, name in enumerate(names):
             plan = self._plan(task, len(names) - at) if at else plan
             trials = self._improve(task, name, trials[0].candidate, pairs[name], space, plan, known)
