@@ -26,8 +26,10 @@ WHOLE: Final = 3
 """From so many words on, an instruction that stands whole in a training input is a copy too, and an input that stands
 whole in an instruction, unless several rows have it: then it is no row's own."""
 
-_CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD: Final = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""The characters of Chinese and Japanese, for a regular expression: each is a word."""
+
+_WORD: Final = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 Words: TypeAlias = Sequence[str | None]
 """A text's words, case folded; None where an instruction says what it may say."""

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from dspy.adapters.utils import serialize_for_json
 
 from preceptor.errors import ConfigError, MetricError
+from preceptor.leaks import CJK
 from preceptor.scoring.trial import Outcome
 
 Scorer = Callable[..., Any]
@@ -40,6 +41,9 @@ _NUMBER: Final = re.compile(
     r"""[("'$€£]*([-\u2212+]?)[$€£]?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d+))?[)%"'.,;:!?]*"""
 )
 """A number, with what may stand around it: its sign, its whole part, its decimals."""
+
+_WORDS: Final = re.compile(rf"(?:[-.+#]|[^\W{CJK}])+|\S")
+"""The words of a normalized text: of Chinese or Japanese each character is one, as of other signs."""
 
 _ROUNDED: Final = 1e-9
 """How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
@@ -228,7 +232,7 @@ def _word(raw: str) -> str:
 
 
 def references(gold: Any) -> list[str]:
-    """Return the accepted answers: a list's members, or the one text.
+    """Return the accepted answers: a list's members, or the one text. An empty list has none: an empty answer is right.
 
     Example:
         >>> references(["Paris", "City of Paris"]), references("Paris")
@@ -276,14 +280,14 @@ def _exact(field: str) -> Metric:
         accepted = [normalize(reference) for reference in references(gold)]
         if isinstance(answer, (list, tuple)):
             return [normalize(as_text(member)) for member in answer] == accepted
-        return normalize(as_text(answer)) in accepted
+        return normalize(as_text(answer)) in (accepted or [""])
 
     return _row_metric("exact_match", score, field)
 
 
 def _token_f1(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> float:
-        return max(token_f1(as_text(answer), reference) for reference in references(gold))
+        return max(token_f1(as_text(answer), reference) for reference in references(gold) or [""])
 
     return _row_metric("token_f1", score, field)
 
@@ -294,10 +298,15 @@ def _set_match(field: str) -> Metric:
 
 def _contains(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
-        accepted = filter(None, map(normalize, references(gold)))
-        return any(reference in normalize(as_text(answer)) for reference in accepted)
+        accepted, said = filter(None, map(_spaced, references(gold))), f" {_spaced(as_text(answer))} "
+        return any(f" {reference} " in said for reference in accepted)
 
     return _row_metric("contains", score, field)
+
+
+def _spaced(text: str) -> str:
+    """Return a normalized text with exactly one space between any two words."""
+    return " ".join(_WORDS.findall(normalize(text)))
 
 
 def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Metric:
@@ -310,10 +319,12 @@ def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Me
 def _label_terms(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:
     """Return each row's hits, errors and gold labels, label by label: shape (rows, 3 * labels).
 
-    A call that broke and counts as wrong answers a label where the gold one is none of them: "" would be right there.
+    An answer that can't be read never hits, the empty label neither. A call that broke and counts as wrong answers a
+    label where the gold one is none of them: "" would be right there.
     """
     golds = np.array([folded(outcome.gold) for outcome in outcomes])[:, None] == np.array(labels)
     answers = np.array([folded(outcome.answer) for outcome in outcomes])[:, None] == np.array(labels)
+    answers &= ~golds | np.array([outcome.kind == "scored" for outcome in outcomes])[:, None]
     charged = np.array([outcome.is_charged for outcome in outcomes])[:, None]
     answers |= charged & ~golds.any(axis=1, keepdims=True)
     return np.hstack([golds & answers, golds != answers, golds]).astype(np.float64)

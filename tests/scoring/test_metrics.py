@@ -84,6 +84,21 @@ def answered(*pairs: tuple[str, str]) -> list[Outcome]:
         ("contains", "Paris", "I think it is Paris, France.", 1.0),
         ("contains", ["London", "Paris"], "paris!", 1.0),
         ("contains", "Paris", "Lyon", 0.0),
+        ("contains", "no", "I do not know", 0.0),
+        ("contains", "1", "10", 0.0),
+        ("contains", "1", "1.5", 0.0),
+        ("contains", "art", "start", 0.0),
+        ("contains", "C", "C++", 0.0),
+        ("contains", "C++", "I like C++.", 1.0),
+        ("contains", "York City", "New York City", 1.0),
+        ("contains", "York City", "New York Citys", 0.0),
+        ("contains", "Paris", "It is \u201cParis\u201d\u2014as ever", 1.0),
+        ("contains", "\u5df4\u9ece", "\u7b54\u6848\u662f\u5df4\u9ece\u3002", 1.0),
+        ("contains", [], "B", 0.0),
+        ("token_f1", [], "", 1.0),
+        ("token_f1", [], "B", 0.0),
+        ("exact_match", [], "", 1.0),
+        ("exact_match", [], "B", 0.0),
         ("f1:spam", "spam", "SPAM", 1.0),
         ("macro_f1", "spam", "mail", 0.0),
     ],
@@ -122,6 +137,16 @@ def test_an_unparsable_answer_counts_as_wrong_and_a_failed_row_is_left_out() -> 
     assert wrap("macro_f1", "label").aggregate(outcomes) == pytest.approx(2 / 3)
     assert mean([Outcome("failed", None)]) == 0.0
     assert wrap("macro_f1", "label").aggregate([Outcome("failed", None)]) == 0.0
+
+
+def test_an_unparsable_answer_never_hits_the_empty_label() -> None:
+    wrong = [Outcome("unparsable", 0.0, "", ""), Outcome("unparsable", 0.0, "", "a")]
+
+    assert wrap("macro_f1", "label").aggregate(wrong) == 0.0
+    right = Outcome("scored", 1.0, "", "")
+    assert wrap("macro_f1", "label").aggregate([right, *wrong]) == pytest.approx(
+        (1 / 2 + 0) / 2
+    )  # a hit, an error of each kind
 
 
 def test_only_set_metrics_are_no_mean_of_rows() -> None:
