@@ -63,7 +63,9 @@ def _shown(task: Task, name: str, row: int, outcome: Outcome) -> str:
     inputs, labels = example.inputs(), example.labels()
     lines = [f"Input: {put}\nAnswer: {got}" for put, got in pairs or [(_fields(inputs, inputs), answer)]]
     lines += [f"Answer of the whole program: {cut(answer)}"] if len(task.signatures) > 1 else []
-    return "\n".join([*lines, f"{RIGHT}: {cut(outcome.gold) or _fields(labels, labels)}"])
+    several = [label for label in labels if any(label in one.output_fields for one in task.signatures.values())]
+    gold = _fields(labels, several) if len(several) > 1 else cut(outcome.gold) or _fields(labels, labels)
+    return "\n".join([*lines, f"{RIGHT}: {gold}"])
 
 
 def _fields(values: Any, names: Iterable[str]) -> str:

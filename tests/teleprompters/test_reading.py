@@ -137,6 +137,15 @@ def test_a_predictor_of_several_is_shown_its_own_inputs_and_outputs_and_what_bec
         ]
 
 
+def test_of_several_labels_all_are_shown_and_no_other_column(make: Open) -> None:
+    row = dspy.Example(text="A mug, 5.", name="mug", label="5", source="web").with_inputs("text")
+    answer = "[[ ## name ## ]]\ncup\n\n[[ ## label ## ]]\n4"
+    with make(dspy.Predict(declare("text -> name, label", "Read.")), [row], lambda request: answer) as task:
+        assert errors(task, "self", task.seed, [0]) == [
+            "Input: text: A mug, 5.\nAnswer: name: cup\nlabel: 4\nRight answer: name: mug\nlabel: 5"
+        ]
+
+
 def test_a_long_field_is_cut(make: Open) -> None:
     cut = reading.FIELD_CHARACTERS
     with make(sorter(), rows(("a" * 5000, "yes")), lambda request: "no") as task:
