@@ -30,6 +30,7 @@ CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """The characters of Chinese and Japanese, for a regular expression: each is a word."""
 
 _WORD: Final = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
+_SPACED: Final = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 Words: TypeAlias = Sequence[str | None]
 """A text's words, case folded; None where an instruction says what it may say."""
@@ -114,6 +115,16 @@ def copied(instruction: str, rows: Sequence[str], *, words: int = WORDS) -> str:
         'Nobody answers the phone'
     """
     return Guard([_words(row) for row in rows], words=words).copied(instruction)
+
+
+def count_words(text: str) -> int:
+    """Return how many words a text has: what lies between spaces; each character of Chinese or Japanese is one.
+
+    Example:
+        >>> count_words("Don't guess."), count_words("请判断 spam")
+        (2, 4)
+    """
+    return len(_SPACED.findall(text))
 
 
 def _words(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from string import Template
 from typing import Any, ClassVar, Final, Literal
 
 from preceptor.errors import ConfigError
-from preceptor.leaks import Guard
+from preceptor.leaks import Guard, count_words
 from preceptor.scoring import bandits
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Sampling, Task
@@ -140,7 +140,7 @@ class ProTeGi(Teleprompter):
         stale_rounds: Rounds without a better score on the rows set aside after which the search ends; 0 sets no
             rows aside and makes every round, as the paper does.
         temperature: Of the proposer (1.0 in the paper).
-        max_tokens: Of a proposal (1,024 in the published code), and no more than twice the words an edit may have.
+        max_tokens: Of a proposal (1,024 in the published code), and no more than twice the words edits may have.
 
     Raises:
         ConfigError: If a number is out of range, or there is no such selection.
@@ -263,8 +263,8 @@ class ProTeGi(Teleprompter):
 
     def _ask(self, task: Task, template: Template, filled: Sequence[Mapping[str, str]], count: int) -> list[list[str]]:
         """Return the texts that the proposer wrote between tags for each filled template, which asks for so many."""
-        words = max([WORDS, *(2 * len(fields["prompt"].split()) for fields in filled)])
-        cut = min(self.max_tokens, 2 * words)
+        words = max([WORDS, *(2 * count_words(fields["prompt"]) for fields in filled)])
+        cut = min(self.max_tokens, 2 * words * (count if template is EDIT else 1))
         sampling = Sampling(self.temperature, max_tokens=cut, stop=END if count == 1 else ())
         asked = [template.substitute(fields, words=words, count=_versions(count)) for fields in filled]
         texts = task.draw(asked, sampling)

@@ -254,6 +254,19 @@ def test_an_edit_has_room_for_twice_its_prompt(tmp_path: Path, words: int, bound
     assert edit.config.max_tokens == cut
 
 
+def test_several_edits_of_one_request_have_room_for_each(tmp_path: Path) -> None:
+    proposer = unhelpful()
+    compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, edits=4), 4)
+    assert [request.config.max_tokens for request in asked(proposer)] == [120, 480, 120, 120]
+
+
+def test_each_character_of_chinese_is_a_word(tmp_path: Path) -> None:
+    proposer = unhelpful()
+    program = Classify("text -> label: Literal['yes', 'no']", 40 * "判")
+    compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1), 4, program)
+    assert "in at most 80 words." in prompt(asked(proposer)[1])
+
+
 def test_groups_of_errors_are_drawn_anew_and_one_error_is_criticised_as_often(tmp_path: Path) -> None:
     proposer = unhelpful()
     compiled_by(protegi(tmp_path, proposer, rounds=1), 20)
