@@ -24,7 +24,7 @@ from preceptor.errors import ConfigError
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.scoring import racing
-from preceptor.scoring.metrics import mean, text_of
+from preceptor.scoring.metrics import folded, mean, text_of
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter
@@ -205,7 +205,7 @@ class APE(Teleprompter):
         labels, guard = choices(signature), Guard.of(task.train, task.signatures)
         columns: list[list[str]] = []
         for label in labels:
-            members = [row for row in rows if text_of(task.train[row], task.output) == label]
+            members = [row for row in rows if folded(text_of(task.train[row], task.output)) == folded(label)]
             if not members:
                 continue
             drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
@@ -219,9 +219,11 @@ class APE(Teleprompter):
             ]
             prompt = LABELS.substitute(demos="\n".join(f"- {text}" for text in inputs))
             texts = task.propose([prompt], self._sampling, samples=share)
-            described = guard.originals((clean(text).splitlines() or [""])[0] for text in texts)
+            described = guard.originals(line for text in texts for line in clean(text).splitlines()[:1] if line)
             columns.append([f"{label}: {text}" for text in described])
-        return ["\n".join(lines) for lines in zip(*columns, strict=False)]  # a failed call or a copy costs one list
+        return [
+            "\n".join(lines) for lines in zip(*columns, strict=False)
+        ]  # what failed, is empty or a copy costs a list
 
     def _seed(self, task: Task) -> tuple[Candidate, list[int]]:
         """Return the candidate to start from, and the rows left to score on once its demonstrations are taken."""

@@ -136,6 +136,21 @@ def test_in_labels_mode_a_label_without_rows_gets_no_line(tmp_path: Path) -> Non
     assert trials(tmp_path)[1]["instructions"] == {"predict": f"{SEED}\nyes: Rows that agree."}
 
 
+def test_in_labels_mode_rows_find_their_label_whatever_its_case(tmp_path: Path) -> None:
+    shouted = [row.copy(label=row.label.upper()) for row in rows(TRAIN)]
+    compiled_by(ape(tmp_path, scripted(["Agree.", "Refuse."]), candidates=1, mode="labels"), trainset=shouted)
+
+    assert trials(tmp_path)[1]["instructions"] == {"predict": f"{SEED}\nyes: Agree.\nno: Refuse."}
+
+
+def test_in_labels_mode_an_empty_description_costs_its_list_as_a_failed_one_does(tmp_path: Path) -> None:
+    proposer = scripted(["Input: row", "Agree.", "Refuse.", "Deny."])
+    compiled_by(ape(tmp_path, proposer, candidates=2, subsamples=1, mode="labels"))
+
+    lists = [trial["instructions"]["predict"] for trial in trials(tmp_path)]
+    assert lists == [SEED, f"{SEED}\nyes: Agree.\nno: Refuse."]
+
+
 def test_a_users_own_template_is_filled_and_its_other_dollars_are_left(tmp_path: Path) -> None:
     proposer = scripted([RIGHT])
     compiled_by(ape(tmp_path, proposer, candidates=1, demos=1, mode="For $5: $demos -- what is the rule?"))
