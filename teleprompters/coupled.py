@@ -45,6 +45,9 @@ _NOISES: Final = np.geomspace(1e-4, 10, 11)
 _LENGTHS: Final = np.geomspace(0.05, 5, 13)
 """Length scales tried, in units of the square root of the number of dimensions."""
 
+_TIED: Final = 1e-9
+"""Scores no further apart are equal: sums of the same rows needn't be."""
+
 
 class CoupledSampler(BaseSampler):
     """Proposes points by expected improvement under the instruction-coupled kernel.
@@ -145,7 +148,7 @@ class Surrogate:
 
     @classmethod
     def fit(cls, points: Array, rows: Array, values: Array, *, explores: bool) -> Surrogate:
-        """Return the process given what was seen.
+        """Return the process given what was seen; where all scores are equal, one of variance 1 and the middle length.
 
         Args:
             points: Visited, shape (visited, dimensions); the first ones are those of `values`.
@@ -153,13 +156,13 @@ class Surrogate:
             values: Score of each instruction, once each, shape (observed,).
             explores: See `CoupledSampler`.
         """
-        observed, spread = len(values), float(values.std())
-        targets = (values - values.mean()) / (spread or 1.0)
+        observed, is_tied = len(values), bool(np.ptp(values) < _TIED)
+        targets = np.zeros(observed) if is_tied else (values - values.mean()) / values.std()
         alike = similarity(rows)
         _, noise, scale = _likeliest(alike[:observed, :observed], targets)
         seen = alike[:, :observed]
         factor = cho_factor(alike[:observed, :observed] + noise * np.eye(observed))
-        lengths = _LENGTHS * np.sqrt(points.shape[1])
+        lengths = (_LENGTHS[len(_LENGTHS) // 2 :][:1] if is_tied else _LENGTHS) * np.sqrt(points.shape[1])
         fits = [(*_likeliest(matern(points[:observed], points[:observed], at), targets), at) for at in lengths]
         _, nugget, variance, length = max(fits)
         return cls(
@@ -235,13 +238,16 @@ def _inverse(points: Array, length: float, nugget: float) -> Array:
 
 
 def _likeliest(kernel: Array, targets: Array) -> tuple[float, float, float]:
-    """Return log marginal likelihood, noise and scale where `scale * (kernel + noise)` explains the targets best."""
+    """Return log marginal likelihood, noise and scale where `scale * (kernel + noise)` explains the targets best.
+
+    Targets that are all 0 tell no scale: it is 1.
+    """
     spectrum, basis = np.linalg.eigh(kernel)
     projected, size = (basis.T @ targets) ** 2, len(targets)
     found: list[tuple[float, float, float]] = []
     for noise in _NOISES:
         own = np.clip(spectrum, 0, None) + noise
-        scale = max(float((projected / own).mean()), 1e-12)
+        scale = float((projected / own).mean()) or 1.0
         found.append((float(-0.5 * (size * np.log(scale) + np.log(own).sum())), float(noise), scale))
     return max(found)
 

@@ -185,6 +185,19 @@ def test_believing_a_point_leaves_the_mean_and_takes_the_variance() -> None:
     assert found.believing(np.empty((0, 1))) is found
 
 
+@pytest.mark.parametrize("score", [0.0, 0.35])
+def test_where_all_scores_are_equal_a_batch_spreads_and_keeps_away_from_what_was_visited(score: float) -> None:
+    rng = np.random.default_rng(0)
+    visited = rng.uniform(-1, 1, (25, 10))
+    found = Surrogate.fit(visited, np.full((25, 20), score), np.full(25, score), explores=True)
+    fresh, other = rng.uniform(-1, 1, (2, 1, 10))
+
+    assert (found.variance, found.length) == (1.0, pytest.approx(0.5 * 10**0.5))
+    assert found.improvement(visited).max() < found.improvement(fresh)[0] - 1
+    believed = found.believing(fresh)
+    assert believed.improvement(fresh)[0] < believed.improvement(other)[0] - 1
+
+
 def test_until_two_trials_are_complete_points_are_uniform_in_the_box() -> None:
     search = study()
     points = told(search, SQUARE, 200, lambda x, y: [0.0])
