@@ -57,7 +57,7 @@ Generate a variation of the following instruction while keeping the semantic mea
 Input: $instruction
 
 Output:""")
-"""Ours, with the paper's request to keep the meaning."""
+"""The paper's own template for resampling."""
 
 TEMPLATES: Final[Mapping[str, Template]] = {"forward": FORWARD, "reverse": REVERSE, "labels": LABELS}
 

@@ -23,7 +23,7 @@ every one of the inputs. Here are the input-output pairs:
 $demos
 
 What was the instruction? Write the instruction only.""")
-"""Ours, after the story of the paper's forward template."""
+"""The paper's forward template nearly word for word, but for the last line, which is ours: there the model goes on."""
 
 _LEADING: Final = r"^(?:the )?(?:instruction|output)(?:(?: was| is)?\s*:|(?: was| is)\s*(?=[\"“]))\s*"
 """A label before a proposal; "Output the capital." has none."""
