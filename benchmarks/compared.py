@@ -85,12 +85,19 @@ def scored(runs: Iterable[Run], score: str = "compiled") -> Scores:
 def together(runs: Iterable[Run], methods: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return task -> method -> mean over the seeds that all these methods have; tasks without any are left out."""
     scores = scored(runs)
-    found: dict[str, dict[str, float]] = {}
-    for task in sorted({task for task, _ in scores}):
-        seeds = set[int].intersection(*(set(scores.get((task, method), ())) for method in methods))
-        if seeds:
-            found[task] = {method: fmean(scores[task, method][seed] for seed in seeds) for method in methods}
-    return found
+    return {
+        task: {method: fmean(scores[task, method][seed] for seed in seeds) for method in methods}
+        for task, seeds in _seeds(scores, methods).items()
+    }
+
+
+def _seeds(scores: Scores, methods: Sequence[str]) -> dict[str, set[int]]:
+    """Return task -> the seeds that all these methods have; tasks without any are left out."""
+    every = {
+        task: set[int].intersection(*(set(scores.get((task, method), ())) for method in methods))
+        for task in sorted({task for task, _ in scores})
+    }
+    return {task: seeds for task, seeds in every.items() if seeds}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -149,21 +156,23 @@ def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return each method's mean rank, 1 the best, over the tasks that all methods ran on; ties share a rank.
 
-    A person's instructions are no method: few tasks have any.
+    A person's instructions are no method: few tasks have any. Methods with settings of their own are left out, as where
+    the best are chosen. `runs` counts those of each method: of the seeds that all methods have.
 
     Example:
         >>> runs = [{"task": "a", "method": name, "compiled": score} for name, score in [("x", 0.5), ("y", 0.7)]]
         >>> ranks(runs)
-        [{'method': 'y', 'rank': 1.0, 'tasks': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1}]
+        [{'method': 'y', 'rank': 1.0, 'tasks': 1, 'runs': 1}, {'method': 'x', 'rank': 2.0, 'tasks': 1, 'runs': 1}]
     """
-    methods = sorted({run["method"] for run in made(runs)} - {HUMAN})
+    methods = sorted({run["method"] for run in made(runs) if ":" not in run["method"]} - {HUMAN})
     whole = together(runs, methods) if methods else {}
     if not whole:
         return []
     table = np.array([[-round(scores[method], DIGITS) for method in methods] for scores in whole.values()])
     mean = stats.rankdata(table, axis=1).mean(axis=0)
     order = np.argsort(mean, kind="stable")
-    return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole)} for at in order]
+    held = sum(map(len, _seeds(scored(runs), methods).values()))
+    return [{"method": methods[at], "rank": float(mean[at]), "tasks": len(whole), "runs": held} for at in order]
 
 
 def _signed_rank(gaps: Sequence[float]) -> float:

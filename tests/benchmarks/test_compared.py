@@ -104,11 +104,20 @@ def test_equal_values_are_no_certainty() -> None:
 def test_ranks_are_over_the_tasks_that_all_methods_ran_on_and_shared_by_ties() -> None:
     scores = [("a", "x", 0.5), ("a", "y", 0.7), ("a", "z", 0.7), ("b", "x", 0.9), ("b", "y", 0.8), ("b", "z", 0.1)]
     assert ranks(runs(*scores, ("c", "x", 1.0))) == [
-        {"method": "y", "rank": 1.75, "tasks": 2},
-        {"method": "x", "rank": 2.0, "tasks": 2},
-        {"method": "z", "rank": 2.25, "tasks": 2},
+        {"method": "y", "rank": 1.75, "tasks": 2, "runs": 2},
+        {"method": "x", "rank": 2.0, "tasks": 2, "runs": 2},
+        {"method": "z", "rank": 2.25, "tasks": 2, "runs": 2},
     ]
     assert ranks(runs(("a", "x", 0.5), ("b", "y", 0.5))) == []
+
+
+def test_settings_tried_on_one_seed_take_no_part_in_the_ranks_and_no_seed_from_the_others() -> None:
+    first = runs(("a", "x", 0.5), ("a", "y", 0.7), ("a", "x:few_shot=8", 0.9), ("b", "x", 0.5), ("b", "y", 0.7))
+    second = runs(("a", "x", 0.9), ("a", "y", 0.6), seed=1)
+    assert ranks([*first, *second]) == [
+        {"method": "x", "rank": 1.5, "tasks": 2, "runs": 3},
+        {"method": "y", "rank": 1.5, "tasks": 2, "runs": 3},
+    ]
 
 
 def test_a_persons_instructions_take_no_part_in_the_ranks() -> None:
