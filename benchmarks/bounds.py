@@ -21,12 +21,13 @@ import typer
 
 from preceptor.benchmarks import tasks
 from preceptor.benchmarks.compared import HUMAN, Run
-from preceptor.benchmarks.papers import _Bench
+from preceptor.benchmarks.papers import _Bench, _device
 from preceptor.benchmarks.table import BOUNDS, FOLDER, read, upper_bounds
 from preceptor.cli.inputs import DEFAULT_LM, lm_of
 from preceptor.cli.view import print_json, print_table, progress, say
 from preceptor.errors import DataError
 from preceptor.lm.catalogue import cache_folder
+from preceptor.scoring.evaluate import held_against
 from preceptor.scoring.metrics import Metric
 from preceptor.scoring.trial import Outcome
 
@@ -60,15 +61,18 @@ def run(
             f"{place} holds no results of {model.model}; --group, --lm and --out must be those of the runs."
         )
     texts_of = _candidates(runs, place, task, candidates)
+    _refuse_others([one for one in runs if one["task"] in texts_of], data_dir)
     with progress() as report:
         for name, found in texts_of.items():
             published = tasks.find(name)
             bench = _Bench(published, data_dir, model, report)
-            rows = published.rows(data_dir, 0).test
+            rows = published.rows(data_dir, 0).test[: _test_rows(runs, name)]
+            before = bench._scored(published.student(), rows)
             scored = [bench._scored(published.student(texts), rows) for texts in found]
+            told = {"task": name, "data": published.source(data_dir), "device": _device()}
             (place / BOUNDS).mkdir(exist_ok=True)
             (place / BOUNDS / f"{name}.json").write_text(
-                json.dumps({"task": name, **bound(found, scored, bench.metric)}, indent=1, ensure_ascii=False) + "\n",
+                json.dumps({**told, **bound(found, before, scored, bench.metric)}, indent=1, ensure_ascii=False) + "\n",
                 encoding="utf-8",
             )
             say(f"{name}: {len(found)} candidates")
@@ -77,6 +81,27 @@ def run(
         print_json({"bounds": lines})
     else:
         print_table("Upper bounds", list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _refuse_others(runs: Sequence[Run], data: Path | None) -> None:
+    """Raise if a run that the bounds would stand beside is of other rows or another device.
+
+    Raises:
+        DataError: Naming it, and what differs.
+    """
+    for one in runs:
+        meant = {"data": tasks.find(one["task"]).source(data), "device": _device()}
+        for name, value in meant.items():
+            if one.get(name, value) != value:
+                raise DataError(
+                    f"{one['task']}-{one['method']}-{one['seed']} was made with {name} {one[name]}, not {value}: "
+                    "bounds made here can't stand beside it. Pass the runs' own --data-dir, where they were made."
+                )
+
+
+def _test_rows(runs: Sequence[Run], task: str) -> int | None:
+    """Return how many test rows the runs of a task were scored on, None if none of them says."""
+    return min((one["test_rows"] for one in runs if one["task"] == task and "test_rows" in one), default=None)
 
 
 def _candidates(runs: Sequence[Run], place: Path, names: Sequence[str] | None, most: int) -> dict[str, list[str]]:
@@ -98,14 +123,20 @@ def _candidates(runs: Sequence[Run], place: Path, names: Sequence[str] | None, m
     return {name: held[name] for name in names} if names else held
 
 
-def bound(found: Sequence[str], scored: Sequence[Sequence[Outcome]], metric: Metric) -> dict[str, Any]:
+def bound(
+    found: Sequence[str], before: Sequence[Outcome], scored: Sequence[Sequence[Outcome]], metric: Metric
+) -> dict[str, Any]:
     """Return what the best of several instructions scores: chosen on one half of the rows, told on the other.
+
+    Rows that only the instruction fails with count against it, as in the scores that stand beside it.
 
     Args:
         found: Instructions.
+        before: The outcomes of the seed instruction.
         scored: The outcomes of each on the same rows.
         metric: Makes a score of outcomes.
     """
+    scored = [held_against(before, outcomes) for outcomes in scored]
     whole = [metric.aggregate(outcomes) for outcomes in scored]
     halves = [[metric.aggregate(outcomes[at::2]) for outcomes in scored] for at in (0, 1)]
     told = [other[one.index(max(one))] for one, other in (halves, halves[::-1])]

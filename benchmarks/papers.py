@@ -278,7 +278,9 @@ class _Bench:
 
         run, curve = Path(evidence.run), []
         if self.with_curve:
-            curve = anytime.scored_on_test(run, lambda texts: self.metric.aggregate(tested(texts)))
+            curve = anytime.scored_on_test(
+                run, lambda texts: compare(before, held_against(before, tested(texts)), self.metric).after
+            )
         after, candidate = self._scored(program, test), dict[str, Any]()
         if points := anytime.curve(run):
             best = points[-1].instructions

@@ -11,6 +11,7 @@ import pytest
 
 from preceptor.benchmarks import bounds
 from preceptor.benchmarks.bounds import bound, proposed
+from preceptor.benchmarks.papers import _device
 from preceptor.benchmarks.table import upper_bounds
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.errors import DataError
@@ -26,11 +27,17 @@ def outcomes(scores: str) -> list[Outcome]:
 def test_the_best_on_one_half_is_scored_on_the_other_both_ways() -> None:
     metric = wrap("accuracy", "side")
     scored = [outcomes("10101010"), outcomes("01010111"), outcomes("11001100")]
-    found = bound(["even", "odd", "both"], scored, metric)
+    found = bound(["even", "odd", "both"], outcomes("00000000"), scored, metric)
     # the first is best on rows 0, 2, 4, 6 and right on none of the others; the second is right on 1 of those 4
     assert found["oracle"] == pytest.approx((0.0 + 0.25) / 2)
     assert (found["oracle_biased"], found["instructions"]) == (5 / 8, "odd")
     assert (found["candidates"], found["test_rows"]) == (3, 8)
+
+
+def test_rows_that_only_a_candidate_fails_with_count_against_it() -> None:
+    failing = [*outcomes("11"), *[Outcome("failed", None)] * 4]
+    found = bound(["failing", "fair"], outcomes("101010"), [failing, outcomes("101110")], wrap("accuracy", "side"))
+    assert (found["instructions"], found["oracle_biased"]) == ("fair", 4 / 6)
 
 
 def result(method: str, seed: int, best: str, *curve: str) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def test_the_bounds_of_a_group_are_measured_and_kept(
     monkeypatch.setattr(bounds, "lm_of", lambda name: lm)
     monkeypatch.setattr("preceptor.benchmarks.tasks.find", lambda name: TASK)
     (tmp_path / "toss-300").mkdir()
-    held = result("ape", 0, "a1", "Call it.", "a2", "a1") | {"lm": lm.model}
+    held = result("ape", 0, "a1", "Call it.", "a2", "a1") | {"lm": lm.model, "test_rows": 24}
     (tmp_path / "toss-300" / "toss-ape-0.json").write_text(json.dumps(held))
 
     bounds.main(["--group", "toss-300", "--out", str(tmp_path), "--json"])
@@ -97,6 +104,12 @@ def test_the_bounds_of_a_group_are_measured_and_kept(
     assert (line["seed"], line["human"], line["compiled"]) == (0.4, None, 0.5)
     kept = json.loads((tmp_path / "toss-300" / "bounds" / "toss.json").read_text(encoding="utf-8"))
     assert kept["instructions"] == "a2"
+    assert (kept["data"], kept["device"], kept["test_rows"]) == ("upstream", _device(), 24)
+
+    for name, value in (("data", "owner/other-rows@abc"), ("device", "NVIDIA H300")):
+        (tmp_path / "toss-300" / "toss-ape-0.json").write_text(json.dumps(held | {name: value}))
+        with pytest.raises(DataError, match=rf"^toss-ape-0 was made with {name} {value}, not .*: bounds"):
+            bounds.main(["--group", "toss-300", "--out", str(tmp_path)])
     with pytest.raises(DataError, match="holds no results of"):
         bounds.main(["--group", "nothing", "--out", str(tmp_path)])
 

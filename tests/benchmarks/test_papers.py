@@ -90,6 +90,7 @@ def test_a_test_row_that_only_the_compiled_program_fails_with_counts_against_it(
     lm = simulated(failing, name="toss")
     found = bench(lm, monkeypatch, tmp_path).measure(Run("toss", "ape", 0, 300, lm.model), APE)
     assert (found["compiled"], found["candidate"]) == (39 / 40, 39 / 40)
+    assert found["curve"][-1]["test"] == 39 / 40
 
 
 def test_without_a_curve_only_the_winner_is_scored_on_test_rows(
