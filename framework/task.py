@@ -72,7 +72,7 @@ class Task:
         confirm_rows, confirms: Rows kept for the confirmation, and how many programs are asked them.
         ranked: What the method would return if it had to stop now, best first (see `hold`); while empty, those that saw
             most rows.
-        drawn: Prompt -> how often `draw` has asked it.
+        drawn: Prompt -> how often the proposer was asked it.
         born: Keys of the candidates whose origin is written down.
         answered: Proposals that came, each time some were asked for.
         rates, rooms: Calls a row took, and what calls reserved beyond what they took, each time rows were scored.
@@ -209,11 +209,13 @@ class Task:
     def propose(self, prompts: Sequence[str], sampling: Sampling, *, samples: int = 1) -> list[str]:
         """Ask the proposer each prompt `samples` times; return the texts, prompt by prompt.
 
+        A prompt that was asked before, here or in an earlier call, gets other draws.
+
         Raises:
             LMFailed: If more than one request in twenty failed in a way that may pass, or the proposer never answered.
         """
-        calls = [Call(self._proposal(prompt, sampling, n), n) for prompt in prompts for n in range(samples)]
-        return [text for text in self._texts(calls) if text is not None]
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        return [text for text in self.draw(asked, sampling) if text is not None]
 
     def draw(self, prompts: Sequence[str], sampling: Sampling) -> list[str | None]:
         """Ask the proposer each prompt once; return one text each, None where the request failed.

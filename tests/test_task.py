@@ -177,9 +177,9 @@ def test_proposals_come_prompt_by_prompt_and_every_sample_is_a_draw_of_its_own(m
         assert task.propose(["one", "two"], SAMPLING, samples=2) == ["one!", "one!", "two!", "two!"]
         assert task.meter.account.spent.calls == len(asked(lm)) == 4
 
-        task.propose(["one", "two"], SAMPLING, samples=2)
-        assert len(asked(lm)) == 4  # replayed
-        assert task.meter.account.spent.calls == 8
+        task.propose(["two", "three"], SAMPLING, samples=2)
+        assert len(asked(lm)) == task.meter.account.spent.calls == 8  # asked again, "two" is drawn anew
+        assert len({request.config.seed for request in asked(lm)}) == 8
 
     request = asked(lm)[0]
     assert (request.model, system(request)) == ("simulated/writer", "")
@@ -255,6 +255,7 @@ def test_a_prompt_that_is_drawn_again_gets_another_answer_the_same_in_every_run(
         texts = task.draw(["one", "one", "two"], SAMPLING) + task.draw(["one"], SAMPLING)
         assert [text.split()[0] for text in texts if text] == ["one", "one", "two", "one"]
         assert len(set(texts)) == 4
+        task.drawn.clear()  # as in another run
         assert task.propose(["one"], SAMPLING, samples=3) == [texts[0], texts[1], texts[3]]
         assert task.meter.account.spent.calls == 7
     lm = simulated(seeded, name="writer")
