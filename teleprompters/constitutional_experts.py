@@ -67,24 +67,24 @@ class Plan:
     rows: int
     held_out: int
 
-    def step(self, calls_a_row: float, *, is_choosing: bool) -> int:
-        """Return the calls of a step; the best parent's rows are known.
+    def step(self, beam: int, calls_a_row: float, *, is_choosing: bool) -> int:
+        """Return the calls of a step at most; what the parents score is known.
 
         Example:
-            >>> Plan(3, 2, 64, 32).step(1, is_choosing=True) - (3 + 2 * 6)
-            240
+            >>> [Plan(3, 2, 64, 32).step(beam, 1, is_choosing=True) - (3 + 2 * 6) for beam in (1, 2, 4)]
+            [240, 240, 256]
         """
         children = self.errors * self.edits
         proposals = self.errors + children * (2 if is_choosing else 1)
-        return proposals + math.ceil((racing.cost(children + 1, self.rows) - self.rows) * calls_a_row)
+        return proposals + math.ceil(racing.cost(beam + children, self.rows, known=beam) * calls_a_row)
 
     def search(self, steps: int, beam: int, calls_a_row: float, *, has_principles: bool) -> int:
         """Return the calls up to the ablation, in which the beam meets the rows set aside.
 
         Without principles, the first step has but additions to choose from.
         """
-        first = self.step(calls_a_row, is_choosing=has_principles)
-        others = (steps - 1) * self.step(calls_a_row, is_choosing=True)
+        first = self.step(beam, calls_a_row, is_choosing=has_principles)
+        others = (steps - 1) * self.step(beam, calls_a_row, is_choosing=True)
         return first + others + math.ceil((self.rows + beam * self.held_out) * calls_a_row)
 
     def ablation(self, principles: int, calls_a_row: float) -> int:
@@ -107,10 +107,11 @@ class ConstitutionalExperts(Teleprompter):
     edited since or not, only if it is better.
 
     A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more for
-    edits that are tried together. With a budget, all steps take the first of these settings of which the rest pays
-    for 5 steps, else for 4, 3 or 2: the settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24
-    set aside; 32 rows; one edit and 16 set aside. Else the first that it pays for one step of: these; 1 error, 16
-    rows and 8 set aside.
+    edits that are tried together. With a budget of calls, all steps take the first of these settings of which the
+    rest pays for 5 steps, else for 4, 3 or 2: the settings; at most 64 rows in a race and 32 set aside; 2 errors, 48
+    rows and 24 set aside; 32 rows; one edit and 16 set aside. Else the first that it pays for one step of: these; 1
+    error, 16 rows and 8 set aside. A budget of tokens, dollars or seconds alone is not planned for: the search takes
+    the settings, and ends where it is spent.
 
     With several regions it is the mixture of itself (`preceptor.teleprompters.mixture`): one search on all rows, one
     on each region's, and a router.
@@ -137,7 +138,7 @@ class ConstitutionalExperts(Teleprompter):
 
     paper: ClassVar[str] = "arXiv:2403.04894"
     formula: ClassVar[str] = (
-        "rows + steps * (errors * (1 + 2 * edits) + race(errors * edits + 1, rows) - rows) "
+        "rows + steps * (errors * (1 + 2 * edits) + race(beam + errors * edits, rows, known=beam)) "
         "+ (beam + principles) * held_out"
     )
 

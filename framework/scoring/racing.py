@@ -57,14 +57,21 @@ def plan(candidates: int, rows: int) -> list[Rung]:
     return rungs
 
 
-def cost(candidates: int, rows: int) -> int:
-    """Return how many row scores a whole race takes.
+def cost(candidates: int, rows: int, known: int = 0) -> int:
+    """Return how many row scores a whole race takes, at most.
+
+    Args:
+        candidates: In the race, those whose scores are known included.
+        rows: Of the race.
+        known: Candidates that have been scored on all rows, the first among them. At most, for the race may drop
+            all of them but the first.
 
     Example:
-        >>> cost(12, 96)
-        574
+        >>> cost(12, 96), cost(12, 96, known=6)
+        (574, 383)
     """
-    return sum(rung.cost for rung in plan(candidates, rows))
+    fresh, free = candidates - known, min(known, 1)
+    return sum(min(rung.candidates - free, fresh) * (rung.stop - rung.start) for rung in plan(candidates, rows))
 
 
 def affordable(candidates: int, rows: int, scores: int | None) -> int:

@@ -170,3 +170,9 @@ def test_those_dropped_later_come_before_those_dropped_earlier() -> None:
 
     assert [name(trial.candidate) for trial in trials] == ["11", "10", "9", "0", "8", "7", "6", "5", "4", "3", "2", "1"]
     assert [len(trial.rows) for trial in trials] == [96] * 4 + [38] * 2 + [19] * 6
+
+
+def test_of_known_candidates_a_race_may_drop_all_but_the_first() -> None:
+    # 10 candidates on 20, 5 on 20 and 4 on 60 more rows: 6 are new, then all but the first may be
+    assert cost(10, 100, known=4) == 6 * 20 + 4 * 20 + 3 * 60
+    assert cost(10, 100, known=0) == cost(10, 100) == 10 * 20 + 5 * 20 + 4 * 60
