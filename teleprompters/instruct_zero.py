@@ -110,7 +110,10 @@ class InstructZero(Teleprompter):
         predictors = len(signatures)
         watching = self._watching(rows, predictors)
         each = None if calls is None else max(0, (calls - watching) // predictors)
-        plans = [Plan.of(self, rows, predictors, each, is_first=at == 0) for at in range(predictors)]
+        plans, known = list[Plan](), 0
+        for _ in range(predictors):
+            plans.append(Plan.of(self, rows, predictors, each, known))
+            known = rows if plans[-1].finalists else min(self.rows, rows)
         return Estimate(
             least=watching + predictors * Plan.least(self, rows, predictors),
             expected=watching + sum(plan.cost for plan in plans),
@@ -119,20 +122,21 @@ class InstructZero(Teleprompter):
     def search(self, task: Task) -> Sequence[Trial]:
         """Improve the predictors' instructions one after the other; return the trials, best first."""
         space, names, known = task.embedding_space, list(task.signatures), Known(task.score_each, task.metric.aggregate)
-        plan = self._plan(task, len(names), self._watching(len(task.order), len(names)), is_first=True)
+        plan = self._plan(task, len(names), self._watching(len(task.order), len(names)))
         trials: Sequence[Trial] = known.score([task.seed], task.order[: self.rows])
         pairs = demonstrations(task, self._shown(task.order), self.exemplars)
         names = [name for name in names if pairs[name]]
         for at, name in enumerate(names):
-            plan = self._plan(task, len(names) - at) if at else plan
-            trials = self._improve(task, name, trials[0].candidate, pairs[name], space, plan, known)
+            seed = trials[0].candidate
+            plan = self._plan(task, len(names) - at, known=len(known.whole(seed).rows)) if at else plan
+            trials = self._improve(task, name, seed, pairs[name], space, plan, known)
         return trials
 
-    def _plan(self, task: Task, searches: int, other: int = 0, *, is_first: bool = False) -> Plan:
+    def _plan(self, task: Task, searches: int, other: int = 0, known: int = 0) -> Plan:
         """Return the plan of the next of so many searches, which share what the budget has left but for `other`."""
         left = task.meter.account.calls_left
         calls = None if left is None else max(0, (left - other) // searches)
-        return Plan.of(self, len(task.order), len(task.signatures), calls, is_first=is_first)
+        return Plan.of(self, len(task.order), len(task.signatures), calls, known)
 
     def _watching(self, rows: int, predictors: int) -> int:
         """Return the calls of seeing what each predictor is given and answers on the exemplars."""
@@ -224,15 +228,7 @@ class Plan:
             yield size
 
     @classmethod
-    def of(
-        cls,
-        method: InstructZero,
-        train: int,
-        predictors: int,
-        calls: int | None,
-        *,
-        is_first: bool,
-    ) -> Plan:
+    def of(cls, method: InstructZero, train: int, predictors: int, calls: int | None, known: int = 0) -> Plan:
         """Return what so many calls pay for, at least one point.
 
         Args:
@@ -240,12 +236,12 @@ class Plan:
             train: Train rows.
             predictors: Of the program; a row costs a call of each.
             calls: To spend on one predictor; None if unbounded.
-            is_first: True for the first predictor's search, which pays for the seed's scores.
+            known: Train rows on which the seed's scores are known: those of an instruction, or all.
         """
         rows = min(method.rows, train)
         further, point = (train - rows) * predictors, 1 + rows * predictors
-        again = int(is_first)  # the seed
-        seed = again * rows * predictors
+        again = int(known < train)  # the seed
+        seed = max(0, rows - known) * predictors
         wanted = most = method.start + method.iterations * method.batch
         finalists = method.finalists if further else 0
         if calls is not None:

@@ -84,7 +84,7 @@ def test_what_repeated_instructions_save_pays_for_further_points(tmp_path: Path)
 
     evidence = compiled(made, train=20).evidence
 
-    plan = Plan.of(made, 20, 1, 200 - 2 * CONFIRM, is_first=True)
+    plan = Plan.of(made, 20, 1, 200 - 2 * CONFIRM)
     found = search(tmp_path).user_attrs
     assert sum(plan.batches) == 12  # (200 - 2 * 24 - the seed's 10) // (1 + 10)
     assert found["distinct instructions"] == 4
@@ -292,7 +292,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 
 
 def test_six_hundred_calls_on_a_hundred_rows_make_twenty_points_and_leave_a_third_for_choosing() -> None:
-    plan = Plan.of(InstructZero(metric="accuracy"), 100, 1, 600, is_first=True)
+    plan = Plan.of(InstructZero(metric="accuracy"), 100, 1, 600)
     # 20 for the seed, 20 points of 1 + 20 calls, then the seed and the best one on 80 further rows
     assert (plan.batches, plan.finalists, plan.cost) == ((6, 3, 3, 3, 3, 2), 1, 20 + 20 * 21 + 2 * 80)
 
@@ -307,7 +307,7 @@ def test_a_plan_costs_no_more_than_it_may_unless_it_may_less_than_one_point(
     train: int, predictors: int, calls: int, finalists: int
 ) -> None:
     one = InstructZero(metric="accuracy", finalists=finalists)
-    plan = Plan.of(one, train, predictors, calls, is_first=True)
+    plan = Plan.of(one, train, predictors, calls)
     least = min(20, train) * 2 * predictors + 1
     assert plan.cost <= max(calls, least)
     assert 1 <= sum(plan.batches) <= 150
@@ -343,6 +343,22 @@ def test_predictors_are_improved_one_after_the_other_and_the_seed_is_scored_once
     assert [len(search(tmp_path, name).trials) for name in names] == [2, 2]
     seen = [json.dumps(one["instructions"], sort_keys=True) for one in trials(tmp_path)]
     assert len(seen) == len(set(seen))
+
+
+def test_a_later_search_pays_for_the_seed_on_rows_where_it_isnt_known() -> None:
+    one = InstructZero(metric="accuracy", rows=10, start=5, iterations=0, finalists=2)
+    plans = [Plan.of(one, 30, 1, 300, known) for known in (0, 10, 30)]
+
+    assert [plan.cost for plan in plans] == [10 + 5 * 11 + 3 * 20, 5 * 11 + 3 * 20, 5 * 11 + 2 * 20]
+
+
+@pytest.mark.parametrize("calls", [1000, 1096, 1200])
+def test_two_searches_keep_to_a_budget_whose_first_half_pays_for_no_finalist(tmp_path: Path, calls: int) -> None:
+    made = method(tmp_path, simulated(numbered), budget=Budget(calls=calls), **FEW)
+    evidence = compiled(made, train=100, program=toy.Chain()).evidence
+
+    assert evidence.stopped == ""
+    assert evidence.spent.calls <= calls
 
 
 def test_redrawing_for_two_predictors_watches_the_rows_it_draws_from_and_the_estimate_says_so(tmp_path: Path) -> None:
