@@ -784,7 +784,8 @@ def test_a_run_folder_of_other_frozen_parts_is_refused(tmp_path: Path, change: s
     compiled_by(tries(tmp_path, lm, RIGHT), Guessing(own))
     other = Guessing(own if change == "instruction" else simulated(lambda request: "no", name="other"))
     if change == "instruction":
-        other.guess.predict.signature = other.guess.predict.signature.with_instructions("Guess well.")
+        frozen: Any = other.guess.predict
+        frozen.signature = frozen.signature.with_instructions("Guess well.")
 
     with pytest.raises(RunError, match=r"belongs to another student; nothing was overwritten\."):
         compiled_by(tries(tmp_path, lm, RIGHT), other)
