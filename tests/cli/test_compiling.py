@@ -132,7 +132,7 @@ def test_a_run_of_another_version_is_refused(
     [
         (["--metric", "wit"], "No metric 'wit'; choose one of accuracy"),
         (["--threads", "0"], "APE needs threads >= 1, got 0."),
-        (["--timeout", "0"], "Patience needs timeout > 0"),
+        (["--timeout", "0"], "Patience needs 0 < timeout <= 2147483"),
         (["--retries", "-1"], "retries >= 0"),
         (["--price", "free"], "--price 'free' is not name=value."),
         (["--set", "candidates=many"], "APE: --set candidates=many must be a whole number."),

@@ -294,7 +294,7 @@ def test_an_eval_tries_its_metric_and_its_settings_before_any_call(
     with ChatServer(lambda body: "spam") as server:
         for more, message in (
             (["--metric", f"{here}/mine.py:judge"], "Tried on the first row of"),
-            (["--timeout", "0"], "Patience needs timeout > 0"),
+            (["--timeout", "0"], "Patience needs 0 < timeout <= 2147483"),
             (["--budget", "dollars=1"], "openai/m"),
         ):
             assert run(hosted(here, server, *more)) == 2
