@@ -25,7 +25,7 @@ from preceptor.lm import attention
 
 Tokens = tuple[int, ...]
 
-_TILE: Final = 16
+TILE: Final = 16
 """Tokens of a pass come in multiples of it: of fewer than 12, products in float32 round by how many there are (MKL)."""
 
 
@@ -152,7 +152,7 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
     pack = Pack()
     for row in rows:
         pack.add(row)
-    pack.fill(_TILE)
+    pack.fill(TILE)
     prefix = cache.get_seq_length()
     device = model.device
     output = model.base_model(
@@ -165,7 +165,7 @@ def log_probabilities(model: Any, cache: Any, rows: Sequence[Row]) -> list[list[
     )
     pairs = [(index, token) for row in pack.steps for choice in row for index, token in choice]
     asked = sorted({index for index, _ in pairs})
-    asked += asked[:1] * (-len(asked) % _TILE)
+    asked += asked[:1] * (-len(asked) % TILE)
     place = {index: at for at, index in enumerate(asked)}
     hidden = output.last_hidden_state[0, asked]
     found = iter(_tokens(model, hidden, [(place[index], token) for index, token in pairs]))
@@ -207,8 +207,9 @@ def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[f
     head: Any = model.get_output_embeddings()
     logits = scaled(head(hidden).float(), model.config)
     places, tokens = torch.tensor(pairs, device=hidden.device).unbind(-1)
-    plain = isinstance(head, torch.nn.Linear) and cast("Any", head).bias is None and not _is_scaled(model.config)
-    own = _dots(hidden[places].float(), head.weight[tokens].float()) if plain else logits[places, tokens]
+    plain = isinstance(head, torch.nn.Linear) and cast("Any", head).bias is None
+    dots = _dots(hidden[places].float(), head.weight[tokens].float()) if plain else None
+    own = logits[places, tokens] if dots is None else scaled(dots, model.config)
     exact: list[float] = (own - logits.logsumexp(-1)[places]).tolist()
     return exact
 
@@ -216,8 +217,3 @@ def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[f
 def _dots(left: Any, right: Any) -> Any:
     """Return the products row by row: a sum over all rows at once would round by their number."""
     return torch.stack([torch.dot(one, other) for one, other in zip(left, right, strict=True)])
-
-
-def _is_scaled(config: Any) -> bool:
-    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    return any(getattr(config.get_text_config(), name, None) for name in names)

@@ -24,9 +24,6 @@ from preceptor.lm.sampling import Draw, Tokens
 BLOCK: Final = 64
 """Tokens of a block: prompts share whole ones only, and each is an attention of its own."""
 
-_TILE: Final = 16
-"""Tokens of a pass come in multiples of it: of fewer than 12, products in float32 round by how many there are (MKL)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -117,7 +114,7 @@ class Blocks:
         for block in blocks:
             fresh[block.key] = slice(len(tokens), len(tokens) + len(block.tokens))
             tokens += block.tokens
-        filling = -len(tokens) % _TILE
+        filling = -len(tokens) % packing.TILE
         old = list(dict.fromkeys(key for block in blocks for key in block.before if key not in fresh))
         start = len(old) * BLOCK
         places = {key: slice(at * BLOCK, (at + 1) * BLOCK) for at, key in enumerate(old)}
@@ -173,7 +170,7 @@ class Blocks:
         return cache, torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
 
     def _logits(self, hidden: Any) -> Any:
-        filled = torch.cat([hidden, hidden[:1].expand(-len(hidden) % _TILE, -1)])
+        filled = torch.cat([hidden, hidden[:1].expand(-len(hidden) % packing.TILE, -1)])
         logits = self._model.get_output_embeddings()(filled)[: len(hidden)].float()
         return packing.scaled(logits, self._model.config)
 
