@@ -75,6 +75,7 @@ class Task:
         drawn: Prompt -> how often the proposer was asked it.
         born: Keys of the candidates whose origin is written down.
         answered: Proposals that came, each time some were asked for.
+        losses: Train rows that failed so far, of all that the compile has; None judges each evaluation by itself.
         rates, rooms: Calls a row took, and what calls reserved beyond what they took, each time rows were scored.
     """
 
