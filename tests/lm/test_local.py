@@ -15,7 +15,6 @@ from preceptor.errors import InputTooLong, ModelError
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, branch_texts
 from preceptor.lm.seam import mean_log_probability
-from preceptor.lm.weights import locate
 
 SYSTEM = "Say whether the review is good or bad."
 NOUNS = ("film", "soup", "chair", "concert", "hotel", "phone", "garden", "novel")
@@ -282,19 +281,6 @@ def test_a_folder_with_the_weights_is_a_model(engine: LocalEngine) -> None:
     assert len(fingerprint) == 12
     asked = choose("The film was wonderful.", "good", "bad")
     assert lm.engine.complete(asked).logprobs == engine.complete(asked).logprobs
-
-
-@pytest.mark.parametrize(
-    "name", ["chat_template.jinja", "merges.txt", "tokenizer.model", "config.json", "x.safetensors"]
-)
-def test_a_models_fingerprint_tells_of_each_of_its_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "README.md").write_text("A model.")
-    before = locate(str(tmp_path), None)[1]
-    (tmp_path / "README.md").write_text("A good model.")
-    assert locate(str(tmp_path), None)[1] == before
-    (tmp_path / name).write_text("{ }")
-    assert locate(str(tmp_path), None)[1] != before
 
 
 @pytest.mark.parametrize("text", ["m", "end", "start", "a", "assistant", "user"])
