@@ -88,12 +88,9 @@ def run(
     for name in model or ["smollm2-135m", "qwen2.5-coder-1.5b"]:
         lm = LocalLM(name)
         for each in task or [*(["subj", "trec"] if data_dir else ["tickets"]), "decoding", "prompts"]:
-            measure: dict[str, Callable[[], dict[str, Any]]] = {
-                "decoding": partial(_decoded, name, lm, drafts),
-                "prompts": partial(_prompts, lm),
-            }
-            scored = partial(_scored, name, lm, each, data_dir, rows, peak)
-            found.append({"model": name, "task": each, **measure.get(each, scored)()})
+            others = {"decoding": partial(_decoded, name, lm, drafts), "prompts": partial(_prompts, lm)}
+            measured = others.get(each) or partial(_scored, name, lm, each, data_dir, rows, peak)
+            found.append({"model": name, "task": each, **measured()})
     result = {"cores": torch.get_num_threads(), "bf16_gflops": round(peak / 1e9), "rows": rows, "measured": found}
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
