@@ -21,7 +21,7 @@ import typer
 
 from preceptor.benchmarks import tasks
 from preceptor.benchmarks.compared import HUMAN, Run
-from preceptor.benchmarks.papers import _Bench, _device
+from preceptor.benchmarks.papers import _Bench, made_elsewhere, made_here
 from preceptor.benchmarks.table import BOUNDS, FOLDER, read, upper_bounds
 from preceptor.cli.inputs import DEFAULT_LM, lm_of
 from preceptor.cli.view import print_json, print_table, progress, say
@@ -69,7 +69,7 @@ def run(
             rows = published.rows(data_dir, 0).test[: _test_rows(runs, name)]
             before = bench._scored(published.student(), rows)
             scored = [bench._scored(published.student(texts), rows) for texts in found]
-            told = {"task": name, "data": published.source(data_dir), "device": _device()}
+            told = {"task": name, **made_here(name, data_dir)}
             (place / BOUNDS).mkdir(exist_ok=True)
             (place / BOUNDS / f"{name}.json").write_text(
                 json.dumps({**told, **bound(found, before, scored, bench.metric)}, indent=1, ensure_ascii=False) + "\n",
@@ -90,13 +90,11 @@ def _refuse_others(runs: Sequence[Run], data: Path | None) -> None:
         DataError: Naming it, and what differs.
     """
     for one in runs:
-        meant = {"data": tasks.find(one["task"]).source(data), "device": _device()}
-        for name, value in meant.items():
-            if one.get(name, value) != value:
-                raise DataError(
-                    f"{one['task']}-{one['method']}-{one['seed']} was made with {name} {one[name]}, not {value}: "
-                    "bounds made here can't stand beside it. Pass the runs' own --data-dir, where they were made."
-                )
+        if other := made_elsewhere(one, made_here(one["task"], data)):
+            raise DataError(
+                f"{one['task']}-{one['method']}-{one['seed']} was made with {other}: "
+                "bounds made here can't stand beside it. Pass the runs' own --data-dir, where they were made."
+            )
 
 
 def _test_rows(runs: Sequence[Run], task: str) -> int | None:

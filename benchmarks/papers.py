@@ -144,13 +144,23 @@ def _refuse_others(places: Mapping[Run, Path], data: Path | None) -> None:
     """
     for one, place in places.items():
         held = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-        meant = {"data": tasks.find(one.task).source(data), "lm": one.model, "device": _device()}
-        for name, value in meant.items():
-            if held.get(name, value) != value:
-                raise ConfigError(
-                    f"{place} was made with {name} {held[name]}, not {value}: it can't stand for this run. "
-                    "Pass another folder with --out, and set PRECEPTOR_CACHE to another for its answers."
-                )
+        other = made_elsewhere(held, {"lm": one.model, **made_here(one.task, data)})
+        if other:
+            raise ConfigError(
+                f"{place} was made with {other}: it can't stand for this run. "
+                "Pass another folder with --out, and set PRECEPTOR_CACHE to another for its answers."
+            )
+
+
+def made_here(task: str, data: Path | None) -> dict[str, str]:
+    """Return what tells results of a task made here, from a folder of data or the hub, from those made elsewhere."""
+    return {"data": tasks.find(task).source(data), "device": _device()}
+
+
+def made_elsewhere(held: Mapping[str, Any], meant: Mapping[str, str]) -> str:
+    """Return in what a result differs from what is meant, "" if in nothing that it tells."""
+    differing = (f"{name} {held[name]}, not {value}" for name, value in meant.items() if held.get(name, value) != value)
+    return next(differing, "")
 
 
 def _silent(what: str, done: int, total: int) -> None:
