@@ -1,4 +1,4 @@
-"""Prepacked layers: the same products, the same bits for a row in any company, and no copy of the weights."""
+"""Prepacked layers: products with weights in half precision, the same bits for a row in any company, no copy kept."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ def linear(rows: int, columns: int, *, bias: bool = True) -> torch.nn.Linear:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_products_are_those_of_the_plain_layer(bias: bool) -> None:
+def test_the_products_are_those_of_the_plain_layer_with_its_weights_in_half_precision(bias: bool) -> None:
     plain = linear(50, 33, bias=bias)
-    rows = torch.randn(2, 7, 33)
-    torch.testing.assert_close(Prepacked(plain)(rows), plain(rows), rtol=1e-5, atol=1e-6)
+    rows, layer = torch.randn(2, 7, 33), Prepacked(plain, keeps_weight=True)
+    plain.weight.copy_(plain.weight.half().float())
+    torch.testing.assert_close(layer(rows), plain(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_is_rounded_to_eleven_bits_and_an_input_is_not() -> None:
+    plain = torch.nn.Linear(1, 1, bias=False)
+    plain.weight.fill_(1 + 2**-11 + 2**-20)
+    layer = Prepacked(plain)
+    assert layer(torch.tensor([[1.0], [1 + 2**-13]])).tolist() == [[1 + 2**-10], [(1 + 2**-10) * (1 + 2**-13)]]
 
 
 def test_a_layer_of_known_weights_gives_what_is_computed_by_hand() -> None:
@@ -41,7 +49,7 @@ def test_a_row_has_the_same_bits_however_many_others_there_are(rows: int, column
     layer = Prepacked(linear(rows, columns, bias=False))
     inputs = torch.randn(400, columns)
     together = layer(inputs)
-    assert all(torch.equal(layer(inputs[:count]), together[:count]) for count in (1, 2, 3, 5, 7, 8, 16, 33, 100, 384))
+    assert all(torch.equal(layer(inputs[:count]), together[:count]) for count in (*range(1, 50), 97, 127, 384))
 
 
 def test_the_plain_weights_are_let_go_but_of_the_output_layer(precise: LocalEngine) -> None:
