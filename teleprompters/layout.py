@@ -121,18 +121,30 @@ def kept(folder: Path, embedder: Embedder, texts: Sequence[str], report: Report)
     """Return the texts' embeddings, from a file in the folder if it has them; a resumed run finds the same bits.
 
     The file ends in the embedding of `PROBE`. An embedder of that name that embeds it elsewhere isn't the one that
-    made the file: all texts are embedded anew.
+    made the file: all texts are embedded anew, as they are if the file is damaged.
     """
     path = folder / FILE.format(fingerprint([embedder.name, PROBE, list(texts)]))
     probe = embedder([PROBE])
     if path.is_file():
-        known: Vectors = np.load(path, allow_pickle=False)
-        if known.shape[1] == probe.shape[1] and np.allclose(known[-1], probe[0], rtol=0, atol=_SAME):
+        known = _read(path)
+        if known is None or known.ndim != 2 or len(known) != len(texts) + 1:
+            logger.warning("%s is damaged; embedding all texts anew", path)
+        elif known.shape[1] == probe.shape[1] and np.allclose(known[-1], probe[0], rtol=0, atol=_SAME):
             return known[:-1]
-        logger.warning("%s embeds otherwise than when %s was written; embedding all texts anew", embedder.name, path)
+        else:
+            logger.warning("%s embeds otherwise than when %s was written; embedding all texts anew", embedder, path)
     vectors = embedder(texts, report)
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as file:
         np.save(file, np.concatenate([vectors, probe]), allow_pickle=False)
     fresh.replace(path)
     return vectors
+
+
+def _read(path: Path) -> Vectors | None:
+    """Return the array in a file; None if it was cut off or overwritten, as by a crash of the machine."""
+    try:
+        found: Vectors = np.load(path, allow_pickle=False)
+    except (EOFError, ValueError):
+        return None
+    return found

@@ -80,7 +80,7 @@ class Meter:
         self.threads = threads
         self.patience = patience or Patience()
         self._claims = Claims()
-        self._doors: dict[int, Door] = {}
+        self._doors: dict[dspy.LM, Door] = {}
         self._limiters: dict[tuple[str, str], Limiter] = {}
         self._lock = threading.Lock()
         self._failed: dict[str, tuple[str, str]] = {}
@@ -230,11 +230,11 @@ class Meter:
 
     def _door(self, lm: dspy.LM) -> Door:
         with self._lock:
-            if id(lm) not in self._doors:
+            if lm not in self._doors:
                 place = (lm.model, str(lm.kwargs.get("api_base") or lm.kwargs.get("base_url")))
                 limiter = self._limiters.setdefault(place, Limiter(self.threads, longest=self.patience.timeout))
-                self._doors[id(lm)] = Door.to(lm, limiter, self.patience)
-            return self._doors[id(lm)]
+                self._doors[lm] = Door.to(lm, limiter, self.patience)
+            return self._doors[lm]
 
     def _ask_safely(self, lm: dspy.LM, call: Call) -> Result:
         try:

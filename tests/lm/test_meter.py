@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -302,6 +304,15 @@ def test_a_cohort_asks_engine_by_engine_and_answers_row_by_row(ledger: Ledger) -
 
     assert [text(result) for result in ask_cohort(questions)] == ["ROW 0", "row 1", "ROW 2", "row 3"]
     assert [one.messages[-1].text for one in asked(upper)] == ["Row 0", "Row 2"]
+
+
+def test_a_model_is_kept_with_the_way_to_it_so_that_no_other_is_taken_for_it(ledger: Ledger) -> None:
+    metered, lm = meter(ledger), simulated(lambda _: "yes")
+    metered.ask_one(lm, Call(request(lm, "Are you there?")))
+    there = weakref.ref(lm)
+    del lm
+    gc.collect()
+    assert there() is not None, "its id could be that of the next model"
 
 
 def test_rows_of_a_cohort_reach_the_engine_together(ledger: Ledger, smollm: dspy.LM, engine: LocalEngine) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import dspy
+import numpy as np
 import pydantic
 import pytest
 from dspy.lm15 import Request
@@ -32,7 +33,7 @@ from preceptor.regions import divided
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters import APE, GEPA, ConstitutionalExperts, MixtureOfExperts
-from preceptor.teleprompters.layout import Layout, _half
+from preceptor.teleprompters.layout import Layout, _half, kept
 from preceptor.testing import asked, coin_flip, prompt, simulated, system, toy
 from preceptor.testing.draws import draw, number
 
@@ -604,6 +605,25 @@ def test_an_embedder_that_changed_under_its_name_embeds_all_texts_anew(tmp_path:
     assert compiled.evidence.compiled == 1.0
     with dspy.context(lm=simulated(answer)):
         assert [compiled(**row.inputs()).label for row in fresh] == [row.label for row in fresh]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut off", "overwritten", "flattened", "a row short"])
+def test_a_damaged_file_of_embeddings_is_told_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    embedder, texts = Embedder("topics", by_topic), ["a fruit", "some tools"]
+    made = kept(tmp_path, embedder, texts, lambda *_: None)
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage in ("flattened", "a row short"):
+        known = np.load(path)
+        np.save(path, known.ravel() if damage == "flattened" else known[1:])
+    else:
+        path.write_bytes({"emptied": b"", "cut off": whole[:-4], "overwritten": b"?" * len(whole)}[damage])
+
+    assert kept(tmp_path, embedder, texts, lambda *_: None).tolist() == made.tolist()
+    assert path.read_bytes() == whole
+    assert "is damaged; embedding all texts anew" in caplog.text
 
 
 def test_a_folders_model_that_was_trained_further_is_another_run(
