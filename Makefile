@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/preceptor demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: links $(VENV)/.ready-dev
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -507,6 +507,15 @@ def test_a_model_that_goes_down_in_a_region_ends_the_compile_which_resumes_to_th
     assert toy.saved(tmp_path / "broken") == toy.saved(tmp_path / "whole")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise as it does in a process of one's own: where tests share the cores, their processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_the_regions_is_raised_once_the_calls_under_way_are_recorded(tmp_path: Path) -> None:
     """Two calls are sent at a time, and two wait for a place."""
     begun = Counter[str]()
