@@ -26,7 +26,7 @@ from preceptor.lm import attention
 Tokens = tuple[int, ...]
 
 TILE: Final = 16
-"""Tokens of a pass come in multiples of it: of fewer than 12, products in float32 round by how many there are (MKL)."""
+"""Tokens of a pass come in multiples of it: of fewer than 12, MKL (without FBGEMM) rounds by how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
