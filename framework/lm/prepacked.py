@@ -5,8 +5,8 @@ copies its weights into blocks each time it is called, which for few rows takes 
 products with weights laid out beforehand do neither, and are no slower for the many rows of a prompt.
 Rounding a weight to float16 changes it by at most one part in 2,048, an eighth of what bfloat16 does.
 
-A row has the same bits however many others there are: FBGEMM sums by other orders where one or two rows are
-left over, so rows come in multiples of six.
+A row has the same bits however many others there are: with AVX2, FBGEMM sums in another order where one or two
+rows are left over, so rows come in multiples of six.
 """
 
 from __future__ import annotations

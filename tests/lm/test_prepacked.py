@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from preceptor.lm.local import LocalEngine
-from preceptor.lm.prepacked import Prepacked, prepack
+from preceptor.lm.prepacked import Prepacked, has_fbgemm, prepack
+
+pytestmark = pytest.mark.skipif(not has_fbgemm(), reason="torch has no FBGEMM for this processor")
 
 
 @pytest.fixture(autouse=True)
