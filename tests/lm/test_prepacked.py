@@ -10,7 +10,9 @@ import torch
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.prepacked import Prepacked, has_fbgemm, prepack
 
-pytestmark = pytest.mark.skipif(not has_fbgemm(), reason="torch has no FBGEMM for this processor")
+pytestmark = pytest.mark.skipif(
+    torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="torch has no FBGEMM for this processor"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,24 @@ def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
     model = Model()
     prepack(model)
     assert type(model.layer) is torch.nn.Linear
+
+
+def test_weights_stay_as_they_are_where_a_rows_bits_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear(4, 4)
+
+        def get_output_embeddings(self) -> None:
+            """Have none."""
+
+    steady, unsteady = Model(), Model()
+    assert has_fbgemm()
+    prepack(steady)
+    products = Prepacked.forward
+    monkeypatch.setattr(Prepacked, "forward", lambda self, rows: products(self, rows) + len(rows))
+    assert not has_fbgemm()
+    prepack(unsteady)
+    assert (type(steady.layer), type(unsteady.layer)) == (Prepacked, torch.nn.Linear)
