@@ -264,9 +264,9 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
         low, high = interval(gains)
         told.append(f"{sum(gains) / len(gains):+.1f} ({low:+.1f} to {high:+.1f})")
     made = {(run["task"], run["method"], run["seed"]): run for run in runs}
-    assert ("antonyms", "protegi", 1) not in made
-    assert not made["antonyms", "protegi", 0]["replaced"]
+    assert not any(made["antonyms", "protegi", seed]["replaced"] for seed in (0, 1))
     assert made["antonyms", "protegi", 0]["candidate_gain"] == 0
+    told.append(f"held for best with seed 1 has {made['antonyms', 'protegi', 1]['candidate']:.3f}")
     assert not any(run["replaced"] for run in runs if run["task"] == "subj")
     sentences = {
         "ape": "best has {} and {} on the test rows",
