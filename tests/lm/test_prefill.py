@@ -141,7 +141,7 @@ def test_a_prompt_may_be_the_whole_blocks_of_another(precise: LocalEngine) -> No
 
 
 @given(data=st.data())
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_prompt_is_the_same_bits_whoever_was_read_before_it_and_beside_it(
     precise: LocalEngine, data: st.DataObject
 ) -> None:
