@@ -95,7 +95,7 @@ def _facts() -> dict[str, Any]:
         **{name: _version(name) for name in _PACKAGES},
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "bfloat16": "fast" if has_bfloat16() else "slow: float32 is used, weights in float16",
+        "bfloat16": "fast" if has_bfloat16() else "slow: float32 is used",
         "cache": str(cache_folder()),
         "cache writable": os.access(place, os.W_OK),
         "disk free": f"{shutil.disk_usage(place).free / 1e9:.1f} GB",
