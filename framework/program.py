@@ -315,7 +315,8 @@ def _filled(program: dspy.Module, path: str, saved: Mapping[str, Any]) -> dspy.M
         _refuse_other_fields(path, name, predictor.signature, saved[name])
         _refuse_lists_for_texts(path, name, predictor.signature, saved[name]["demos"])
     for name, predictor in found.items():
-        predictor.signature = predictor.signature.with_instructions(saved[name]["instructions"])
+        if predictor.signature.instructions != saved[name]["instructions"]:  # another signature takes time to make
+            predictor.signature = predictor.signature.with_instructions(saved[name]["instructions"])
         predictor.demos = [dspy.Example(demo) for demo in saved[name]["demos"]]
     return program
 

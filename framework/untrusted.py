@@ -32,6 +32,9 @@ MOST_TYPE: Final = 1_000_000
 MOST_NAMES: Final = 1_000
 """Types in a type."""
 
+MOST_LABELS: Final = 10_000
+"""Values of one Literal."""
+
 MOST_SHOWN: Final = 80
 """Characters of a foreign text that go into a message."""
 
@@ -194,7 +197,7 @@ def annotation(text: str) -> Any:
     """Return the type that a text names; nothing is imported or evaluated.
 
     Known are str, int, float, bool, complex, bytes, Any and None; list, tuple, dict, set, frozenset, Sequence,
-    Mapping and Iterable of others; Literal; and unions.
+    Mapping and Iterable of others; Literal, of 10,000 labels at most; and unions.
 
     Raises:
         Malformed: If it names no such type.
@@ -224,11 +227,13 @@ class _Reader:
         """Step to the next token; return the one before it."""
         before = self.token
         found = _TOKEN.match(self._text, self._at)
-        if found is None and self._at < len(self._text):
+        if found is not None:
+            self.kind, self._at = found.lastgroup or "", found.end()
+            self.token = found[self.kind]
+        elif self._at < len(self._text):
             raise Malformed(f"Unexpected {shown(self._text[self._at :])} in a type")
-        self.token = found[0].strip() if found else ""
-        self.kind = (found.lastgroup or "") if found else ""
-        self._at = found.end() if found else self._at
+        else:
+            self.token, self.kind = "", ""
         return before
 
     def _takes(self, mark: str) -> bool:
@@ -267,6 +272,8 @@ class _Reader:
     def _listed(self, read: Any) -> list[Any]:
         values = [read()]
         while self._takes(","):
+            if len(values) == MOST_LABELS:
+                raise Malformed(f"A type of more than {MOST_LABELS:,} labels")
             values.append(read())
         return values
 
@@ -307,8 +314,10 @@ class _Reader:
 
 def _unquoted(token: str) -> str:
     """Return the text of a quoted one, whose escapes are those that `repr` makes."""
+    text = token[1:-1]
     try:
-        text = token[1:-1].encode("latin-1", "backslashreplace").decode("unicode_escape")
+        if "\\" in text:
+            text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     except UnicodeDecodeError as error:
         raise Malformed(f"{shown(token)} is no text") from error
     _refuse_surrogates(text)

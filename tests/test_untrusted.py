@@ -68,6 +68,7 @@ def test_any_text_is_a_type_or_malformed(text: str) -> None:
         ("list[int]]", "Unexpected ']' in a type"),
         ("list[" * 40 + "int" + "]" * 40, "A type is nested deeper than 32 levels"),
         ("int|" * 2000 + "int", "A type of more than 1,000 types"),
+        ("Literal[" + "1," * 10_000 + "1]", "A type of more than 10,000 labels"),
         ("x" * 1_000_001, "A type of 1,000,001 characters; 1,000,000 is the most"),
     ],
     ids=lambda text: text[:20],
