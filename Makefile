@@ -32,5 +32,5 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 # Type checkers and import-linter don't see through an editable install: git-ignored links show them
 # the folders under their import names.
 links:
-	@mkdir -p _links && ln -sfn ../framework _links/preceptor
-	@for d in $(SUBPACKAGES); do ln -sfn ../$$d framework/$$d; done
+	@mkdir -p _links; test -L _links/preceptor || ln -s ../framework _links/preceptor
+	@for d in $(SUBPACKAGES); do test -L framework/$$d || ln -s ../$$d framework/$$d; done

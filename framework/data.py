@@ -35,7 +35,11 @@ _TOLD: Final = 400
 
 
 def load_rows(
-    source: str | Path, *, part: str = "train", where: Mapping[str, str] | None = None
+    source: str | Path,
+    *,
+    part: str = "train",
+    where: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of a CSV, TSV, JSON, JSONL or Parquet file, or of a data set on the Hugging Face hub.
 
@@ -44,14 +48,48 @@ def load_rows(
             those who have the network.
         part: The hub's split, or the name of the folder's file; a file is one part.
         where: In the hub's data set, by the names of `datasets.load_dataset`: `revision`, `name`, `data_dir`.
+        columns: Field -> the column that holds it, for fields whose column has another name.
 
     Raises:
-        DataError: If there is no such file, it can't be read, or it has no rows.
+        DataError: If there is no such file or column, it can't be read, or it has no rows.
     """
     try:
-        return _loaded(Path(source), str(source), part, where or {})
+        rows = _loaded(Path(source), str(source), part, where or {})
     except OSError as error:
         raise DataError(f"{source} can't be read: {error.strerror or error}.") from error
+    refuse_absent(columns or {}, list(rows[0]), str(source))
+    return [as_fields(row, columns) for row in rows] if columns else rows
+
+
+def refuse_absent(columns: Mapping[str, str], names: Sequence[str], source: str) -> None:
+    """Refuse data without a column that a field is to be read from.
+
+    Args:
+        columns: Field -> column.
+        names: The data's columns.
+        source: Named in the message.
+
+    Raises:
+        DataError: If one isn't there.
+    """
+    for field, column in columns.items():
+        if column not in names:
+            raise DataError(f"{source} has no column {column!r} to read {field} from; it has {', '.join(names)}.")
+
+
+def as_fields(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row by its fields' names; a column that only happens to have a field's name gives way.
+
+    Args:
+        row: Column -> value.
+        columns: Field -> column.
+
+    Example:
+        >>> as_fields({"Message Body": "hi", "label": "a", "text": "x"}, {"text": "Message Body"})
+        {'label': 'a', 'text': 'hi'}
+    """
+    others = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
+    return others | {field: row.get(column) for field, column in columns.items()}
 
 
 def _loaded(path: Path, source: str, part: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -217,7 +255,7 @@ def examples(
         raise DataError(f"{source} has no rows.")
     absent = [name for name, kind in fields.items() if name not in rows[0] and not takes_none(kind)]
     if absent:
-        raise DataError(f"{source} has no column {absent[0]!r}; it has {', '.join(rows[0])}.")
+        raise DataError(no_column(absent[0], rows[0], source))
     _refuse_duplicates(rows, source)
     found: list[dspy.Example] = []
     unusable: list[str] = []
@@ -231,6 +269,14 @@ def examples(
     if unusable:
         raise DataError(_together(unusable))
     return found
+
+
+def no_column(field: str, names: Iterable[str], source: str) -> str:
+    """Return what is said where no column has a field's name."""
+    return (
+        f"{source} has no column {field!r}; it has {', '.join(names)}. Where another one holds it, rename that, or say "
+        f"so on the command line: --column {field}=NAME."
+    )
 
 
 def _together(unusable: Sequence[str]) -> str:

@@ -56,6 +56,16 @@ def test_a_text_file_gives_its_rows_and_labels_such_as_1_and_na_stay_text(
     assert load_rows(written(tmp_path, name, content)) == ROWS
 
 
+def test_a_field_is_read_from_the_column_it_is_told_and_one_that_has_its_name_gives_way(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", "text,Message Body,Queue\nsubject,Hello,a\nsubject,Bye,b\n")
+    told = {"text": "Message Body", "label": "Queue"}
+    assert load_rows(path, columns=told) == [{"text": "Hello", "label": "a"}, {"text": "Bye", "label": "b"}]
+    with pytest.raises(
+        DataError, match=r"rows\.csv has no column 'queue' to read label from; it has text, Message Body"
+    ):
+        load_rows(path, columns={"label": "queue"})
+
+
 def test_a_parquet_file_gives_its_rows_with_their_types(tmp_path: Path) -> None:
     rows = [{"text": "Hello", "stars": 5, "good": True}, {"text": "Bye", "stars": 1, "good": False}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
@@ -188,7 +198,10 @@ def test_values_become_the_declared_types() -> None:
     ("rows", "message"),
     [
         ([], r"^rows\.csv has no rows\.$"),
-        ([{"text": "hi", "lable": "a"}], r"^rows\.csv has no column 'label'; it has text, lable\.$"),
+        (
+            [{"text": "hi", "lable": "a"}],
+            r"^rows\.csv has no column 'label'; it has text, lable\. .*: --column label=NAME\.$",
+        ),
         (
             [{"text": "hi", "label": "a"}, {"text": "ho", "label": "c"}],
             r"^rows\.csv, row 2, label: 'c' is no label; expected one of a, b\.$",

@@ -13,6 +13,7 @@ from preceptor.batch.folder import Folder
 from preceptor.batch.reading import Source
 from preceptor.batch.work import Progress, Work, column
 from preceptor.checks import check_settings
+from preceptor.data import no_column, refuse_absent
 from preceptor.errors import ConfigError, DataError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.budget import Budget
@@ -45,6 +46,7 @@ class Batch:
         patience: Deadline and retries of those calls.
         shard_rows: Rows of a shard.
         report: Told after every row.
+        read_from: Input field -> the column that holds it, for fields whose column has another name.
 
     Raises:
         ConfigError: If a number is out of range, or a predictor's settings hold a secret.
@@ -62,14 +64,16 @@ class Batch:
     patience: Patience = field(default_factory=Patience)
     shard_rows: int = SHARD_ROWS
     report: Callable[[Progress], None] = _quiet
+    read_from: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.shard_rows < 1:
             raise ConfigError(f"A batch needs threads and shard_rows >= 1, got {self.threads} and {self.shard_rows}.")
         needed = [name for name, kind in self.inputs.items() if not takes_none(kind)]
-        absent = [name for name in needed if name not in self.source.columns]
+        refuse_absent(self.read_from, self.source.columns, self.source.name)
+        absent = [name for name in needed if name not in {*self.source.columns, *self.read_from}]
         if absent:
-            raise DataError(f"{self.source.name} has no column {absent[0]!r}; it has {', '.join(self.source.columns)}.")
+            raise DataError(no_column(absent[0], self.source.columns, self.source.name))
         for name in predictors(self.program)[-1][1].signature.output_fields:
             column(name, self.source)
         check_settings(self.program)
@@ -95,6 +99,7 @@ class Batch:
             work = Work(
                 program=self.program,
                 inputs=self.inputs,
+                read_from=self.read_from,
                 source=self.source,
                 folder=folder,
                 ledger=ledger,
@@ -115,4 +120,5 @@ class Batch:
             "program": [self.identity, parts, *([models] if models else [])],
             "model": state_of(self.lm),
             "number of rows a shard": self.shard_rows,
+            **({"choice of columns": dict(sorted(self.read_from.items()))} if self.read_from else {}),
         }

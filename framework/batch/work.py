@@ -15,7 +15,7 @@ from dspy.utils.exceptions import AdapterParseError
 from preceptor.batch.folder import Folder, Shard
 from preceptor.batch.reading import Row, Source
 from preceptor.batch.writing import UNWRITABLE, Columns, Write, column_type, print_line, writing
-from preceptor.data import typed
+from preceptor.data import as_fields, typed
 from preceptor.errors import ConfigError, DataError, LMFailed, ParseError, again
 from preceptor.lm.budget import Budget, Cost, Purse
 from preceptor.lm.dispatch import Patience, reason
@@ -95,6 +95,7 @@ class Work:
 
     program: dspy.Module
     inputs: Mapping[str, Any]
+    read_from: Mapping[str, str]
     source: Source
     folder: Folder
     ledger: Ledger
@@ -222,7 +223,8 @@ class Work:
         if row.problem:
             return _Done(row, "input", row.problem)
         try:
-            given = typed(row.values, self.inputs, f"{self.source.name}, row {row.number}")
+            values = as_fields(row.values, self.read_from)
+            given = typed(values, self.inputs, f"{self.source.name}, row {row.number}")
         except DataError as error:
             return _Done(row, "input", str(error))
         told = ""

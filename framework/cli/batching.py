@@ -17,9 +17,19 @@ from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
 from preceptor.cli.evaluating import Embedding, Student, load
-from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_on, program_of
+from preceptor.cli.inputs import (
+    DEFAULT_LM,
+    Columns,
+    budget_of,
+    columns_of,
+    fields_of,
+    is_saved,
+    lm_named,
+    lm_on,
+    program_of,
+)
 from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
-from preceptor.data import HUB_ID
+from preceptor.data import HUB_ID, as_fields
 from preceptor.errors import PreceptorError
 from preceptor.lm.dispatch import Patience
 
@@ -45,6 +55,7 @@ def batch(
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     max_tokens: MaxTokens = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt of a signature.")] = None,
+    column: Columns = None,
     student: Student = None,
     embedder: Embedding = None,
     budget: Bound = None,
@@ -63,7 +74,8 @@ def batch(
     rows = open_source(source, part=part)
     if rows.name != source:
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
-    inputs, _ = fields_of(ready, dict.fromkeys(rows.columns))
+    read_from = columns_of(column)
+    inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
     bounds = budget_of(budget, price or ())
     with _progress() as report:
         job = Batch(
@@ -78,6 +90,7 @@ def batch(
             patience=Patience(timeout=timeout, retries=retries),
             shard_rows=shard_rows,
             report=report,
+            read_from=read_from,
         )
         result = job.run(retry_failed=retry_failed)
     if not json:

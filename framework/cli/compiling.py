@@ -13,7 +13,8 @@ import typer
 from preceptor import demo as demo_task
 from preceptor import run as runs
 from preceptor.checks import label_field
-from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of, rows_of
+from preceptor.cli import inputs
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
 from preceptor.cli.planning import check_hosted, check_own, embedders, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
@@ -66,6 +67,7 @@ class Command:
     data: str
     validation: str | None = None
     rows: int | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     instructions: str | None = None
     method: str = "ape"
     mixture: int | None = None
@@ -116,6 +118,7 @@ def compile_(
     rows: Annotated[
         int | None, typer.Option(min=1, help="Most rows of --data, and of --val, drawn at random; by default all.")
     ] = None,
+    column: inputs.Columns = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
     method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",
     mixture: Annotated[
@@ -150,6 +153,7 @@ def compile_(
         data=data,
         validation=val,
         rows=rows,
+        columns=inputs.columns_of(column),
         instructions=instructions,
         method=method,
         mixture=mixture,
@@ -283,7 +287,7 @@ def _whole(text: str) -> str:
 
 def _some(command: Command, program: dspy.Module, source: str, part: str = "train") -> list[dspy.Example]:
     """Return a file's rows, or as many of them as the command takes."""
-    found = rows_of(program, source, part=part)
+    found = inputs.rows_of(program, source, part=part, columns=command.columns)
     return drawn(found, label_field(program, found[0]), command.rows, seed=command.seed)
 
 

@@ -16,7 +16,18 @@ import typer
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_models, check_positive, label_field
 from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout
-from preceptor.cli.inputs import DEFAULT_LM, budget_of, fields_of, is_saved, lm_named, lm_of, metric_of, program_of
+from preceptor.cli.inputs import (
+    DEFAULT_LM,
+    Columns,
+    budget_of,
+    columns_of,
+    fields_of,
+    is_saved,
+    lm_named,
+    lm_of,
+    metric_of,
+    program_of,
+)
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError
@@ -77,6 +88,7 @@ def eval_(
     other: Annotated[str | None, typer.Argument(help="A second one, compared with the first row by row.")] = None,
     *,
     data: Annotated[str, typer.Option(help="Labelled rows.")],
+    column: Columns = None,
     lm: Annotated[str | None, typer.Option("--lm", help="By default the model a program was compiled for.")] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     max_tokens: MaxTokens = None,
@@ -106,7 +118,8 @@ def eval_(
     """
     bounds, patience = budget_of(budget, price or ()), Patience(timeout=timeout, retries=retries)
     targets = [target] if other is None else [target, other]
-    entrants = _entrants(targets, instructions or [], data, part, lm, api_base, student, embedder)
+    rows = load_rows(data, part=part, columns=columns_of(column))
+    entrants = _entrants(targets, instructions or [], rows, data, lm, api_base, student, embedder)
     measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
     for entrant in entrants:
         check_models(entrant.program)
@@ -149,8 +162,8 @@ def _of_compile(entrants: Sequence[Entrant]) -> str | None:
 def _entrants(
     targets: Sequence[str],
     instructions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
     data: str,
-    part: str,
     lm: str | None,
     api_base: str | None,
     student: str | None,
@@ -169,7 +182,6 @@ def _entrants(
         raise ConfigError(f"{len(instructions)} times --instructions for {len(takers)} signatures; give one for each.")
     prompts = dict(zip(takers, instructions, strict=False))
     known = next((str(each.program["lm"]) for each in saved.values()), DEFAULT_LM)
-    rows = load_rows(data, part=part)
     found: list[Entrant] = []
     for at, name in enumerate(targets):
         program = load(Path(name), student, embedder) if name in saved else program_of(name, prompts.get(at))

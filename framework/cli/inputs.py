@@ -14,9 +14,10 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, get_origin
+from typing import Annotated, Any, Final, get_origin
 
 import dspy
+import typer
 
 from preceptor.checks import forward_inputs
 from preceptor.cli.view import download
@@ -28,6 +29,10 @@ from preceptor.lm.catalogue import DEFAULT
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
 from preceptor.program import Artifact
+
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="FIELD=COLUMN, for a field whose column has another name.")
+]
 
 DEFAULT_LM: Final = f"local/{DEFAULT}"
 MAX_TOKENS: Final = 512
@@ -310,12 +315,25 @@ def _checked(kind: Any) -> Any:
     return kind if kind in (str, int, float, bool) or get_origin(kind) is not None or is_json(kind) else Any
 
 
-def rows_of(program: dspy.Module, source: str, *, part: str = "train") -> list[dspy.Example]:
+def columns_of(given: Iterable[str] | None) -> dict[str, str]:
+    """Read `--column text="Message Body"`, as often as given."""
+    return dict(pair("--column", text) for text in given or ())
+
+
+def rows_of(
+    program: dspy.Module, source: str, *, part: str = "train", columns: Mapping[str, str] | None = None
+) -> list[dspy.Example]:
     """Return a file's rows as examples of this program.
+
+    Args:
+        program: To be asked.
+        source: Their place, as for `load_rows`.
+        part: Of a folder or a hub id.
+        columns: Field -> column, where the names differ.
 
     Raises:
         DataError: Naming file, row and field.
     """
-    rows = load_rows(source, part=part)
+    rows = load_rows(source, part=part, columns=columns)
     inputs, outputs = fields_of(program, rows[0])
     return examples(rows, inputs, outputs, source=source)

@@ -75,6 +75,28 @@ def test_a_saved_program_answers_every_row_and_says_what_it_took(
     assert "belongs to another program; nothing was overwritten" in capsys.readouterr().err
 
 
+def test_a_column_of_another_name_is_read_and_kept_as_it_is(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = table(tmp_path / "in.csv", 4)
+    source.write_text(
+        source.read_text(encoding="utf-8").replace("text", "Label,Message Body", 1).replace("\n", "\nx,", 4)
+    )
+    lines = source.read_text(encoding="utf-8").splitlines()
+    asked = command(server, source, tmp_path / "out.csv", "--column", "text=Message Body")
+
+    assert run(asked) == 0
+    assert [
+        line.rpartition(",")[0] for line in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    ] == lines
+    assert [row["label"] for row in rows(tmp_path / "out.csv")] == ["mail", "spam"] * 2
+    assert run(command(server, source, tmp_path / "out.csv", "--column", "text=Label")) == 2
+    assert "belongs to another choice of columns" in " ".join(capsys.readouterr().err.split())
+    assert run(command(server, source, tmp_path / "other.csv", "--column", "text=Body")) == 2
+    assert "has no column 'Body' to read text from; it has Label, Message Body." in capsys.readouterr().err
+    assert not (tmp_path / "other.csv.batch").exists()
+
+
 def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,8 +72,39 @@ def test_eval_takes_a_signature_and_prints_interval_and_confusion(
     assert "Rows by label (down) and answer (across)" in out
 
 
+def test_columns_of_other_names_are_told_by_field(
+    rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(compile_arguments(rows, "--run", str(tmp_path / "plain"), "--json")) == 0
+    plain = json.loads(capsys.readouterr().out)
+    replaced(rows, "id,text,label", "id,Message = Body,Queue")
+    names = ["--column", "text=Message = Body", "--column", "label=Queue"]
+
+    assert run(compile_arguments(rows, *names, "--run", str(tmp_path / "run"), "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert run(["resume", str(tmp_path / "run"), "--json"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert run(["eval", told["program"], "--data", str(rows), *names, "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+
+    same = ("baseline", "compiled", "instructions", "calls")
+    assert [told[name] for name in same] == [resumed[name] for name in same] == [plain[name] for name in same]
+    assert sum(cell["rows"] for cell in evaluated["confusion"]) == 24
+    assert {cell["label"] for cell in evaluated["confusion"]} == {"spam", "mail"}
+    for column, message in [
+        ("text=Body", "has no column 'Body' to read text from; it has id, Message = Body, Queue."),
+        ("Queue", "--column 'Queue' is not name=value."),
+    ]:
+        assert run(["eval", told["program"], "--data", str(rows), "--column", column]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
 BAD: list[tuple[str, str, str]] = [
-    ("id,text,label", "id,body,label", r"rows.csv has no column 'text'; it has id, body, label\."),
+    (
+        "id,text,label",
+        "id,body,label",
+        r"rows.csv has no column 'text'; it has id, body, label\. .* --column text=NAME\.",
+    ),
     (
         "0,Lunch at noon 0,mail",
         "0,Lunch at noon 0,ham",
