@@ -115,9 +115,7 @@ def compile_(
     target: Annotated[str, typer.Argument(help="FILE.py:NAME, or a signature: \"text -> label: Literal['a','b']\".")],
     data: Annotated[str, typer.Option(help=f"CSV, TSV, JSONL, Parquet, a folder with train.*, or {HUB_ID}.")],
     val: Annotated[str | None, typer.Option(help="Rows to confirm on; by default half of --data.")] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="Most rows of --data, and of --val, drawn at random; by default all.")
-    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Most rows of a file, drawn at random; else all.")] = None,
     column: inputs.Columns = None,
     instructions: Annotated[str | None, typer.Option(help="The prompt as it is now, for a signature.")] = None,
     method: Annotated[str, typer.Option(help="See: preceptor methods.")] = "ape",

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import dspy
 from dspy.clients.errors import error_boundary
@@ -47,6 +47,7 @@ FATAL: Final = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupported
 
 _TRANSIENT: Final = (LMRateLimitError, LMServerError, LMTimeoutError, LMTransportError)
 _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
+_Recorded = TypeVar("_Recorded")
 _LONGEST_WAIT: Final = 60.0
 _TIMEOUT: Final = 120.0
 _LONGEST_TIMEOUT: Final = 2_147_483
@@ -237,11 +238,19 @@ class Door:
             own["timeout"] = patience.timeout  # so that the socket of an abandoned attempt is closed
         return cls(lm.copy(**own), limiter, patience)
 
-    def attempt(self, request: Request, seconds_left: float | None = None, *, takes_broken: bool = False) -> Response:
-        """Send a request once.
+    def attempt(
+        self,
+        request: Request,
+        record: Callable[[Response], _Recorded],
+        seconds_left: float | None = None,
+        *,
+        takes_broken: bool = False,
+    ) -> _Recorded:
+        """Send a request once; return its answer as it was recorded, before its place was given to another.
 
         Args:
             request: What to send.
+            record: Called with the answer; a kill loses no more calls than have a place.
             seconds_left: Of the budget; bounds the wait for a place, and shortens the deadline by what that took.
             takes_broken: Return an answer that is empty or cut off, too.
 
@@ -258,9 +267,10 @@ class Door:
         except Exception as error:
             failure = error
             raise
+        else:
+            return record(response)
         finally:
             self.limiter.leave(number, failure)
-        return response
 
     def pause(self, attempt: int, error: Exception, seconds_left: float | None = None) -> None:
         """Wait before the next attempt.

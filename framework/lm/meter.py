@@ -197,22 +197,23 @@ class Meter:
         return error
 
     def _attempt(self, lm: dspy.LM, door: Door, call: Call, *, takes_broken: bool) -> Response:
-        """Send a call once and record its answer, or what its failure may have cost.
-
-        An answer that came broken every time is what the model has to say.
-        """
+        """Send a call once; record its answer, broken or not where `takes_broken`, or what its failure may cost."""
         most = self._bound(lm, call.request)
         self.account.reserve(most)
         start = time.perf_counter()
-        try:
-            response = door.attempt(call.request, self.account.seconds_to_go, takes_broken=takes_broken)
+
+        def recorded(response: Response) -> Answer:
             answer = self._answer(lm, call, response, time.perf_counter() - start)
             self.ledger.write([(call, answer)])
+            return answer
+
+        try:
+            answer = door.attempt(call.request, recorded, self.account.seconds_to_go, takes_broken=takes_broken)
         except BaseException as error:
             self._lose(lm, call, most, error)
             raise
         self.account.settle(most, Cost(1, answer.tokens, answer.dollars), billed=True)
-        return response
+        return answer.response
 
     def _lose(self, lm: dspy.LM, call: Call, most: Cost, error: BaseException) -> None:
         if isinstance(error, (NotSent, BudgetExhausted)):

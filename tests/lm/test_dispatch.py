@@ -119,10 +119,14 @@ def test_impossible_patience_is_refused(wrong: dict[str, float]) -> None:
         Patience(**wrong)  # type: ignore[arg-type]  # an int is a float
 
 
+def as_it_is(answer: Response) -> Response:
+    return answer
+
+
 def test_the_longest_deadline_there_is_can_be_waited_for(server: ChatServer) -> None:
     lm = server.lm()
     door = Door.to(lm, Limiter(1), Patience(timeout=2_147_483))
-    assert door.attempt(replace(request(), model=lm.model)).message.text == "HELLO"
+    assert door.attempt(replace(request(), model=lm.model), as_it_is).message.text == "HELLO"
 
 
 class TestLimiter:
@@ -267,10 +271,10 @@ def test_empty_and_cut_answers_are_broken(answer: Response, bound: int | None, m
     lm = dspy.LM("test/m", engine=Engine(), cache=False)
     door = Door.to(lm, Limiter(1), Patience())
     if message is None:
-        assert door.attempt(request(bound)) is answer
+        assert door.attempt(request(bound), as_it_is) is answer
         return
     with pytest.raises(BrokenAnswer) as caught:
-        door.attempt(request(bound))
+        door.attempt(request(bound), as_it_is)
     assert str(caught.value) == message
     assert caught.value.response is answer
 

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from preceptor.lm.budget import Account, Budget, Cost, Purse
 from preceptor.lm.cohort import Cohort
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.flow import in_order
-from preceptor.lm.ledger import Call, Ledger, drawing
+from preceptor.lm.ledger import Answer, Call, Ledger, drawing
 from preceptor.lm.local import LocalEngine
 from preceptor.lm.meter import Meter, MeteredEngine, ask_cohort, batching_engine
 from preceptor.modules import Generate
@@ -596,6 +596,35 @@ def test_failures_that_were_accepted_come_back_as_they_were_and_others_are_mende
     assert (str(given_up), text(answered)) == (told[0], "yes")
     assert (again.account.spent.calls, again.account.lost.calls) == (1, 0)
     second.close()
+
+
+def test_no_more_calls_than_threads_are_unrecorded_however_many_meters_share_them(tmp_path: Path) -> None:
+    open_calls, most, lock = set[str](), list[int](), threading.Lock()
+
+    class Slow(Ledger):
+        def write(self, answers: Sequence[tuple[Call, Answer]]) -> None:
+            time.sleep(0.02)
+            super().write(answers)
+            with lock:
+                open_calls.difference_update(call.key for call, _ in answers)
+
+    def answer(request: Request) -> str:
+        with lock:
+            open_calls.add(Call(request).key)
+            most.append(len(open_calls))
+        return "yes"
+
+    lm, slow = simulated(answer), Slow(tmp_path / "ledger.sqlite")
+    first = meter(slow, threads=2)
+    meters = [first, *(first.within(Account(Budget())) for _ in range(3))]
+    with ThreadPoolExecutor(4) as pool:
+        told = list(
+            pool.map(lambda at: meters[at].ask(lm, [Call(request(lm, f"{at} {n}")) for n in range(6)]), range(4))
+        )
+    slow.close()
+
+    assert [text(result) for results in told for result in results] == ["yes"] * 24
+    assert max(most) == 2
 
 
 def test_a_failure_in_a_batch_is_kept_like_any_other(tmp_path: Path) -> None:
