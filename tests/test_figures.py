@@ -87,6 +87,7 @@ def test_every_killed_run_ended_in_the_same_program() -> None:
         assert row["kills"] == 30
         assert row["identical"] == row["same_calls"] == row["runs"]
         assert row["recorded_and_asked_again"] == 0
+        assert row["most_in_flight"] <= row["threads"]
 
 
 def test_what_a_row_costs() -> None:
