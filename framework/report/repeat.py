@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-_NAMES: Final = {"validation": "val", "prices": "price", "knobs": "set"}
+_NAMES: Final = {"validation": "val", "columns": "column", "prices": "price", "knobs": "set"}
 """Of options that are called otherwise in `run.json`."""
 
 

@@ -65,6 +65,7 @@ def test_the_command_a_report_shows_is_the_one_the_run_was_started_by() -> None:
         target="text -> label: Literal['a', 'b']",
         data="my rows.csv",
         validation="v.csv",
+        columns={"text": "Message Body"},
         instructions='Say "a" or "b".',
         method="protegi",
         mixture=4,
@@ -83,8 +84,9 @@ def test_the_command_a_report_shows_is_the_one_the_run_was_started_by() -> None:
     _, verb, *arguments = shlex.split(command(dataclasses.asdict(asked)).replace("\\\n", ""))
     group: Any = typer.main.get_command(app)
     found = group.get_command(None, verb).make_context(verb, arguments).params
-    renamed = {"validation": "val", "prices": "price", "knobs": "knob"}
+    renamed = {"validation": "val", "columns": "column", "prices": "price", "knobs": "knob"}
     typed = {field.name: found[renamed.get(field.name, field.name)] for field in dataclasses.fields(Command)}
+    assert list(typed.pop("columns")) == ["text=Message Body"]
     assert list(typed.pop("prices")) == asked.prices
     assert list(typed.pop("knobs")) == ["rounds=2"]
     assert typed == {name: value for name, value in dataclasses.asdict(asked).items() if name in typed}
