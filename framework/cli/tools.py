@@ -86,7 +86,7 @@ def doctor(json: Json = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from preceptor.lm.local import has_bfloat16
+    from preceptor.lm.weights import has_bfloat16
 
     place = cache_folder()
     place = next(folder for folder in (place, *place.parents) if folder.exists())

@@ -42,11 +42,11 @@ def is_whole(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def keeps_states(model: Any) -> bool:
-    """Return True if some layer keeps a state of all it has read, as convolutions do, instead of keys and values."""
+def keeps_states(config: Any) -> bool:
+    """Return True if layers of a model with these settings keep a state of all they have read, as convolutions do."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    return not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
+    return not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers)
 
 
 def attend(

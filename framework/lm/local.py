@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias, cast
 
 import dspy
@@ -22,10 +22,9 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
-from preceptor.lm.prepacked import prepack
 from preceptor.lm.seam import InThread, mean_log_probability, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
-from preceptor.lm.weights import locate
+from preceptor.lm.weights import locate, read
 
 MAX_TOKENS: Final = 512
 """Tokens decoded where a request names no bound."""
@@ -69,7 +68,8 @@ class LocalEngine:
     the engine itself, so that copying a program never copies the weights.
 
     Args:
-        model: A causal language model of `transformers`.
+        load: Returns a causal language model of `transformers`; called once, when something is first asked of it.
+        config: The model's settings.
         tokenizer: Its tokenizer, with a chat template.
         name: `local/<id>@<sha12>`: the fingerprint keeps answers of different weights apart.
         memory: Bound on keys and values of one batch, in bytes.
@@ -81,26 +81,51 @@ class LocalEngine:
     supports_response_schema = False
     supported_params = frozenset({"temperature", "top_p", "top_k", "max_tokens", "stop", "seed"})
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, *, memory: int = 2 << 30) -> None:
+    def __init__(
+        self, load: Callable[[], Any], config: Any, tokenizer: Any, name: str, *, memory: int = 2 << 30
+    ) -> None:
         self.name = name
-        self._model = model.eval()
-        attention.use(model)
-        self._tokenizer = tokenizer
+        self._load, self._config, self._tokenizer = load, config, tokenizer
+        self._loaded: Any = None
+        self._loading = threading.Lock()
         self._memory = memory
         self._lock = threading.Lock()
         self._prefixes: OrderedDict[Tokens, Any] = OrderedDict()
-        self._is_whole, self._blocks = attention.is_whole(model), None
-        if prefill.can_share(model):
-            self._blocks = prefill.Blocks(model, memory // _SHARE // self._bytes_per_token, _PACK["cpu"])
-        ends = model.generation_config.eos_token_id
-        several = cast("list[int]", ends if isinstance(ends, list) else [ends])
-        self._ends = frozenset({*several, tokenizer.eos_token_id} - {None})
 
     def __copy__(self) -> LocalEngine:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
         return self
+
+    def load(self) -> Any:
+        """Return the model, its weights read now if they weren't.
+
+        Raises:
+            ModelError: If they can't be read.
+        """
+        with self._loading:
+            if self._loaded is None:
+                model = self._load().eval()
+                attention.use(model)
+                self._loaded = model
+            return self._loaded
+
+    @property
+    def _model(self) -> Any:
+        return self.load()
+
+    @cached_property
+    def _blocks(self) -> prefill.Blocks | None:
+        if not prefill.can_share(self._model):
+            return None
+        return prefill.Blocks(self._model, self._memory // _SHARE // self._bytes_per_token, _PACK["cpu"])
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        ends = self._model.generation_config.eos_token_id
+        several = cast("list[int]", ends if isinstance(ends, list) else [ends])
+        return frozenset({*several, self._tokenizer.eos_token_id} - {None})
 
     @cached_property
     def end(self) -> int:
@@ -120,7 +145,7 @@ class LocalEngine:
     @property
     def context(self) -> int:
         """Most tokens of a prompt and its answer together."""
-        return int(self._model.config.get_text_config().max_position_embeddings)
+        return int(self._config.get_text_config().max_position_embeddings)
 
     def complete(self, request: Request) -> Response:
         """Answer one request.
@@ -190,7 +215,7 @@ class LocalEngine:
         rows = [(index, packing.Row(prompt.suffix, prompt.choices)) for index, prompt in members]
         for chunk in packing.chunks(rows, _PACK[self._device]):
             own = [row for _, row in chunk]
-            if self._is_whole:
+            if attention.is_whole(self._model):
                 scores = packing.log_probabilities(self._model, self._prefix(prefix), own)
             else:
                 scores = packing.one_by_one(self._model, prefix, own)
@@ -239,10 +264,12 @@ class LocalEngine:
 
     def _soft(self, request: Request) -> tuple[tuple[float, ...], ...]:
         soft = soft_tokens(request)
+        if not soft:
+            return ()
         width = self._model.get_input_embeddings().weight.shape[1]
         if any(len(token) != width for token in soft):
             raise ConfigError(f"{self.name} takes soft tokens of {width} numbers, not of {[*map(len, soft)]}.")
-        if soft and (request.config.extensions or {}).get("choices"):
+        if (request.config.extensions or {}).get("choices"):
             raise ConfigError("A request has soft tokens or choices, not both: choices share what they are read after.")
         return soft
 
@@ -335,7 +362,7 @@ _LOADING: Final = threading.Lock()
 
 
 def LocalLM(model: str, *, progress: Progress | None = None, **settings: Any) -> dspy.LM:  # noqa: N802  reads like dspy.LM
-    """Return a `dspy.LM` on a model in this process; equal models share their weights.
+    """Return a `dspy.LM` on a model in this process; equal models share their weights, read when first asked.
 
     Args:
         model: A name of the catalogue, a Hugging Face id, or a folder with `config.json`.
@@ -343,39 +370,31 @@ def LocalLM(model: str, *, progress: Progress | None = None, **settings: Any) ->
         settings: Defaults for calls, as `dspy.LM` takes them (`temperature`, `max_tokens`, ...).
 
     Raises:
-        ModelError: If the model can't be found, fetched or loaded.
+        ModelError: If the model can't be found or fetched, or its settings or tokenizer can't be read.
     """
     with _LOADING:
         if model not in _LOADED:
-            _LOADED[model] = _load(model, progress)
+            _LOADED[model] = _engine(model, progress)
     engine = _LOADED[model]
     defaults: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "cache": False, **settings}
     return dspy.LM(engine.name, engine=engine, async_engine=InThread(engine), num_retries=0, **defaults)
 
 
-def _load(model: str, progress: Progress | None) -> LocalEngine:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _engine(model: str, progress: Progress | None) -> LocalEngine:
+    """Return an engine whose settings and tokenizer are read, and whose weights are there but not read yet."""
+    from transformers import AutoConfig, AutoTokenizer
 
     source, sha = locate(model, progress)
-    has_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if has_gpu or has_bfloat16() else torch.float32
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+            config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{model!r} has no chat template; use an instruction-tuned model.")
-    if attention.keeps_states(loaded):
+    if attention.keeps_states(config):
         raise ModelError(
             f"{model!r} has layers that keep a state, such as convolutions: texts can't be decoded together. "
             "Serve it (vLLM, Ollama) and pass --api-base."
         )
-    prepack(loaded.to("cuda" if has_gpu else "cpu"))
-    return LocalEngine(loaded, tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")
-
-
-def has_bfloat16() -> bool:
-    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return LocalEngine(partial(read, model, source), config, tokenizer, f"local/{model.rstrip('/')}@{sha[:12]}")

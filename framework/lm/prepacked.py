@@ -57,13 +57,14 @@ def has_fbgemm() -> bool:
     return all(torch.equal(layer(rows[-count:]), together[-count:]) for count in (*range(1, 49), 96, 126, 200))
 
 
-def prepack(model: Any) -> None:
-    """Lay out the linear layers of a model of `transformers` anew, if it is float32 on a processor.
+def prepacked(model: Any) -> Any:
+    """Return a model of `transformers` on a processor in float32, its linear layers laid out anew if torch has FBGEMM.
 
-    The output layer keeps its plain weights too: they may be those of the input embeddings.
+    One layer after the other, so that a model stored in half precision is never held as a whole in float32. The
+    output layer keeps its plain weights too: they may be those of the input embeddings.
     """
-    if model.dtype != torch.float32 or model.device.type != "cpu" or not has_fbgemm():
-        return
+    if not has_fbgemm():
+        return model.float()
     head = model.get_output_embeddings()
     # by their names: layers held in a list would not be freed one by one
     names = [
@@ -73,10 +74,15 @@ def prepack(model: Any) -> None:
     def replace(place: tuple[Any, str]) -> None:
         parent, name = place
         layer = getattr(parent, name)
-        setattr(parent, name, Prepacked(layer, keeps_weight=layer is head))
+        if layer is not head:
+            setattr(parent, name, Prepacked(layer.float()))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # FBGEMM lays out a layer on one thread
         list(pool.map(replace, names))
+    model.float()
+    if _is_plain(head):
+        model.set_output_embeddings(Prepacked(head, keeps_weight=True))
+    return model
 
 
 def _is_plain(layer: object) -> bool:

@@ -47,6 +47,17 @@ def settings_of(lm: dspy.LM) -> dict[str, Any]:
     return {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
 
 
+def load_weights(lm: dspy.LM) -> None:
+    """Have a model in this process read its weights now, and not when it is first asked.
+
+    Raises:
+        ModelError: If they can't be read.
+    """
+    load = getattr(lm.engine, "load", None)
+    if callable(load):
+        load()
+
+
 def has_address(lm: dspy.LM) -> bool:
     """Return True for a model that is asked at an address of its own, not at its provider's."""
     return bool(lm.kwargs.get("api_base") or lm.kwargs.get("base_url"))

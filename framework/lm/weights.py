@@ -1,13 +1,17 @@
-"""Where a model's weights are: in the catalogue, in a folder, or on the Hugging Face hub."""
+"""A model's weights: where they are (in the catalogue, a folder, or on the Hugging Face hub), and reading them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
 
 from preceptor.errors import ModelError
 from preceptor.lm.catalogue import CATALOGUE
-from preceptor.lm.fetch import WEIGHTS, Progress, fetch, sha256_of
+from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
+from preceptor.lm.prepacked import prepacked
 
 _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What a model outside the catalogue is made of: weights, settings, vocabulary and chat template."""
@@ -25,6 +29,37 @@ def locate(model: str, progress: Progress | None) -> tuple[str, str]:
         folder = _from_hub(model)
     names = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
     return str(folder), sha256_of(names)
+
+
+def read(model: str, source: str) -> Any:
+    """Return a model of `transformers` with its weights, on the GPU if there is one.
+
+    In bfloat16 there, and on processors that multiply it fast; on others in float32 with prepacked layers.
+
+    Args:
+        model: As the user calls it.
+        source: The folder with its files.
+
+    Raises:
+        ModelError: If they can't be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    has_gpu = torch.cuda.is_available()
+    is_half = has_gpu or has_bfloat16()
+    try:
+        with quiet_transformers():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.bfloat16 if is_half else "auto", attn_implementation="sdpa"
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
+    return found.to("cuda" if has_gpu else "cpu") if is_half else prepacked(found)
+
+
+def has_bfloat16() -> bool:
+    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _from_hub(model: str) -> Path:

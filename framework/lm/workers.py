@@ -26,7 +26,7 @@ from dspy.lm15 import Request, Response
 from preceptor.errors import ConfigError, ModelError
 from preceptor.lm.local import LocalLM
 from preceptor.lm.meter import batching_engine
-from preceptor.lm.seam import InThread
+from preceptor.lm.seam import InThread, load_weights
 from preceptor.lm.soft import EmbeddingSpace
 from preceptor.lm.usage import most_tokens
 
@@ -118,6 +118,7 @@ class _Worker:
     def __init__(self, make: Callable[[], dspy.LM], threads: int) -> None:
         torch.set_num_threads(threads)
         self._lm = make()
+        load_weights(self._lm)
 
     def facts(self) -> dict[str, Any]:
         engine = self._lm.engine

@@ -23,7 +23,7 @@ from preceptor.errors import ConfigError
 from preceptor.lm import prices
 from preceptor.lm.dispatch import hide_secrets
 from preceptor.lm.meter import BatchingEngine, batching_engine
-from preceptor.lm.seam import Around, InThread, every_predictor, given_settings
+from preceptor.lm.seam import Around, InThread, every_predictor, given_settings, load_weights
 from preceptor.lm.usage import taken
 
 _TOGETHER: Final = 64
@@ -261,10 +261,13 @@ class _ServedLM(dspy.LM):
 def served(lm: dspy.LM, max_tokens: int) -> dspy.LM:
     """Return a `dspy.LM` of the same name and settings whose calls are counted, bounded and don't block.
 
+    One in this process has its weights read, so that no request waits for them.
+
     Args:
         lm: The program's own.
         max_tokens: Most tokens of one answer.
     """
+    load_weights(lm)
     engine = Counted(lm, max_tokens)
     return _ServedLM(
         lm.model,

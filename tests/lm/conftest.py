@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from preceptor.lm.fetch import WEIGHTS, fetch
 from preceptor.lm.local import LocalEngine
-from preceptor.lm.prepacked import prepack
+from preceptor.lm.prepacked import prepacked
 from preceptor.testing import ChatServer
 
 KEY = "sk-secret-0123456789"
@@ -38,5 +38,5 @@ def precise(engine: LocalEngine) -> LocalEngine:
     model: Any = AutoModelForCausalLM.from_pretrained(
         fetch("smollm2-135m") / WEIGHTS, dtype=torch.float32, attn_implementation="sdpa"
     )
-    prepack(model)
-    return LocalEngine(model, engine._tokenizer, engine.name)
+    prepacked(model)
+    return LocalEngine(lambda: model, model.config, engine._tokenizer, engine.name)

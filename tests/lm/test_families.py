@@ -57,7 +57,7 @@ def family(request: pytest.FixtureRequest, engine: LocalEngine) -> tuple[str, Lo
     """Return a family's name and an engine on a model of it."""
     name, more = FAMILIES[request.param]
     model = made(name, len(engine._tokenizer), more)
-    return request.param, LocalEngine(model, engine._tokenizer, "local/tiny@0")
+    return request.param, LocalEngine(lambda: model, model.config, engine._tokenizer, "local/tiny@0")
 
 
 def question(text: str, **settings: Any) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_an_input_too_long_does_not_stop_the_others(engine: LocalEngine) -> None
 
 def test_an_answer_is_cut_where_the_context_ends(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request("Write one sentence about the sea.", max_tokens=50)
-    monkeypatch.setattr(engine._model.config, "max_position_embeddings", engine.count_tokens(asked) + 5)
+    monkeypatch.setattr(engine._config, "max_position_embeddings", engine.count_tokens(asked) + 5)
     response = engine.complete(asked)
     assert (response.usage.output_tokens, response.finish_reason) == (5, "length")
 
@@ -242,11 +243,11 @@ def test_one_choice_that_begins_another_can_win(engine: LocalEngine) -> None:
 
 
 def test_of_several_end_tokens_the_chat_templates_closes_a_choice(engine: LocalEngine) -> None:
-    several = LocalEngine(engine._model, engine._tokenizer, "local/several")
+    several = LocalEngine(engine.load, engine._config, engine._tokenizer, "local/several")
     several._ends = frozenset({0, 2})  # <|endoftext|> and <|im_end|>
     assert branch_texts(several, ["yes", "yes and no"]) == branch_texts(engine, ["yes", "yes and no"])
     assert {choice[-1] for choice in branch_texts(several, ["yes", "yes and no"])} == {2}
-    several = LocalEngine(engine._model, engine._tokenizer, "local/several")
+    several = LocalEngine(engine.load, engine._config, engine._tokenizer, "local/several")
     several._ends = frozenset({1, 0})  # the template puts neither
     assert several.end == 0
 
@@ -271,6 +272,33 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=f"Can't load '{tmp_path}' from {tmp_path}"):
         preceptor.LocalLM(str(tmp_path))
+
+
+def test_weights_are_read_when_the_model_is_first_asked_and_once(engine: LocalEngine) -> None:
+    read: list[str] = []
+
+    def load() -> Any:
+        read.append("now")
+        return engine.load()
+
+    late = LocalEngine(load, engine._config, engine._tokenizer, engine.name)
+    asked = choose("The film was wonderful.", "good", "bad")
+    assert late.count_tokens(request("Hello")) == engine.count_tokens(request("Hello"))
+    assert late.context == engine.context
+    assert not read
+    assert late.complete(asked).logprobs == engine.complete(asked).logprobs
+    assert late.load() is engine.load()
+    assert read == ["now"]
+
+
+def test_weights_that_are_cut_off_are_told_when_the_model_is_first_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(lookup("smollm2-135m").folder / "weights", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    lm: Any = preceptor.LocalLM(str(folder))
+    with pytest.raises(ModelError, match=f"Can't load '{folder}' from {folder}: "):
+        lm.engine.complete(request("Hello"))
 
 
 def test_a_folder_with_the_weights_is_a_model(engine: LocalEngine) -> None:

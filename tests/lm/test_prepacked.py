@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from preceptor.lm.local import LocalEngine
-from preceptor.lm.prepacked import Prepacked, has_fbgemm, prepack
+from preceptor.lm.prepacked import Prepacked, has_fbgemm, prepacked
 
 pytestmark = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="torch has no FBGEMM for this processor"
@@ -64,37 +64,45 @@ def test_the_plain_weights_are_let_go_but_of_the_output_layer(precise: LocalEngi
     assert {layer.weight.numel() for layer in layers if layer is not head} == {0}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_precisions_are_left_as_they_are(dtype: torch.dtype) -> None:
-    class Model(torch.nn.Module):
-        device = torch.device("cpu")
+class Model(torch.nn.Module):
+    """Embeddings, a layer, and an output layer whose weights are those of the embeddings."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.dtype = dtype
-            self.layer = linear(4, 4).to(dtype)
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(8, 4)
+        self.layer = linear(4, 4)
+        self.head: torch.nn.Module = linear(8, 4, bias=False)
+        self.head.weight = self.embed.weight
 
-    model = Model()
-    prepack(model)
-    assert type(model.layer) is torch.nn.Linear
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Return the output layer."""
+        return self.head
+
+    def set_output_embeddings(self, layer: torch.nn.Module) -> None:
+        """Replace the output layer."""
+        self.head = layer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_model_stored_in_any_precision_becomes_the_float32_one_of_the_same_numbers(dtype: torch.dtype) -> None:
+    stored = Model().to(dtype)
+    plain = [stored.layer.weight.float(), stored.layer.bias.float(), stored.embed.weight.float()]
+    model = prepacked(stored)
+    rows = torch.randn(5, 4)
+    assert (type(model.layer), type(model.head)) == (Prepacked, Prepacked)
+    assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+    assert model.head.weight is model.embed.weight
+    torch.testing.assert_close(model.embed.weight, plain[2], rtol=0, atol=0)
+    half = plain[0].half().float() if dtype == torch.float32 else plain[0]
+    torch.testing.assert_close(model.layer(rows), rows @ half.T + plain[1], rtol=1e-3, atol=1e-5)
 
 
 def test_weights_stay_as_they_are_where_a_rows_bits_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Model(torch.nn.Module):
-        device, dtype = torch.device("cpu"), torch.float32
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = linear(4, 4)
-
-        def get_output_embeddings(self) -> None:
-            """Have none."""
-
-    steady, unsteady = Model(), Model()
     assert has_fbgemm()
-    prepack(steady)
     products = Prepacked.forward
     monkeypatch.setattr(Prepacked, "forward", lambda self, rows: products(self, rows) + len(rows))
     assert not has_fbgemm()
-    prepack(unsteady)
-    assert (type(steady.layer), type(unsteady.layer)) == (Prepacked, torch.nn.Linear)
+    model = prepacked(Model().to(torch.bfloat16))
+    assert (type(model.layer), type(model.head)) == (torch.nn.Linear, torch.nn.Linear)
+    assert {weights.dtype for weights in model.parameters()} == {torch.float32}
