@@ -1,1 +1,1 @@
-"""Prompt programs, one per file."""
+"""The measurements behind the figures in the docs, one command a file; see README.md beside this file."""

@@ -110,7 +110,13 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         raise NotImplementedError(f"{type(self).__name__} defines no search.")
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls a search takes on so many train rows, with so many calls to spend."""
+        """Return the calls a search takes, the confirmation's excluded; asks nothing.
+
+        Args:
+            signatures: Of the predictors, by name.
+            rows: Train rows.
+            calls: To be spent on the search; None if they have no bound.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no estimate.")
 
     def compile(

@@ -1,4 +1,8 @@
-"""One file per paper, named as the paper names its method; `wrapped` holds DSPy's own optimizers."""
+"""Methods: one file per paper, named as the paper names its method; `wrapped` holds DSPy's own optimizers.
+
+The other files are parts: of ConstitutionalExperts `amendments`; of InstructZero `coupled`; of the mixture `layout` and
+`gates`; of `wrapped` `watched` and `asking`; of several methods `induction` and `reading`.
+"""
 
 from preceptor.teleprompters.ape import APE
 from preceptor.teleprompters.constitutional_experts import ConstitutionalExperts

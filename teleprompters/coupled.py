@@ -95,7 +95,11 @@ class CoupledSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return a uniform draw."""
+        """Return a uniform draw.
+
+        Raises:
+            ValueError: If the parameter is no float.
+        """
         del study
         internal = self._rng(trial, param_name).uniform()
         if isinstance(param_distribution, FloatDistribution):

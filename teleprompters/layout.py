@@ -118,7 +118,7 @@ def _half(confirm: Sequence[dspy.Example], rows: Sequence[int], output: str, see
 
 
 def kept(folder: Path, embedder: Embedder, texts: Sequence[str], report: Report) -> Vectors:
-    """Return the texts' embeddings, from a file in the folder if it has them; a resumed run finds the same bits.
+    """Return the texts' embeddings, shape (texts, dimensions); a resumed run finds the same bits in the folder.
 
     The file ends in the embedding of `PROBE`. An embedder of that name that embeds it elsewhere isn't the one that
     made the file: all texts are embedded anew, as they are if the file is damaged.

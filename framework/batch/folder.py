@@ -86,7 +86,11 @@ class Folder:
 
     @property
     def work(self) -> Path:
-        """The folder beside `out`."""
+        """The folder beside `out`.
+
+        Raises:
+            ConfigError: If `out` is the root of the file system.
+        """
         out = self.out if self.out.name not in ("", "..") else self.out.resolve()
         if not out.name:
             raise ConfigError(f"Nothing can stand beside {out}, and a batch keeps its books beside its output.")

@@ -239,7 +239,11 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
 
 
 def metric_of(name: str | None, program: dspy.Module) -> Any:
-    """Return the metric named, or `FILE.py:NAME`; by default accuracy for labels, exact match for text."""
+    """Return the metric named, or `FILE.py:NAME`; by default accuracy for labels, exact match for text.
+
+    Raises:
+        ConfigError: If there is no such file or name, or it can't be called.
+    """
     if name is None:
         signature = predictors(program)[-1][1].signature
         return "accuracy" if is_direct(signature) and choices(signature) else "exact_match"

@@ -79,7 +79,11 @@ def text_of_parts(parts: Any) -> str:
 
 
 def mean_log_probability(response: Response) -> float:
-    """Return log P of the chosen text per token, from an answer to a request with choices."""
+    """Return log P of the chosen text per token, at most 0, from an answer to a request with choices.
+
+    Raises:
+        ModelError: If the answer carries none.
+    """
     logprobs, tokens = response.logprobs, response.usage.output_tokens
     if not logprobs or not tokens:
         raise ModelError("This answer carries no log-probability of a choice.")

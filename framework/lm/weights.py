@@ -18,7 +18,15 @@ _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def locate(model: str, progress: Progress | None) -> tuple[str, str]:
-    """Return where to load a model from, and the SHA-256 that fingerprints its weights."""
+    """Return where to load a model from, and the SHA-256 that fingerprints its weights.
+
+    Args:
+        model: A name of the catalogue, a folder with config.json, or a hub id.
+        progress: Told of a download.
+
+    Raises:
+        ModelError: If there is no such model within reach, or it only embeds sentences.
+    """
     if model in CATALOGUE:
         folder = fetch(model, progress=progress) if progress else fetch(model)
         if not CATALOGUE[model].weights.endswith(".gguf"):
