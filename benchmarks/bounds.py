@@ -50,7 +50,7 @@ def run(
     task: Annotated[list[str] | None, typer.Option(help="By default all of the group.")] = None,
     lm: Annotated[str, typer.Option("--lm", help="The group's model.")] = DEFAULT_LM,
     candidates: Annotated[int, typer.Option(min=2, help="Scored on a task's test rows, at most.")] = MOST,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    out: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Score the candidates of a group's compiles on test rows, and write one file a task."""

@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 def run(
     group: Annotated[str, typer.Option(help="Of equal model and budget.")],
-    folder: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    folder: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
     task: Annotated[list[str] | None, typer.Option(help="By default all that have curves.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="By default all that have curves.")] = None,
     out: Annotated[Path | None, typer.Option(help="By default anytime.svg in the group's folder.")] = None,

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(
-    folder: Annotated[Path, typer.Option(help="Folder of results.")] = FOLDER,
+    folder: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
     group: Annotated[str | None, typer.Option(help="Of equal model and budget; by default each in turn.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The README's table of methods and tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
