@@ -25,6 +25,8 @@ MODULE: Final = "experts"
 """Entry point of the module, and what `program.json` calls its part."""
 
 DEFAULT: Final = "default"
+"""Name of the expert that answers where no region has one of its own."""
+
 FILE: Final = "centroids.safetensors"
 
 _UNIT: Final = 1e-3

@@ -11,9 +11,7 @@ import dspy
 from preceptor.errors import ConfigError
 from preceptor.lm.seam import predictors
 from preceptor.regions import Route, Router
-
-DEFAULT: Final = "default"
-"""Name of the expert that answers where no region has one of its own."""
+from preceptor.routed import DEFAULT
 
 ROUTE: Final = "route"
 """Field of the prediction that says who answered."""

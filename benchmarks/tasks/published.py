@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,7 @@ from preceptor.splits import inputs_key, stratified
 SHOTS: Final = (13, 21, 42, 87, 100)
 """The published 16-shot draws (Gao et al. 2021, as rl-prompt publishes them); seed n uses the n-th."""
 
-
 SHOTS_A_LABEL: Final = 16
-
-_COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +37,6 @@ class Hub:
     revision: str
     config: str = ""
     folder: str = ""
-
-    @property
-    def is_pinned(self) -> bool:
-        """True if the revision is a commit."""
-        return _COMMIT.fullmatch(self.revision) is not None
 
     def rows(self, part: str) -> list[dict[str, Any]]:
         """Return the rows of one of its splits.

@@ -69,7 +69,7 @@ def _in_threads(
         return
     with ThreadPoolExecutor(threads) as pool:
         try:
-            yield from _windowed((_submit(pool, does, item) for item in items), most)
+            yield from _windowed((submit(pool, does, item) for item in items), most)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             on_error()
@@ -95,7 +95,7 @@ def _in_cohort(pool: ThreadPoolExecutor, wave: list[T], does: Callable[[T], R]) 
             return does(item)
 
     try:
-        futures = [_submit(pool, seated, row, item) for row, item in enumerate(wave)]
+        futures = [submit(pool, seated, row, item) for row, item in enumerate(wave)]
     except BaseException:  # Ctrl-C: the rows begun would wait for the others for ever
         cohort.abandon()
         raise
@@ -103,8 +103,8 @@ def _in_cohort(pool: ThreadPoolExecutor, wave: list[T], does: Callable[[T], R]) 
     return [future.result() for future in futures]
 
 
-def _submit(pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> Future[R]:
-    """Submit with the caller's `dspy.context`, which threads don't inherit."""
+def submit(pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> Future[R]:
+    """Run a function in a thread of the pool, with the caller's `dspy.context`, which threads don't inherit."""
     return pool.submit(contextvars.copy_context().run, function, *args)
 
 

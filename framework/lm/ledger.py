@@ -327,16 +327,17 @@ class Ledger:
     @property
     def failures(self) -> tuple[int, int, float]:
         """Failed attempts, and the tokens and dollars they may have cost."""
-        with self._lock:
-            row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM failures").fetchone()
-        return int(row[0]), int(row[1]), float(row[2])
+        return self._totals("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM failures")
 
     @property
     def paid(self) -> tuple[int, int, float]:
         """Answers, and the tokens and dollars they took."""
+        return self._totals("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM answers")
+
+    def _totals(self, query: str) -> tuple[int, int, float]:
         with self._lock:
-            row = self._db.execute("SELECT COUNT(*), TOTAL(tokens), TOTAL(dollars) FROM answers").fetchone()
-        return int(row[0]), int(row[1]), float(row[2])
+            number, tokens, dollars = self._db.execute(query).fetchone()
+        return int(number), int(tokens), float(dollars)
 
     def __len__(self) -> int:
         with self._lock:

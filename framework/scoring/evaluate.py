@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from preceptor.errors import (
 )
 from preceptor.lm.dispatch import reason
 from preceptor.lm.ended import ending
-from preceptor.lm.flow import in_order
+from preceptor.lm.flow import in_order, submit
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric, text_of
@@ -170,7 +169,7 @@ class Evaluator:
 
     def _together(self, work: Callable[[], None], threads: int, is_over: threading.Event) -> None:
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            futures = [_submit(pool, work) for _ in range(threads)]
+            futures = [submit(pool, work) for _ in range(threads)]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -329,11 +328,6 @@ def no_prediction(answer: Any, output: str) -> ConfigError:
 
 def _wrong(failed: Outcome, worst: float = 0.0) -> Outcome:
     return replace(failed, kind="unparsable", score=worst, is_charged=True)
-
-
-def _submit(pool: ThreadPoolExecutor, function: Callable[[], None]) -> Future[None]:
-    """Submit with the caller's `dspy.context`, which threads don't inherit."""
-    return pool.submit(contextvars.copy_context().run, function)
 
 
 def ours(error: BaseException | None) -> PreceptorError | None:

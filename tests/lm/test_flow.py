@@ -93,7 +93,7 @@ def test_ctrl_c_while_rows_that_wait_for_each_other_are_begun_ends_them(
     monkeypatch: pytest.MonkeyPatch, smollm: dspy.LM
 ) -> None:
     begun: list[int] = []
-    submit = flow._submit
+    submit = flow.submit
 
     def interrupted(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if len(begun) == 3:
@@ -106,7 +106,7 @@ def test_ctrl_c_while_rows_that_wait_for_each_other_are_begun_ends_them(
         assert seat is not None
         return str(seat[0].ask(seat[1], item))
 
-    monkeypatch.setattr(flow, "_submit", interrupted)
+    monkeypatch.setattr(flow, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(in_order(smollm, range(8), asks, 1))
     assert begun == [0, 1, 2]
