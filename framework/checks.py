@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import dspy
 
@@ -16,6 +16,10 @@ from preceptor.scoring.metrics import Metric, folded, text_of
 
 _SHOWN: Final = 10
 """Labels named in a message."""
+
+_MODULES: Final = "preceptor.modules."
+_PLAIN: Final = (dspy.Predict, dspy.ChainOfThought)
+"""DSPy's modules that give a predictor the inputs of its signature, and look at no others."""
 
 
 def label_field(student: dspy.Module, row: dspy.Example) -> str:
@@ -54,6 +58,19 @@ def taken_inputs(student: dspy.Module, row: dspy.Example) -> list[str]:
         taken = parts[0][1].signature.input_fields
     names = row.inputs().keys()
     return [name for name in names if taken is None or name in taken]
+
+
+def heard(student: dspy.Module, rows: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Return the rows with no inputs but those that reach the model: an id would make rows of equal inputs differ.
+
+    Only of a plain program of one predictor: what other code makes of an input isn't known, so theirs stay as they are.
+    """
+    parts = cast("list[tuple[str, Any]]", list(student.named_sub_modules()))
+    kinds = [type(part) for _, part in parts]
+    is_plain = all(kind in _PLAIN or kind.__module__.startswith(_MODULES) for kind in kinds)
+    if not is_plain or len(predictors(student)) != 1:
+        return list(rows)
+    return [row.with_inputs(*taken_inputs(student, row)) for row in rows]
 
 
 def check_settings(student: dspy.Module) -> None:

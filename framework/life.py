@@ -16,7 +16,15 @@ import dspy
 
 from preceptor import program as artifact
 from preceptor.affordable import FEWEST, affordable, confirming, power
-from preceptor.checks import check_labels, check_metric, check_positive, check_settings, label_field, needed_inputs
+from preceptor.checks import (
+    check_labels,
+    check_metric,
+    check_positive,
+    check_settings,
+    heard,
+    label_field,
+    needed_inputs,
+)
 from preceptor.data import check_examples
 from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
@@ -81,10 +89,11 @@ def checked(
     train = check_examples(trainset, inputs, name="trainset")
     output = label_field(student, train[0])
     method.check_program(student, output)
+    train = heard(student, train)
     if valset is None:
         train, confirm = split(train, output, seed=method.seed)
     else:
-        confirm = unseen(check_examples(valset, inputs, name="valset"), train, name="valset")
+        confirm = unseen(heard(student, check_examples(valset, inputs, name="valset")), train, name="valset")
     count = different(confirm)
     if len(train) < 2 or count < FEWEST:
         told = f"{count} of different inputs" if count < len(confirm) else str(count)

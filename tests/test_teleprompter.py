@@ -265,6 +265,42 @@ def test_repeated_rows_are_no_evidence(tmp_path: Path) -> None:
     assert any(each.startswith("10 rows confirm ") for each in told)
 
 
+def numbered(examples: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """The same rows, each with an id of its own among its inputs."""
+    return [dspy.Example(**row.toDict(), id=at).with_inputs("id", "text") for at, row in enumerate(examples)]
+
+
+def test_an_id_among_the_inputs_makes_no_two_rows_of_one(tmp_path: Path) -> None:
+    method = tries(tmp_path, simulated(answer), RIGHT)
+
+    evidence = compiled_by(method, trainset=numbered(rows(TRAIN)), valset=numbered(rows(10, TRAIN) * 5)).evidence
+
+    assert (evidence.comparison.repeated, evidence.comparison.p_value, evidence.replaced) == (40, 2 / 2**5, False)
+    with pytest.raises(DataError, match=r"^valset: all 16 rows have the inputs of rows of the trainset"):
+        compiled_by(method, trainset=numbered(rows(TRAIN)), valset=numbered(rows(TRAIN)[::-1]))
+
+
+class Noted(dspy.Module):
+    """A program whose own code, not its predictor, looks at a second input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = student()
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        return self.sort(text=f"{inputs['id']} {inputs['text']}")
+
+
+def test_an_input_that_the_users_own_code_may_look_at_tells_rows_apart(tmp_path: Path) -> None:
+    method = tries(tmp_path, simulated(answer), RIGHT)
+
+    evidence = compiled_by(
+        method, Noted(), trainset=numbered(rows(TRAIN)), valset=numbered(rows(10, TRAIN) * 5)
+    ).evidence
+
+    assert (evidence.comparison.repeated, evidence.replaced) == (0, True)
+
+
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_estimate_is_what_a_compile_takes(tmp_path: Path, threads: int) -> None:
     lm = simulated(answer)
