@@ -182,7 +182,11 @@ class ConstitutionalExperts(Teleprompter):
             self._mixture().check_program(student, output)
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of all predictors' searches if no principle is left to be measured."""
+        """Return the calls of all predictors' searches without joins, and if no principle is left to be measured.
+
+        Edits that are tried together and the ablation come on top where the budget has room; they may take more than
+        races save. So a search may take more than this, but never more than there is.
+        """
         if self.regions != 1:
             return self._mixture().estimate(signatures, rows, calls)
         predictors = len(signatures)
