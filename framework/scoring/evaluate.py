@@ -8,7 +8,7 @@ from __future__ import annotations
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,7 @@ from preceptor.errors import (
     PreceptorError,
     again,
 )
+from preceptor.lm.bypass import is_metered, refusing_bypasses
 from preceptor.lm.dispatch import reason
 from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order, submit
@@ -106,6 +107,7 @@ class Evaluator:
         has_steps: Keep the predictors' inputs and outputs.
         on_row: Called after each row.
         losses: Of the search that the jobs belong to, if they belong to one.
+        listened: Yields once, for the row on which it is listened to whether the program asks models by itself.
     """
 
     lm: dspy.LM
@@ -116,6 +118,7 @@ class Evaluator:
     has_steps: bool = False
     on_row: Callable[[], None] = lambda: None
     losses: Losses | None = None
+    listened: Iterator[int] = field(default_factory=lambda: iter(range(1)))
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -123,7 +126,7 @@ class Evaluator:
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
             LMFailed: As soon as too many have failed; see `refuse_failures`.
-            ConfigError: If the program returns something else than a `dspy.Prediction`.
+            ConfigError: If the program returns something else than a `dspy.Prediction`, or asks a model past the meter.
             MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
@@ -189,9 +192,15 @@ class Evaluator:
         self.on_row()
         return replace(outcome, of=inputs_key(job.example))
 
+    def _predicted(self, job: Job) -> Any:
+        if not is_metered(self.lm) or next(self.listened, None) is None:
+            return job.program(**job.example.inputs())
+        with refusing_bypasses():
+            return job.program(**job.example.inputs())
+
     def _answered(self, job: Job, gold: str) -> Outcome:
         try:
-            prediction: Any = job.program(**job.example.inputs())
+            prediction = self._predicted(job)
         except AdapterParseError as error:
             return Outcome("unparsable", 0.0, "", gold, str(error).splitlines()[0], self._steps(job.program))
         except Exception as error:  # noqa: BLE001  ends the evaluation, or its row

@@ -346,6 +346,46 @@ def test_a_predictors_own_model_answers_for_it() -> None:
     assert asked(lm) == []
 
 
+class Straying(dspy.Module):
+    """Asks a model of its own, in one of the ways there are."""
+
+    def __init__(self, lm: dspy.LM, way: str) -> None:
+        super().__init__()
+        self.pick, self.own, self.way = program(), Own(lm), way
+
+    def forward(self, text: str) -> Any:
+        if self.way == "context":
+            with dspy.context(lm=self.own.lm):
+                return self.pick(text=text)
+        if self.way == "call":
+            self.own.lm("hello")
+        return self.pick(text=text, **({"lm": self.own.lm} if self.way == "argument" else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    lm: dspy.LM
+
+
+@pytest.mark.parametrize("way", ["context", "argument", "call"])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_program_that_asks_a_model_past_the_meter_is_refused(ledger: Ledger, threads: int, way: str) -> None:
+    own, lm = simulated(lambda request: "a", name="own"), metered(ledger, simulated(lambda request: "a"), 99)
+
+    with pytest.raises(ConfigError, match=r"^The program asks simulated/own by itself: no budget bounds such calls"):
+        evaluator(lm, threads=threads).run(jobs(Straying(own, way), rows(40)))
+
+    assert len(asked(own)) <= threads
+
+
+def test_a_program_that_asks_the_model_it_is_given_is_let_through(ledger: Ledger) -> None:
+    lm = metered(ledger, simulated(lambda request: "a"), 99)
+
+    outcomes = evaluator(lm).run(jobs(Straying(lm, "none"), rows(4)))
+
+    assert [outcome.kind for outcome in outcomes] == ["scored"] * 4
+
+
 def test_inputs_program_and_callers_settings_are_left_alone() -> None:
     student, examples = program(), rows(20)
     before, state = copy.deepcopy(examples), student.dump_state()
