@@ -136,6 +136,18 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
+def check_present(metric: Metric, rows: Sequence[dspy.Example], output: str, name: str) -> None:
+    """Raise if a row lacks the label that a built-in metric compares answers with; one that is None or blank is given.
+
+    Raises:
+        DataError: Naming the row.
+    """
+    for number, row in enumerate(rows if metric.is_built_in else (), 1):
+        if not output or output not in row:
+            wanted = f"the label {output!r}" if output else "its label"
+            raise DataError(f"{name}, row {number}: {wanted} is missing; its labels are {list(row.labels())}.")
+
+
 def check_labels(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str, name: str) -> None:
     """Raise if a row's label is none that the signature names, where labels are compared: no answer could be right.
 

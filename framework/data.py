@@ -374,4 +374,15 @@ def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> 
         absent = [field for field in needed if field not in row.inputs()]
         if absent:
             raise DataError(f"{name}, row {number}: the input {absent[0]!r} is missing; it has {list(row.inputs())}.")
+        for field, value in row.items():
+            _refuse_surrogates(value, f"{name}, row {number}, {field}")
     return found
+
+
+def _refuse_surrogates(value: Any, where: str) -> None:
+    """Refuse half of a character, as JSON has it where a text was cut: it can be neither sent nor kept."""
+    try:
+        value.encode() if isinstance(value, str) else None
+    except UnicodeEncodeError as error:
+        half = f"lone surrogate U+{ord(error.object[error.start]):X}"
+        raise DataError(f"{where}: no valid Unicode ({half}); no model can be sent it.") from error

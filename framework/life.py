@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 
@@ -20,6 +20,7 @@ from preceptor.checks import (
     check_labels,
     check_metric,
     check_positive,
+    check_present,
     check_settings,
     heard,
     label_field,
@@ -103,6 +104,7 @@ def checked(
         )
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
+        check_present(metric, rows, output, name)
         check_labels(metric, student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
@@ -135,6 +137,9 @@ class Compile:
         Raises:
             ConfigError: If something can't work.
         """
+        if not isinstance(cast("object", student), dspy.Module):
+            kind = f"the class {student.__name__}" if isinstance(student, type) else f"a {type(student).__name__}"
+            raise ConfigError(f"A compile needs a dspy.Module, an instance of it; got {kind}.")
         parts = predictors(student)
         if not parts:
             raise ConfigError(f"{type(student).__name__} has no predictor to improve.")

@@ -531,6 +531,21 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
             DataError,
             r"^valset, row 21, label: '\[\"yes\", 1\]' is no label; expected one of yes, no\.$",
         ),
+        (
+            {"trainset": [*rows(TRAIN), dspy.Example(text="row").with_inputs("text")]},
+            DataError,
+            r"^trainset, row 17: the label 'label' is missing; its labels are \[\]\.$",
+        ),
+        (
+            {"trainset": [dspy.Example(text="row").with_inputs("text"), *rows(TRAIN)]},
+            DataError,
+            r"^trainset, row 1: its label is missing; its labels are \[\]\.$",
+        ),
+        (
+            {"trainset": [*rows(TRAIN), dspy.Example(text="cut \ud83d", label="yes").with_inputs("text")]},
+            DataError,
+            r"^trainset, row 17, text: no valid Unicode \(lone surrogate U\+D83D\); no model can be sent it\.$",
+        ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
     ],
@@ -698,6 +713,14 @@ def test_a_program_without_predictors_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"^Constant has no predictor to improve\.$"):
         compiled_by(tries(tmp_path, simulated(answer), RIGHT), Constant())
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"), [(Classify, "the class Classify"), ("text -> label", "a str"), (len, "a builtin_function")]
+)
+def test_what_is_no_module_is_refused(tmp_path: Path, program: Any, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"^A compile needs a dspy.Module, an instance of it; got {kind}"):
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT), program)
 
 
 class AwaitedOnly(dspy.Module):
