@@ -73,6 +73,19 @@ def heard(student: dspy.Module, rows: Sequence[dspy.Example]) -> list[dspy.Examp
     return [row.with_inputs(*taken_inputs(student, row)) for row in rows]
 
 
+def check_module(student: object) -> None:
+    """Raise if what is to be compiled is no program, but its class, say, or one without a predictor.
+
+    Raises:
+        ConfigError: Saying what it is.
+    """
+    if not isinstance(student, dspy.Module):
+        kind = f"the class {student.__name__}" if isinstance(student, type) else f"a {type(student).__name__}"
+        raise ConfigError(f"A compile needs a dspy.Module, an instance of it; got {kind}.")
+    if not predictors(student):
+        raise ConfigError(f"{type(student).__name__} has no predictor to improve.")
+
+
 def check_settings(student: dspy.Module) -> None:
     """Raise if a program can't be called, or its calls can't be recorded.
 

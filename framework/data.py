@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import re
 import tempfile
 import textwrap
@@ -129,8 +130,9 @@ def _read(reader: str, path: Path) -> list[dict[str, Any]]:
     if reader == "csv":
         options = _csv_options(path)
     with tempfile.TemporaryDirectory() as cache:
-        shown = datasets.is_progress_bar_enabled()
+        shown, told = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below, by the file's own name
         try:
             named = Path(cache) / f"rows{path.suffix}"  # what datasets is given is a pattern, as in mails[1].csv
             named.symlink_to(path.absolute())
@@ -144,6 +146,7 @@ def _read(reader: str, path: Path) -> list[dict[str, Any]]:
                 raise _encoded(path, cause) from error
             raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {cause}") from error
         finally:
+            datasets.logging.set_verbosity(told)
             if shown:
                 datasets.enable_progress_bars()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -19,6 +19,7 @@ from preceptor.affordable import FEWEST, affordable, confirming, power
 from preceptor.checks import (
     check_labels,
     check_metric,
+    check_module,
     check_positive,
     check_present,
     check_settings,
@@ -137,12 +138,7 @@ class Compile:
         Raises:
             ConfigError: If something can't work.
         """
-        if not isinstance(cast("object", student), dspy.Module):
-            kind = f"the class {student.__name__}" if isinstance(student, type) else f"a {type(student).__name__}"
-            raise ConfigError(f"A compile needs a dspy.Module, an instance of it; got {kind}.")
-        parts = predictors(student)
-        if not parts:
-            raise ConfigError(f"{type(student).__name__} has no predictor to improve.")
+        check_module(student)
         lm = method.lm or dspy.settings.lm
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")

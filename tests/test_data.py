@@ -124,6 +124,14 @@ def test_a_file_that_cant_be_used_is_named_with_the_reason(
         load_rows(written(tmp_path, name, content))
 
 
+def test_nothing_but_the_reason_is_told_of_a_file_that_cant_be_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match=r"long\.csv can't be read as CSV"):
+        load_rows(written(tmp_path, "long.csv", "text,label\na,b\nc,d,e\n"))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("content", ["téxt,label\nhi,a\n", "text,label\nhé,a\n"])
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path, content: str) -> None:
     message = (

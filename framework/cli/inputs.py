@@ -78,11 +78,15 @@ def program_of(target: str, instructions: str | None) -> dspy.Module:
 
 def _signature(text: str) -> Any:
     try:
-        return dspy.ensure_signature(text)
+        found: Any = dspy.ensure_signature(text)
     except (ValueError, SyntaxError, TypeError) as error:
         raise ConfigError(
             f"{text!r} is no signature: {error}. Write it as \"text -> label: Literal['a','b']\"."
         ) from error
+    if not found.input_fields or not found.output_fields:
+        missing = "input" if not found.input_fields else "output"
+        raise ConfigError(f"{text!r} has no {missing}. Write it as \"text -> label: Literal['a','b']\".")
+    return found
 
 
 def _declared(signature: Any, instructions: str | None) -> dspy.Module:

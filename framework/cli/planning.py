@@ -12,7 +12,7 @@ from preceptor.affordable import affordable, confirming, power
 from preceptor.cli.inputs import lm_of
 from preceptor.cli.view import counted, out, plain, print_json
 from preceptor.lm.budget import Budget
-from preceptor.lm.catalogue import CATALOGUE
+from preceptor.lm.catalogue import CATALOGUE, refuse_unknown
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import check
 from preceptor.lm.seam import every_predictor, predictors
@@ -65,12 +65,15 @@ def tell_plan(planned: Mapping[str, Any], folder: Path, models: Sequence[str], *
 
 
 def check_hosted(name: str, api_base: str | None, max_tokens: int | None, budget: Budget) -> None:
-    """Raise if a hosted model can't be asked within a budget; one of this process is neither loaded nor checked.
+    """Raise if a hosted model can't be asked within a budget, or there can be no such model for this process.
 
     Raises:
         ConfigError: If its key or its price isn't known, or it can't be with these settings.
+        ModelError: If a local model is neither in the catalogue nor a folder, nor a name of the hub's.
     """
-    if not name.startswith(_LOCAL):
+    if name.startswith(_LOCAL):
+        refuse_unknown(name.removeprefix(_LOCAL).partition("@")[0])
+    else:
         lm = lm_of(name, api_base, max_tokens)
         check(lm, budget)
         check_key(lm)

@@ -158,3 +158,18 @@ _ENTRIES: Final = (
 )
 CATALOGUE: Final[Mapping[str, Entry]] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 DEFAULT: Final = "qwen2.5-coder-1.5b"
+
+
+def refuse_unknown(model: str) -> None:
+    """Raise if a name is neither in the catalogue, nor of a folder with a model, nor made as the hub's are.
+
+    Raises:
+        ModelError: Naming those that exist.
+    """
+    if model not in CATALOGUE and not (Path(model) / "config.json").is_file() and model.count("/") != 1:
+        raise ModelError(f"No model {model!r}. {known_models()}")
+
+
+def known_models() -> str:
+    """Return a sentence of the models that can be named."""
+    return f"The catalogue has {', '.join(CATALOGUE)}; a folder with config.json works too."

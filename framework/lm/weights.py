@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from preceptor.errors import ModelError
-from preceptor.lm.catalogue import CATALOGUE
+from preceptor.lm.catalogue import CATALOGUE, known_models, refuse_unknown
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
 from preceptor.lm.prepacked import prepacked
 
@@ -75,10 +75,10 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    known = f"The catalogue has {', '.join(CATALOGUE)}; a folder with config.json works too."
-    if model.count("/") != 1:
-        raise ModelError(f"No model {model!r}. {known}")
+    refuse_unknown(model)
     try:
         return Path(snapshot_download(model, allow_patterns=list(_MODEL_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
-        raise ModelError(f"Hugging Face has no {model!r} within reach ({type(error).__name__}). {known}") from error
+        raise ModelError(
+            f"Hugging Face has no {model!r} within reach ({type(error).__name__}). {known_models()}"
+        ) from error

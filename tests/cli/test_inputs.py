@@ -127,3 +127,9 @@ print([name for name in ("torch", "transformers", "faiss", "cmaes") if name in s
 """
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("signature", "missing"), [("text -> ", "output"), (" -> label", "input")])
+def test_a_signature_without_an_input_or_an_output_is_refused(signature: str, missing: str) -> None:
+    with pytest.raises(ConfigError, match=f'has no {missing}. Write it as "text -> label: Literal'):
+        program_of(signature, None)
