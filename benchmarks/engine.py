@@ -33,6 +33,7 @@ from preceptor.lm.adapter import DirectAdapter, declare
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, LocalLM
 from preceptor.lm.sampling import Draw
+from preceptor.lm.seam import load_weights
 from preceptor.teleprompters.protegi import EDIT, GRADIENT
 
 TASKS: Final = {
@@ -87,6 +88,7 @@ def run(
     peak = matrix_rate()
     for name in model or ["smollm2-135m", "qwen2.5-coder-1.5b"]:
         lm = LocalLM(name)
+        load_weights(lm)
         for each in task or [*(["subj", "trec"] if data_dir else ["tickets"]), "decoding", "prompts"]:
             others = {"decoding": partial(_decoded, name, lm, drafts), "prompts": partial(_prompts, lm)}
             measured = others.get(each) or partial(_scored, name, lm, each, data_dir, rows, peak)
