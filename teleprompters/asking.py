@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, Final, TextIO, cast
@@ -23,7 +23,7 @@ from dspy.utils.exceptions import AdapterParseError
 from preceptor.errors import LMFailed
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import is_transient
-from preceptor.lm.ledger import Call, drawn, one_of_several
+from preceptor.lm.ledger import Call, drawn, one_of_several, to_come
 from preceptor.lm.meter import MeteredEngine
 from preceptor.lm.seam import InThread
 
@@ -85,32 +85,38 @@ class Drawing(Remembering):
         self.answered = 0
         self._seed = seed
         self._drawn = Counter[str]()
+        self._ahead: dict[str, Response | Exception] = {}
 
     def complete(self, request: Request) -> Response:
-        """Answer one request.
+        """Answer one request; where several answers are wanted of it, all are asked for with the first, together.
 
         Raises:
             LMFailed: If the proposer is down. DSPy would go on without the answer, a resumed run with it.
             dspy.LMError: If it can't answer this request.
         """
-        call = self._call(request)
-        with self._gate():
-            response = self._memory.answer(call, lambda: self._asked(call))
+        wanted = to_come() if request.config.temperature else 1
+        calls = [self._call(request, ahead) for ahead in range(wanted)]
+        with self._gate(), one_of_several():
+            response = self._memory.answer(calls[0], lambda: self._asked(calls))
         self._drawn[Call(request).text] += 1
         self.answered += 1
         return response
 
-    def _call(self, request: Request) -> Call:
+    def _call(self, request: Request, ahead: int) -> Call:
         text = Call(request).text
-        sample = 0 if request.config.temperature == 0 else self._drawn[text]
+        sample = 0 if request.config.temperature == 0 else self._drawn[text] + ahead
         if "seed" in getattr(self.lm.engine, "supported_params", ()):
             digest = hashlib.sha256(f"{self._seed}\n{text}\n{sample}".encode()).digest()
             config = dataclasses.replace(request.config, seed=int.from_bytes(digest[:4], "big"))
             request = dataclasses.replace(request, config=config)
         return Call(request, sample)
 
-    def _asked(self, call: Call) -> Response:
-        [result] = self.meter.ask(self.lm, [call])
+    def _asked(self, calls: Sequence[Call]) -> Response:
+        """Return the answer to the first of the calls; those to the others are kept until they are wanted."""
+        keys = [call.key for call in calls]
+        if keys[0] not in self._ahead:
+            self._ahead |= zip(keys, self.meter.ask(self.lm, calls), strict=True)
+        result = self._ahead.pop(keys[0])
         if isinstance(result, Response):
             return result
         if is_transient(result):

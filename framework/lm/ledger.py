@@ -8,7 +8,6 @@ Values are JSON; nothing in the file is ever executed. Keys and connection setti
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,9 +127,9 @@ def rollout(number: int | None) -> Generator[None]:
 
 
 @contextmanager
-def several() -> Generator[None]:
-    """Let each call made here, one after the other, be another of the answers that one request asks for."""
-    token = _NEXT.set(itertools.count())
+def several(count: int) -> Generator[None]:
+    """Let each call made here, one after the other, be another of so many answers that one request asks for."""
+    token = _NEXT.set(iter(range(count)))
     try:
         yield
     finally:
@@ -149,6 +149,12 @@ def one_of_several() -> Generator[None]:
     finally:
         _NEXT.reset(tokens[0])
         _PART.reset(tokens[1])
+
+
+def to_come() -> int:
+    """Return how many answers the request that is made here still asks for, the next one included."""
+    parts = _NEXT.get()
+    return 1 if parts is None else length_hint(parts)
 
 
 def drawn() -> int:

@@ -26,6 +26,6 @@ class RolloutLM(dspy.LM):
     def _apart(self, kwargs: dict[str, Any]) -> ExitStack:
         settings, entered = {**self.kwargs, **kwargs}, ExitStack()
         entered.enter_context(rollout(settings.get("rollout_id")))
-        if (settings.get("n") or 1) > 1:
-            entered.enter_context(several())
+        if (count := settings.get("n") or 1) > 1:
+            entered.enter_context(several(count))
         return entered

@@ -430,6 +430,21 @@ def test_copros_completions_are_draws_of_their_own(tmp_path: Path) -> None:
     assert [len(trial["rows"]) for trial in trials(tmp_path)] == [TRAIN] * 5
 
 
+def test_copros_completions_are_asked_for_together_and_replayed(tmp_path: Path) -> None:
+    writer, together = Writer(), threading.Barrier(4)
+
+    def write(request: Request) -> str:
+        together.wait(timeout=20)  # none is answered until all four are under way
+        return writer(request)
+
+    first, again = (
+        compiled_by(COPRO, models(write), tmp_path, breadth=5, depth=1, threads=8).evidence for _ in range(2)
+    )
+
+    assert len({request.config.seed for request in writer.requests}) == len(writer.requests) == 4
+    assert (again.instructions, again.spent) == (first.instructions, first.spent)
+
+
 @pytest.mark.parametrize(("method", "temperature"), [(COPRO, 1.4), (GEPA, 1.0), (MIPROv2, 1.0)])
 def test_proposals_are_sampled_at_the_temperature_of_dspys_documentation_or_the_users(
     method: Method, temperature: float, tmp_path: Path
