@@ -104,7 +104,7 @@ class LocalEngine:
         Raises:
             ModelError: If they can't be read.
         """
-        with self._loading:
+        with self._loading, torch.inference_mode(mode=False):  # whoever asks first, its weights are ordinary tensors
             if self._loaded is None:
                 model = self._load().eval()
                 attention.use(model)
