@@ -175,6 +175,21 @@ def test_a_model_that_cannot_be_loaded_and_workers_that_cannot_be_are_refused() 
         RayLM(make, 0)
 
 
+@pytest.mark.usefixtures("pool")
+def test_weights_that_cannot_be_read_in_a_worker_are_told_at_once() -> None:
+    class Unreadable:  # a closure's own, which Ray sends by value
+        supports_choices = False
+
+        def complete(self, request: dspy.lm15.Request) -> dspy.lm15.Response:
+            raise AssertionError("nobody asks")
+
+        def load(self) -> None:
+            raise ModelError("cut off")
+
+    with pytest.raises(ModelError, match=r"A worker of Ray can't load the model: .*cut off"):
+        RayLM(lambda: dspy.LM("late", engine=Unreadable()), 1)
+
+
 @pytest.mark.usefixtures("pool", "smollm")
 def test_one_command_runs_here_and_on_ray_with_the_same_answers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -170,3 +170,15 @@ def test_what_a_model_thought_is_counted_where_its_provider_counts_it_apart() ->
 
     assert asyncio.run(counted("gemini/gemini-2.5-flash")) == (7, 91)
     assert asyncio.run(counted("openai/gpt-4o-mini")) == (7, 1)  # whose output tokens hold the thoughts
+
+
+def test_the_weights_of_a_served_model_are_read_before_a_request() -> None:
+    class Late(Batching):
+        loaded = False
+
+        def load(self) -> None:
+            self.loaded = True
+
+    engine = Late()
+    served(dspy.LM("late", engine=engine), 9)
+    assert engine.loaded
