@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import os
 import re
 from collections.abc import Generator
@@ -124,12 +125,23 @@ def test_a_file_that_cant_be_used_is_named_with_the_reason(
         load_rows(written(tmp_path, name, content))
 
 
-def test_nothing_but_the_reason_is_told_of_a_file_that_cant_be_read(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(DataError, match=r"long\.csv can't be read as CSV"):
-        load_rows(written(tmp_path, "long.csv", "text,label\na,b\nc,d,e\n"))
-    assert capfd.readouterr() == ("", "")
+def test_what_datasets_logs_of_a_file_that_cant_be_read_is_not_shown(tmp_path: Path) -> None:
+    records: list[logging.LogRecord] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    noting, logger = Noting(), logging.getLogger("datasets")
+    level = logger.level
+    logger.addHandler(noting)
+    try:
+        with pytest.raises(DataError, match=r"long\.csv can't be read as CSV"):
+            load_rows(written(tmp_path, "long.csv", "text,label\na,b\nc,d,e\n"))
+    finally:
+        logger.removeHandler(noting)
+    assert records == []
+    assert logger.level == level
 
 
 @pytest.mark.parametrize("content", ["téxt,label\nhi,a\n", "text,label\nhé,a\n"])
