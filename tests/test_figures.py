@@ -284,6 +284,12 @@ def test_what_is_said_of_the_runs_on_two_cores() -> None:
     soft = [made["antonyms", "instruct_zero", seed] for seed in (0, 1)]
     assert [run["replaced"] for run in soft] == [True, False]
     told.append(f"InstructZero to {soft[0]['compiled']:.3f}, confirmed, and kept the prompt once")
+    gepa, copro = (made["trec", peer, 0] for peer in ("gepa", "copro"))
+    assert [run["replaced"] for run in runs if run["method"] in ("gepa", "copro", "miprov2")] == [False, False]
+    assert copro["best_candidate"] == copro["instructions"]
+    ends = [100 * gepa[name] for name in ("candidate_gain", "candidate_low", "candidate_high")]
+    told.append(f"both kept the prompt ({gepa['compiled']:.3f}). What GEPA held for best has {gepa['candidate']:.3f}")
+    told.append("({:+.1f} points, {:+.1f} to {:+.1f})".format(*ends))
     said = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
     assert [text for text in told if text not in said] == []
 
