@@ -15,7 +15,7 @@ from preceptor import run as runs
 from preceptor.checks import label_field
 from preceptor.cli import inputs
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
-from preceptor.cli.planning import check_hosted, check_own, embedders, plan, tell_plan
+from preceptor.cli.planning import check_model, check_own, embedders, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError, ModelError
@@ -236,9 +236,9 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
     given = _given(command, folder)
     planned = plan(given.method, given.program, given.train, given.confirm)
-    check_hosted(command.lm, command.api_base, command.max_tokens, given.method.budget)
+    check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:
-        check_hosted(command.proposer, command.proposer_api_base, None, given.method.budget)
+        check_model(command.proposer, command.proposer_api_base, None, given.method.budget)
     check_own(given.program, given.method.budget)
     models = [command.lm, command.proposer or command.lm, *embedders(given.method)]
     tell_plan(planned, given.folder, models, as_json=as_json)

@@ -64,7 +64,7 @@ def tell_plan(planned: Mapping[str, Any], folder: Path, models: Sequence[str], *
         out().print(plain(line), soft_wrap=True)
 
 
-def check_hosted(name: str, api_base: str | None, max_tokens: int | None, budget: Budget) -> None:
+def check_model(name: str, api_base: str | None, max_tokens: int | None, budget: Budget) -> None:
     """Raise if a hosted model can't be asked within a budget, or there can be no such model for this process.
 
     Raises:
@@ -80,7 +80,7 @@ def check_hosted(name: str, api_base: str | None, max_tokens: int | None, budget
 
 
 def check_own(program: dspy.Module, budget: Budget) -> None:
-    """Raise if a predictor's own model can't be asked within a budget; as `check_hosted`."""
+    """Raise if a predictor's own model can't be asked within a budget; as `check_model`."""
     for _, predictor in every_predictor(program):
         if predictor.lm is not None:
             check(predictor.lm, budget)
