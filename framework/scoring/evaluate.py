@@ -107,7 +107,6 @@ class Evaluator:
         has_steps: Keep the predictors' inputs and outputs.
         on_row: Called after each row.
         losses: Of the search that the jobs belong to, if they belong to one.
-        listened: Yields once, for the row on which it is listened to whether the program asks models by itself.
     """
 
     lm: dspy.LM
@@ -118,7 +117,8 @@ class Evaluator:
     has_steps: bool = False
     on_row: Callable[[], None] = lambda: None
     losses: Losses | None = None
-    listened: Iterator[int] = field(default_factory=lambda: iter(range(1)))
+    _listened: Iterator[int] = field(init=False, repr=False, default_factory=lambda: iter(range(1)))
+    """Yields once: for the row on which it is listened to whether the program asks models by itself."""
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -193,7 +193,7 @@ class Evaluator:
         return replace(outcome, of=inputs_key(job.example))
 
     def _predicted(self, job: Job) -> Any:
-        if not is_metered(self.lm) or next(self.listened, None) is None:
+        if not is_metered(self.lm) or next(self._listened, None) is None:
             return job.program(**job.example.inputs())
         with refusing_bypasses():
             return job.program(**job.example.inputs())
