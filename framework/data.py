@@ -156,6 +156,20 @@ def _csv_options(path: Path) -> dict[str, Any]:
     import datasets
 
     header, first = _beginning(path, dialect(path))
+    check_header(path, header)
+    if len(first) > len(header):  # pandas would take the first column for an index and shift the others
+        raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
+    features = datasets.Features({name: datasets.Value("string") for name in header})
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if dialect(path) else {}
+    return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
+
+
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise if a CSV or TSV file's columns can't be told apart.
+
+    Raises:
+        DataError: If two have one name, one has none, or it seems to be another separator that is between them.
+    """
     other = next((mark for mark in _OTHER_MARKS if mark in header[0]), "") if len(header) == 1 else ""
     if other and not dialect(path):
         raise DataError(
@@ -164,11 +178,6 @@ def _csv_options(path: Path) -> dict[str, Any]:
         )
     if len(set(header)) < len(header) or not all(header):
         raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header)}.")
-    if len(first) > len(header):  # pandas would take the first column for an index and shift the others
-        raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
-    features = datasets.Features({name: datasets.Value("string") for name in header})
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if dialect(path) else {}
-    return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
 
 
 def dialect(path: Path) -> dict[str, Any]:

@@ -15,36 +15,26 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from preceptor import program as artifact
-from preceptor.affordable import FEWEST, affordable, confirming, power
-from preceptor.checks import (
-    check_labels,
-    check_metric,
-    check_module,
-    check_positive,
-    check_present,
-    check_settings,
-    heard,
-    label_field,
-    needed_inputs,
-)
-from preceptor.data import check_examples
+from preceptor.affordable import affordable, confirming, power
+from preceptor.checks import check_module
 from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
+from preceptor.given import checked, parts_of
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import Meter, check
 from preceptor.lm.prices import unpriced
-from preceptor.lm.seam import frozen_predictors, own_models, predictors, state_of
+from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, Losses, held_against
-from preceptor.scoring.metrics import Aggregate, Metric, mean, wrap
+from preceptor.scoring.metrics import Aggregate, Metric, mean
 from preceptor.scoring.racing import best_so_far
 from preceptor.scoring.statistics import compare, interval
 from preceptor.scoring.trial import Candidate, Outcome, Trial
-from preceptor.splits import different, split, stratified, unseen
+from preceptor.splits import different, stratified
 from preceptor.task import Task, evaluator, with_models
 
 if TYPE_CHECKING:
@@ -73,43 +63,6 @@ class Found:
         """Return the winner's candidate, None if it is the seed."""
         is_new = self.winner is not None and self.winner.candidate.key != seed.key
         return self.winner.candidate if self.winner is not None and is_new else None
-
-
-def checked(
-    method: Teleprompter,
-    student: dspy.Module,
-    trainset: Sequence[dspy.Example],
-    valset: Sequence[dspy.Example] | None,
-) -> tuple[list[dspy.Example], list[dspy.Example], str, Metric]:
-    """Return the rows to search on, those to confirm on, the label's field and the metric; no model is needed.
-
-    Raises:
-        ConfigError: If something can't work, or the rows are too few to confirm any gain.
-    """
-    check_settings(student)
-    inputs = needed_inputs(student)
-    train = check_examples(trainset, inputs, name="trainset")
-    output = label_field(student, train[0])
-    method.check_program(student, output)
-    train = heard(student, train)
-    if valset is None:
-        train, confirm = split(train, output, seed=method.seed)
-    else:
-        confirm = unseen(heard(student, check_examples(valset, inputs, name="valset")), train, name="valset")
-    count = different(confirm)
-    if len(train) < 2 or count < FEWEST:
-        told = f"{count} of different inputs" if count < len(confirm) else str(count)
-        raise ConfigError(
-            f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
-            "fewer can't tell a gain from chance, however large it is."
-        )
-    metric = wrap(method.metric, output)
-    for name, rows in (("trainset", train), ("valset", confirm)):
-        check_present(metric, rows, output, name)
-        check_labels(metric, student, rows, output, name)
-        check_metric(metric, student, rows[0], name)
-    check_positive(metric, [*train, *confirm], output)
-    return train, confirm, output, metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,15 +322,8 @@ class Compile:
 
     def _parts(self) -> dict[str, Any]:
         """Return what the run depends on: the same parts take the same path."""
-        return {
-            "method": [type(self.method).__name__, self.method.knobs],
-            "student": _student_state(self.student),
-            "trainset": [row.toDict() for row in self.train],
-            "valset": [row.toDict() for row in self.confirm],
-            "metric": self.metric.name,
-            "lm": state_of(self.lm),
-            "proposer": state_of(self.proposer),
-        }
+        given = parts_of(self.method, self.student, self.train, self.confirm, self.metric)
+        return {**given, "lm": state_of(self.lm), "proposer": state_of(self.proposer)}
 
 
 def _texts(row: dspy.Example) -> dict[str, str]:
@@ -386,13 +332,3 @@ def _texts(row: dspy.Example) -> dict[str, str]:
 
 def _told(outcome: Outcome) -> dict[str, Any]:
     return {"kind": outcome.kind, "score": outcome.score, "answer": outcome.answer}
-
-
-def _student_state(student: dspy.Module) -> list[Any]:
-    frozen = [_state(*named) for named in frozen_predictors(student)]
-    return [*(_state(*named) for named in predictors(student)), *([frozen] if frozen else [])]
-
-
-def _state(name: str, predictor: Any) -> list[Any]:
-    own = [] if predictor.lm is None else [state_of(predictor.lm)]
-    return [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos], *own]

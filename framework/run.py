@@ -172,6 +172,21 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
         yield Run(folder, ledger, opened.enter_context(_records(folder)))
 
 
+def check_folder(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Raise if a run of these parts couldn't have the folder, as `open_run` would; nothing is written.
+
+    Args:
+        folder: There or not.
+        parts: What is known of what the run depends on, by name.
+
+    Raises:
+        RunError: If it belongs to other inputs, lost its ledger, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is no folder, so no run can be in it. Choose another one.")
+    _known(folder, {name: fingerprint(part) for name, part in parts.items()}, is_run=True)
+
+
 @contextmanager
 def open_ledger(folder: Path, parts: Mapping[str, Any], *, is_run: bool = False) -> Generator[Ledger]:
     """Open a folder's ledger, new or to be gone on with; nobody else may meanwhile.

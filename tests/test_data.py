@@ -104,6 +104,7 @@ def test_a_very_long_text_is_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.csv", "", r"empty\.csv is empty; it needs a header and at least one row\."),
+        ("empty.jsonl", "", r"empty\.jsonl is empty; it needs"),
         ("header.csv", "text,label\n", r"header\.csv has no rows\."),
         ("empty.json", "[]", r"empty\.json has no rows\."),
         ("twice.csv", "text,text\na,b\n", r"twice\.csv: every column needs a name of its own, got text, text\."),

@@ -13,7 +13,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from preceptor.errors import RunError
 from preceptor.lineage import Birth
 from preceptor.lm.ledger import Answer, Call
-from preceptor.run import fingerprint, open_run, read_run, remember_command
+from preceptor.run import check_folder, fingerprint, open_run, read_run, remember_command
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 
 PARTS: dict[str, Any] = {"method": ["APE", {"candidates": 3}], "trainset": [{"text": "hi"}], "metric": "accuracy"}
@@ -144,6 +144,26 @@ def test_a_folder_of_other_inputs_is_refused_and_left_as_it_is(
         pass
 
     assert files(tmp_path) == before
+
+
+def test_a_folder_is_checked_without_a_word_written_and_by_what_is_known(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", PARTS) as run:
+        run.ledger.write([ANSWERED])
+    before = files(tmp_path / "run")
+
+    check_folder(tmp_path / "run", {"metric": PARTS["metric"]})
+    check_folder(tmp_path / "new", PARTS)
+    with pytest.raises(RunError, match=r"^The run folder .* belongs to another metric; nothing was overwritten\."):
+        check_folder(tmp_path / "run", {"metric": "f1:a"})
+
+    assert files(tmp_path / "run") == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"rows\.csv is no folder, so no run can be in it\. Choose another one\.$"):
+        check_folder(tmp_path / "rows.csv", PARTS)
 
 
 def test_a_folder_in_which_nothing_was_answered_is_anothers_to_use(tmp_path: Path) -> None:

@@ -546,6 +546,11 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
             DataError,
             r"^trainset, row 17, text: no valid Unicode \(lone surrogate U\+D83D\); no model can be sent it\.$",
         ),
+        (
+            {"trainset": [row for row in rows(60) if row.label == "yes"], "valset": None},
+            ConfigError,
+            r"^All 30 rows have the label 'yes', so a program that always answers it is right on all of them",
+        ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
     ],

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
-from preceptor.data import dialect, file_in, hub_errors, hub_id
+from preceptor.data import check_header, dialect, file_in, hub_errors, hub_id
 from preceptor.errors import DataError
 
 Kind: TypeAlias = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -115,10 +115,11 @@ def open_source(name: str, *, part: str = "train") -> Source:
 
 def _table(name: str, path: Path, kind: Kind) -> Source:
     header = next(_records(path), [])
+    if not header:
+        raise DataError(f"{path} is empty; it needs a header and at least one row.")
     if not _is_text("".join(header)):
         raise DataError(f"{path} can't be read as {kind.upper()}: it isn't UTF-8.")
-    if len(set(header)) < len(header) or not header or not all(header):
-        raise DataError(f"{path}: every column needs a name of its own, got {', '.join(header) or 'none'}.")
+    check_header(path, header)
     digest, lines = _digest(path)
     return Source(name, kind, tuple(header), None, digest, lines - 1, partial(_table_rows, path, header))
 

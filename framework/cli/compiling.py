@@ -20,7 +20,7 @@ from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError, ModelError
 from preceptor.evidence import Evidence
-from preceptor.life import checked
+from preceptor.given import checked, parts_of
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.embedding import MODELS
@@ -220,6 +220,7 @@ class _Given:
     method: Any
     train: list[dspy.Example]
     confirm: list[dspy.Example]
+    parts: dict[str, Any]
     folder: Path
 
 
@@ -228,13 +229,15 @@ def _given(command: Command, folder: Path | None) -> _Given:
     train = _some(command, program, command.data)
     confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
-    train, confirm, *_ = checked(method, program, train, confirm)
-    return _Given(program, method, train, confirm, folder or _place(command, method, train, confirm, program))
+    train, confirm, _, metric = checked(method, program, train, confirm)
+    place = folder or _place(command, method, train, confirm, program)
+    return _Given(program, method, train, confirm, parts_of(method, program, train, confirm, metric), place)
 
 
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
     given = _given(command, folder)
+    runs.check_folder(given.folder, given.parts)
     planned = plan(given.method, given.program, given.train, given.confirm)
     check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:

@@ -61,7 +61,8 @@ def program_of(target: str, instructions: str | None) -> dspy.Module:
     """
     if "->" in target:
         return _declared(_signature(target), instructions)
-    found = _named(target, "a module, a signature, or a function that returns one")
+    nor = "" if Path(target).exists() else "; nor is there a folder of that name"
+    found = _named(target, f"a module, a signature, or a function that returns one{nor}")
     if inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, dspy.Module)):
         with _users(f"{target}, called without arguments,"):
             found = found()

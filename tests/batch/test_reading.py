@@ -95,7 +95,8 @@ def test_a_part_is_a_file_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "", "every column needs a name"),
+        ("a.csv", "", r"a\.csv is empty; it needs a header and at least one row\."),
+        ("a.csv", "a;b\n1;2\n", r"a\.csv: one column, 'a;b'\. Values are separated by commas, .* to be ';'\."),
         ("a.csv", "a,a\n1,2\n", "every column needs a name of its own, got a, a"),
         ("a.csv", "a,b\n", "has no rows"),
         ("a.jsonl", "", "holds no JSON object a line"),

@@ -94,6 +94,14 @@ def test_what_is_no_program_to_improve_is_refused(
         program_of(f"{written(TICKETS)}:{name}", None)
 
 
+def test_a_name_that_is_neither_a_file_nor_a_folder_is_told_as_both() -> None:
+    told = (
+        r"^'runs/spam/program' is not FILE\.py:NAME, where NAME is a module, .*; nor is there a folder of that name\.$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        program_of("runs/spam/program", None)
+
+
 def test_a_number_is_no_metric(tmp_path: Path, written: Callable[[str], Path]) -> None:
     (tmp_path / "shared_words.py").write_text("SEED = 'Sort.'\n", encoding="utf-8")
     path = written(TICKETS)

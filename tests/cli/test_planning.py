@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.cli import planning, run
 from preceptor.lm.catalogue import CATALOGUE
+from preceptor.lm.ledger import Answer, Call
+from preceptor.run import open_run
 
 SPAM = "text -> label: Literal['spam','mail']"
+ANSWERED = (
+    Call(Request(model="m", messages=(Message.user("Spam?"),))),
+    Answer(Response(None, "m", Message.assistant([TextPart("spam")]), "stop", Usage(1, 1)), 2, 0.0, 0.5),
+)
 
 
 @pytest.fixture
@@ -88,6 +95,24 @@ def test_what_would_be_refused_is_refused(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert run([*command, *more]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("metric", "code", "told"),
+    [("accuracy", 0, ""), ("macro_f1", 2, "belongs to another metric; nothing was overwritten.")],
+)
+def test_a_folder_in_which_another_compile_was_begun_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, code: int, told: str
+) -> None:
+    with open_run(tmp_path / "run", {"metric": "accuracy"}) as begun:
+        begun.ledger.write([ANSWERED])
+    assert run([*command, "--run", str(tmp_path / "run"), "--metric", metric]) == code
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_is_no_place_for_a_run(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--run", str(tmp_path / "rows.csv")]) == 2
+    assert "rows.csv is no folder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_predictors_own_model_needs_its_key_too(

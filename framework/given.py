@@ -1,0 +1,94 @@
+"""What a compile is given: checked for nothing, and told apart from what another one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from preceptor.affordable import FEWEST
+from preceptor.checks import (
+    check_labels,
+    check_metric,
+    check_positive,
+    check_present,
+    check_settings,
+    check_varied,
+    heard,
+    label_field,
+    needed_inputs,
+)
+from preceptor.data import check_examples
+from preceptor.errors import ConfigError
+from preceptor.lm.seam import frozen_predictors, predictors, state_of
+from preceptor.scoring.metrics import Metric, wrap
+from preceptor.splits import different, split, unseen
+
+if TYPE_CHECKING:
+    from preceptor.teleprompter import Teleprompter
+
+
+def checked(
+    method: Teleprompter,
+    student: dspy.Module,
+    trainset: Sequence[dspy.Example],
+    valset: Sequence[dspy.Example] | None,
+) -> tuple[list[dspy.Example], list[dspy.Example], str, Metric]:
+    """Return the rows to search on, those to confirm on, the label's field and the metric; no model is needed.
+
+    Raises:
+        ConfigError: If something can't work, or the rows are too few to confirm any gain.
+    """
+    check_settings(student)
+    inputs = needed_inputs(student)
+    train = check_examples(trainset, inputs, name="trainset")
+    output = label_field(student, train[0])
+    method.check_program(student, output)
+    train = heard(student, train)
+    if valset is None:
+        train, confirm = split(train, output, seed=method.seed)
+    else:
+        confirm = unseen(heard(student, check_examples(valset, inputs, name="valset")), train, name="valset")
+    count = different(confirm)
+    if len(train) < 2 or count < FEWEST:
+        told = f"{count} of different inputs" if count < len(confirm) else str(count)
+        raise ConfigError(
+            f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
+            "fewer can't tell a gain from chance, however large it is."
+        )
+    metric = wrap(method.metric, output)
+    for name, rows in (("trainset", train), ("valset", confirm)):
+        check_present(metric, rows, output, name)
+        check_labels(metric, student, rows, output, name)
+        check_metric(metric, student, rows[0], name)
+    check_positive(metric, [*train, *confirm], output)
+    check_varied(metric, [*train, *confirm], output)
+    return train, confirm, output, metric
+
+
+def parts_of(
+    method: Teleprompter,
+    student: dspy.Module,
+    train: Sequence[dspy.Example],
+    confirm: Sequence[dspy.Example],
+    metric: Metric,
+) -> dict[str, Any]:
+    """Return what a run depends on, by name, but for its models: the same parts take the same path."""
+    return {
+        "method": [type(method).__name__, method.knobs],
+        "student": _student_state(student),
+        "trainset": [row.toDict() for row in train],
+        "valset": [row.toDict() for row in confirm],
+        "metric": metric.name,
+    }
+
+
+def _student_state(student: dspy.Module) -> list[Any]:
+    frozen = [_state(*named) for named in frozen_predictors(student)]
+    return [*(_state(*named) for named in predictors(student)), *([frozen] if frozen else [])]
+
+
+def _state(name: str, predictor: Any) -> list[Any]:
+    own = [] if predictor.lm is None else [state_of(predictor.lm)]
+    return [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos], *own]
