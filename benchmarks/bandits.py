@@ -8,13 +8,11 @@ simulated tasks, so that each is compared with uniform task by task.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, Final
 
@@ -23,7 +21,8 @@ import typer
 from scipy import stats
 
 from preceptor.benchmarks import peers
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, progress
 from preceptor.scoring import bandits
 from preceptor.scoring.statistics import CONFIDENCE
 
@@ -61,20 +60,13 @@ Found = tuple[float, float]
 """Chance that a ranking's first is the best prompt, and that the best is in its beam; ties are broken evenly."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench bandits")
-
-
 def run(
     seeds: Annotated[int, typer.Option(min=2, help="Simulated tasks per number of prompts and budget.")] = 1000,
     arms: Annotated[list[int] | None, typer.Option(min=2, help="Prompts; by default 9 and 36.")] = None,
     budget: Annotated[list[int] | None, typer.Option(min=1, help="Rows per prompt; by default 12, 25 and 50.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Select with every rule on the same simulated tasks."""
     start = time.monotonic()
@@ -88,9 +80,7 @@ def run(
         for line in _lines(count, rows, found[at * seeds : (at + 1) * seeds])
     ]
     result = {"seeds": seeds, "rows": ROWS, "seconds": round(time.monotonic() - start), "measured": measured}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def measure(simulation: Simulation) -> dict[str, Found]:

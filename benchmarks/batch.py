@@ -31,18 +31,12 @@ import typer
 
 from preceptor.benchmarks.batched import Order
 from preceptor.benchmarks.kill import Life, _read, _wait, lost, recorded, repeated
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError, RunError
 
 PARTS: Final = ("linear", "kills", "ray")
 MEGABYTE: Final = 1e6
-
-
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench batch")
 
 
 def run(
@@ -56,8 +50,8 @@ def run(
     shard_rows: Annotated[int, typer.Option(help="Rows of a shard.")] = 10_000,
     threads: Annotated[int, typer.Option(help="Rows under way.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure rate, memory, kills and Ray."""
     parts = part or list(PARTS)
@@ -73,13 +67,12 @@ def run(
             "ray": lambda: [_spread(dataclasses.replace(order, busy=busy), ray_rows, workers)],
         }
         result |= {name: measured[name]() for name in parts}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(result)
-        return
+    give(result, out, as_json=as_json, show=_print)
+
+
+def _print(result: dict[str, Any]) -> None:
     say(f"{result['cores']} cores, load {result['load']:.1f}")
-    for name in parts:
+    for name in filter(result.__contains__, PARTS):
         table = result[name]
         print_table(name, [column.replace("_", " ") for column in table[0]], [list(row.values()) for row in table])
 

@@ -22,6 +22,7 @@ import typer
 from preceptor.benchmarks import tasks
 from preceptor.benchmarks.compared import HUMAN, Run
 from preceptor.benchmarks.papers import _Bench, made_elsewhere, made_here
+from preceptor.benchmarks.result import Json
 from preceptor.benchmarks.table import BOUNDS, FOLDER, read, upper_bounds
 from preceptor.cli.inputs import DEFAULT_LM, lm_of
 from preceptor.cli.view import print_json, print_table, progress, say
@@ -37,13 +38,6 @@ MOST: Final = 100
 """Candidates."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench bounds")
-
-
 def run(
     group: Annotated[str, typer.Option(help="Of the results.")],
     data_dir: Annotated[Path | None, typer.Option(help="As for `bench papers`.")] = None,
@@ -51,7 +45,7 @@ def run(
     lm: Annotated[str, typer.Option("--lm", help="The group's model.")] = DEFAULT_LM,
     candidates: Annotated[int, typer.Option(min=2, help="Scored on a task's test rows, at most.")] = MOST,
     out: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score the candidates of a group's compiles on test rows, and write one file a task."""
     place, model = out / group, lm_of(lm)

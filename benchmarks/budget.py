@@ -7,12 +7,10 @@ to the number of calls they announce (`preceptor.benchmarks.peers`). Answers tak
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import dspy
@@ -21,7 +19,8 @@ from dspy.lm15 import Request, Response
 
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.peers import Case, Claim
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, progress
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
 from preceptor.lm.prices import MILLION
@@ -39,13 +38,6 @@ RATES: Final = (20.0, 60.0)
 """Dollars per million input and output tokens of the simulated model; a word is a token."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench budget")
-
-
 def run(
     calls: Annotated[list[int] | None, typer.Option(help="Budgets in calls.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Calls in flight.")] = None,
@@ -53,8 +45,8 @@ def run(
     latency: Annotated[float, typer.Option(help="Seconds an answer takes.")] = 0.005,
     method: Annotated[list[str] | None, typer.Option(help="Of ours; by default all.")] = None,
     wrapped: Annotated[bool, typer.Option("--wrapped", help="DSPy's optimizers inside our contract too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Compile with every method, budget and number of threads."""
     kinds = peers.ours(wrapped=wrapped)
@@ -71,9 +63,7 @@ def run(
     with progress() as report:
         measured = peers.spread(lambda each: each(), work, 1, report, "compiling")
     result = {"rows": rows, "latency": latency, "seconds": round(time.monotonic() - start), "measured": measured}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 class Till(Simulated):

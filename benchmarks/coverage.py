@@ -6,14 +6,13 @@ comes several times, its answers are equal: so many rows say no more than their 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 
+from preceptor.benchmarks.result import Json, Out, give
 from preceptor.cli.view import print_table, say
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import compare, interval, smallest_gain
@@ -27,16 +26,10 @@ LABELS: Final = np.array(["bug", "praise", "question"])
 LARGE: Final = 400_000
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench coverage")
-
-
 def run(
     repeats: Annotated[int, typer.Option(help="Simulated data sets per number.")] = 2_000,
-    out: Annotated[Path | None, typer.Option(help="Write a JSON object here too.")] = None,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Simulate data sets with a gain of 15 points, with none, and with the smallest that should be confirmed."""
     measured = [
@@ -45,10 +38,12 @@ def run(
         for name, sizes in lines.items()
         for inputs in sizes
     ]
-    if out is not None:
-        out.write_text(json.dumps({"repeats": repeats, "measured": measured}, indent=2) + "\n", encoding="utf-8")
-    header = list(measured[0])
-    print_table(f"Share of {repeats} data sets", header, [list(line.values()) for line in measured])
+    give({"repeats": repeats, "measured": measured}, out, as_json=as_json, show=_print)
+
+
+def _print(result: dict[str, Any]) -> None:
+    lines: list[dict[str, Any]] = result["measured"]
+    print_table(f"Share of {result['repeats']} data sets", list(lines[0]), [list(line.values()) for line in lines])
 
 
 def _line(name: str, inputs: int, times: int, repeats: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,8 @@ import typer
 from dspy.lm15 import Config, Message, Request
 
 from preceptor import demo
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, say
 from preceptor.data import load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm import prefill
@@ -67,21 +67,14 @@ SLOTS: Final = 4
 BATCH: Final = 16
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench engine")
-
-
 def run(
     model: Annotated[list[str] | None, typer.Option(help="Models of the catalogue.")] = None,
     task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds lmbff_16shot, for subj and trec.")] = None,
     rows: Annotated[int, typer.Option(help="Rows to score.")] = 200,
     drafts: Annotated[int, typer.Option(help="Texts to decode.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure scoring and decoding."""
     found: list[dict[str, Any]] = []
@@ -94,9 +87,7 @@ def run(
             measured = others.get(each) or partial(_scored, name, lm, each, data_dir, rows, peak)
             found.append({"model": name, "task": each, **measured()})
     result = {"cores": torch.get_num_threads(), "bf16_gflops": round(peak / 1e9), "rows": rows, "measured": found}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def matrix_rate() -> float:

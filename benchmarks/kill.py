@@ -37,9 +37,10 @@ from dspy._vendor.lm15.serde import request_from_dict  # the only door to JSON
 from dspy.lm15 import request_from_openai_chat
 
 from preceptor.benchmarks.killed import ROWS, Order, answerer, digest
+from preceptor.benchmarks.result import Json, Out, give
 from preceptor.cli.compiling import _knobs, _method
 from preceptor.cli.inputs import pair
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError, RunError
 from preceptor.testing import ChatServer
 
@@ -52,13 +53,6 @@ Asked = tuple[float, str]
 """When a model was asked, in seconds since the epoch, and the digest of what."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench kill")
-
-
 def run(
     kills: Annotated[int | None, typer.Option(help="In all, per model; by default 30, of local 3.")] = None,
     model: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ROWS)}.")] = None,
@@ -67,8 +61,8 @@ def run(
     threads: Annotated[int, typer.Option(help="Calls in flight.")] = 8,
     latency: Annotated[float, typer.Option(help="Seconds per answer of simulated and http.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Kill compiles at random moments, resume them, and compare."""
     found: list[dict[str, Any]] = []
@@ -81,11 +75,11 @@ def run(
         order = Order(model=name, method=method, knobs={**knobs, **given}, threads=threads, latency=latency)
         found.append(_measure(order, KILLS[name] if kills is None else kills, random.Random(seed)))
     result = {"seed": seed, "latency": latency, "measured": found}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(result)
-        return
+    give(result, out, as_json=as_json, show=_print)
+
+
+def _print(result: dict[str, Any]) -> None:
+    found: list[dict[str, Any]] = result["measured"]
     columns = [name.replace("_", " ") for name in found[0]]
     print_table("Killed and resumed", columns, [list(row.values()) for row in found])
 

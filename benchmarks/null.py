@@ -7,12 +7,10 @@ DSPy's own optimizers run beside ours, raw.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, Final
 
@@ -23,7 +21,8 @@ from scipy import stats
 
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.peers import PEERS, Case, Claim
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, progress
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import DirectAdapter
 from preceptor.lm.budget import Budget
@@ -65,13 +64,6 @@ class Compile:
     proposals: int = 8
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench null")
-
-
 def run(
     seeds: Annotated[int, typer.Option(min=2, help="Compiles per size, of our methods.")] = 200,
     peer_seeds: Annotated[int, typer.Option(min=2, help="Compiles per size, of DSPy's optimizers.")] = 20,
@@ -81,8 +73,8 @@ def run(
     method: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
     wrapped: Annotated[bool, typer.Option("--wrapped", help="DSPy's optimizers inside our contract too.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Compile with many seeds and count what is replaced and claimed."""
     counts = {name: seeds for name in peers.ours(wrapped=wrapped)} | {name: peer_seeds for name in PEERS}
@@ -101,9 +93,7 @@ def run(
         found = iter(peers.spread(measure, [one for group in groups for one in group], jobs, report, "compiling"))
     measured = [_summary(group[0], list(islice(found, len(group)))) for group in groups]
     result = {"model": "graded" if effect else "coin", "seconds": round(time.monotonic() - start), "measured": measured}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def measure(compiled: Compile) -> dict[str, float]:

@@ -16,7 +16,6 @@ Neither of DSPy's counts calls, keeps to a budget or records an answer.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import subprocess
@@ -32,7 +31,8 @@ from typing import Annotated, Any, Final
 import dspy
 import typer
 
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import declare
 from preceptor.lm.budget import Account, Budget
@@ -66,13 +66,6 @@ class Took:
     cpu: float
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench overhead")
-
-
 def run(
     part: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; by default the first two.")] = None,
     rows: Annotated[list[int] | None, typer.Option(help="Of cost; each is compared with the first.")] = None,
@@ -81,8 +74,8 @@ def run(
     latency: Annotated[float, typer.Option(help="Seconds per answer, of waiting and http.")] = 0.2,
     rounds: Annotated[int, typer.Option(help="Rows per call in flight, of waiting and http.")] = 10,
     repeats: Annotated[int, typer.Option(help="Of everything; the best counts.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure the cost per row and the share of the ideal throughput."""
     parts = part or list(PARTS[:2])
@@ -99,9 +92,7 @@ def run(
         if "http" in parts:
             with _server(latency) as lm:
                 result["http"] = _waiting(lambda: lm, concurrency or [32, 128], latency, rounds, repeats)
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def _cost(sizes: Sequence[int], threads: Sequence[int], repeats: int) -> dict[str, list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ import torch
 import typer
 
 from preceptor.benchmarks import anytime, tasks
+from preceptor.benchmarks.result import Json
 from preceptor.benchmarks.table import FOLDER, summary
 from preceptor.benchmarks.tasks import Published
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
@@ -78,13 +79,6 @@ class Run:
         return f"{short}-{self.calls}" if self.test_rows is None else f"{short}-{self.calls}-of-{self.test_rows}"
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench papers")
-
-
 def run(
     data_dir: Annotated[
         Path | None,
@@ -105,7 +99,7 @@ def run(
         bool, typer.Option(help="Score on test rows what each search held for best: up to half of a run's time.")
     ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder of results.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compile, score on test rows, write one file a run, and print the table.
 

@@ -73,13 +73,6 @@ class Panel:
     lines: Sequence[Line]
 
 
-def main(arguments: list[str]) -> None:
-    """Draw with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench plot")
-
-
 def run(
     group: Annotated[str, typer.Option(help="Of equal model and budget.")],
     folder: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,

@@ -9,10 +9,8 @@ would have had, half of them at most. Prompts, rows and rules are those of `prec
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -21,7 +19,8 @@ import typer
 from preceptor.benchmarks import bandits as simulated
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.bandits import interval, puller
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, progress
 from preceptor.scoring import bandits
 
 MADE: Final = 14
@@ -65,19 +64,12 @@ class Round:
         return accuracy, (luck < accuracy[:, None]).astype(float)
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench preview")
-
-
 def run(
     seeds: Annotated[int, typer.Option(min=2, help="Simulated rounds per size, budget and agreement.")] = 1000,
     budget: Annotated[list[int] | None, typer.Option(min=1, help="Rows per prompt; by default 12, 25 and 50.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Choose the successors of the same simulated rounds both ways, at equal calls."""
     sizes = list(itertools.product(AGREEMENTS, PARENTS, budget or [12, 25, 50]))
@@ -88,9 +80,7 @@ def run(
         _line(size, rule, found[at * seeds : (at + 1) * seeds]) for at, size in enumerate(sizes) for rule in RULES
     ]
     result = {"seeds": seeds, "measured": measured}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def measure(one: Round) -> Found:

@@ -10,13 +10,11 @@ known, so the table shows several.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, Final
 
@@ -27,7 +25,8 @@ from scipy import stats
 
 from preceptor.benchmarks import peers
 from preceptor.benchmarks.peers import Case
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, progress
 from preceptor.lm.budget import Budget
 from preceptor.lm.seam import predictors
 from preceptor.modules import Classify
@@ -76,21 +75,14 @@ class Compile:
     seed: int
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench principles")
-
-
 def run(
     seeds: Annotated[int, typer.Option(min=2, help="Compiles per line.")] = 20,
     calls: Annotated[list[int] | None, typer.Option(help="Budgets.")] = None,
     forgets: Annotated[list[float] | None, typer.Option(help="Chances that a rewritten prompt loses a rule.")] = None,
     rows: Annotated[int, typer.Option(min=10, help="Train rows; as many validation rows.")] = 200,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Compile with growing budgets and read the rules off the programs."""
     groups = [
@@ -105,9 +97,7 @@ def run(
     measured = [_summary(group[0][0], list(islice(found, len(group)))) for group in groups]
     seconds = round(time.monotonic() - start)
     result = {"goal": GOAL, "seconds": seconds, "measured": measured, "reached": reached(measured)}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def measure(asked: tuple[Compile, int]) -> dict[str, float]:

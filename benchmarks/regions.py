@@ -21,13 +21,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import numpy as np
 import typer
 
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError
 from preceptor.lm.embedding import DEFAULT, Embedder, Vectors, embedder_of
 from preceptor.regions import PROBE, Router, divided
@@ -45,13 +45,6 @@ Clustering = Callable[[Vectors, int], Vectors]
 """Given vectors and the number of regions, returns the centroids after all vectors were assigned."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench regions")
-
-
 def run(
     rows: Annotated[int, typer.Option(min=1, help="Vectors to be clustered.")] = 1_000_000,
     regions: Annotated[int, typer.Option(min=1)] = 64,
@@ -59,8 +52,8 @@ def run(
     routes: Annotated[int, typer.Option(min=1, help="Vectors to be routed.")] = 100_000,
     requests: Annotated[int, typer.Option(min=0, help="Texts to be embedded and routed, one at a time.")] = 200,
     embedder: Annotated[str, typer.Option(help="Of the requests.")] = DEFAULT,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure clustering beside FAISS and scikit-learn, and routing."""
     contenders = contender or list(CONTENDERS)
@@ -70,9 +63,7 @@ def run(
     result: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows, "regions": regions}
     result["clustering"] = [_alone(name, rows, regions) for name in contenders]
     result["routing"] = routing(regions, routes, requests, embedder_of(embedder) if requests else None)
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def vectors(rows: int, regions: int, seed: int) -> Vectors:

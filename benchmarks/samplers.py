@@ -6,7 +6,6 @@ InstructZero itself, on published tasks: samplers_real.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,10 +16,11 @@ from scipy import stats
 
 from preceptor.benchmarks import samplers_made as made
 from preceptor.benchmarks import samplers_real as real
+from preceptor.benchmarks.result import Json, Out, give
 from preceptor.benchmarks.samplers_made import FRESH, FUNCTIONS, ROWS, Search
 from preceptor.benchmarks.samplers_real import SAMPLERS
 from preceptor.cli.inputs import DEFAULT_LM
-from preceptor.cli.view import print_json, print_table, progress
+from preceptor.cli.view import print_table, progress
 from preceptor.errors import ConfigError
 from preceptor.lm.catalogue import cache_folder
 from preceptor.scoring.statistics import CONFIDENCE
@@ -29,13 +29,6 @@ CHANCE: Final = "random"
 """The sampler that all are compared with, search by search."""
 
 Found = Mapping[str, float]
-
-
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench samplers")
 
 
 def run(
@@ -48,8 +41,8 @@ def run(
     proposer: Annotated[str | None, typer.Option(help="A model in this process; by default --lm.")] = None,
     calls: Annotated[int, typer.Option(help="Budget of one compile.")] = 1500,
     compiles: Annotated[int, typer.Option(min=1, help="Per task and sampler.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Search with many seeds and say how good the instruction found is in truth.
 
@@ -66,9 +59,7 @@ def run(
         result["compiled"] = real.compiled(
             data_dir, task or ["subj", "trec"], names, lm, proposer or lm, calls, compiles
         )
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def _made_up(names: Sequence[str], seeds: int, jobs: int) -> list[dict[str, Any]]:

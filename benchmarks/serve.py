@@ -35,7 +35,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from preceptor import program as artifact
-from preceptor.cli.view import print_json, print_table, say
+from preceptor.benchmarks.result import Json, Out, give
+from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError
 from preceptor.modules import Classify
 from preceptor.serving.app import application
@@ -88,13 +89,6 @@ class Running:
         return cast("dict[str, float]", json.loads(self._told.readline()))
 
 
-def main(arguments: list[str]) -> None:
-    """Run the benchmark with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench serve")
-
-
 def run(
     part: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; by default all.")] = None,
     clients: Annotated[int, typer.Option(min=1, help="Connections that ask at a time.")] = 32,
@@ -102,8 +96,8 @@ def run(
     requests: Annotated[int, typer.Option(min=1, help="Of waiting and instant, each time.")] = 3200,
     memory_requests: Annotated[int, typer.Option(min=10, help="Of memory.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Of waiting and instant, by turns; the best counts.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON object here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure a server's throughput, latency and memory."""
     parts = part or list(PARTS)
@@ -119,9 +113,7 @@ def run(
         result["instant"] = _compared(SERVERS, 0.0, clients, requests, repeats)
     if "memory" in parts:
         result["memory"] = _memory(clients, memory_requests)
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_json(result) if as_json else _print(result)
+    give(result, out, as_json=as_json, show=_print)
 
 
 def _compared(names: Sequence[str], latency: float, clients: int, requests: int, repeats: int) -> list[dict[str, Any]]:

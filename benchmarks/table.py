@@ -25,6 +25,7 @@ from preceptor.benchmarks.compared import (
     ranks,
     scored,
 )
+from preceptor.benchmarks.result import Json
 from preceptor.benchmarks.tasks import find
 from preceptor.cli.view import out, print_json, print_table
 from preceptor.errors import DataError
@@ -48,18 +49,11 @@ TITLES: Final = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    """Print the table with command-line arguments."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    app(arguments, standalone_mode=False, prog_name="preceptor bench table")
-
-
 def run(
     folder: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
     group: Annotated[str | None, typer.Option(help="Of equal model and budget; by default each in turn.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The README's table of methods and tasks.")] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print what is in the folder of results."""
     groups = [folder / group] if group else sorted(path for path in folder.glob("*") if path.is_dir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,4 +125,17 @@ def bench(
         return
     if name not in known:
         raise ConfigError(f"No benchmark {name!r}; there are {', '.join(sorted(known))}.")
-    known[name].load()(list(context.args))
+    as_command(name, known[name].load(), context.args)
+
+
+def as_command(name: str, run: Callable[..., None], arguments: Sequence[str]) -> None:
+    """Run a benchmark's function as a command with options of its own: its parameters.
+
+    Args:
+        name: Under which it is installed.
+        run: The function.
+        arguments: As they come from the command line.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    app(list(arguments), standalone_mode=False, prog_name=f"preceptor bench {name}")

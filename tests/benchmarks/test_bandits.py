@@ -10,6 +10,7 @@ import pytest
 
 from preceptor.benchmarks import bandits
 from preceptor.benchmarks.bandits import PUBLISHED, Simulation
+from preceptor.cli.tools import as_command
 
 
 class Order:
@@ -23,9 +24,8 @@ def test_every_rule_is_measured_on_the_same_tasks_with_intervals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bandits.json"
-    bandits.main(
-        ["--seeds", "40", "--arms", "9", "--budget", "12", "--budget", "50", "--jobs", "1", "--out", str(out), "--json"]
-    )
+    shape = ["--seeds", "40", "--arms", "9", "--budget", "12", "--budget", "50", "--jobs", "1"]
+    as_command("bandits", bandits.run, [*shape, "--out", str(out), "--json"])
 
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads(out.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def test_every_rule_is_measured_on_the_same_tasks_with_intervals(
 
 
 def test_the_table_has_a_line_per_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    bandits.main(["--seeds", "2", "--arms", "5", "--budget", "3", "--jobs", "1"])
+    as_command("bandits", bandits.run, ["--seeds", "2", "--arms", "5", "--budget", "3", "--jobs", "1"])
     title, header, *table = capsys.readouterr().out.splitlines()
     assert title == "How often the best prompt is picked, and kept in a beam of 4, in 2 simulated tasks"
     assert header.startswith("prompts  rows each  rule")

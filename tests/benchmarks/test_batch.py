@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from preceptor.benchmarks import batch
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError
 
 
 def measured(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    batch.main([*arguments, "--out", str(out), "--json"])
+    as_command("batch", batch.run, [*arguments, "--out", str(out), "--json"])
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     return printed
@@ -37,4 +38,4 @@ def test_rate_and_memory_are_measured_at_each_size(tmp_path: Path, capsys: pytes
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(ConfigError, match="No part 'speed'; there are linear, kills, ray"):
-        batch.main(["--part", "speed"])
+        as_command("batch", batch.run, ["--part", "speed"])

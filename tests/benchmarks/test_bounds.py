@@ -14,6 +14,7 @@ from preceptor.benchmarks.bounds import bound, proposed
 from preceptor.benchmarks.papers import _device
 from preceptor.benchmarks.table import upper_bounds
 from preceptor.benchmarks.tasks import Parts, Published
+from preceptor.cli.tools import as_command
 from preceptor.errors import DataError
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.trial import Outcome
@@ -97,7 +98,7 @@ def test_the_bounds_of_a_group_are_measured_and_kept(
     held = result("ape", 0, "a1", "Call it.", "a2", "a1") | {"lm": lm.model, "test_rows": 24}
     (tmp_path / "toss-300" / "toss-ape-0.json").write_text(json.dumps(held))
 
-    bounds.main(["--group", "toss-300", "--out", str(tmp_path), "--json"])
+    as_command("bounds", bounds.run, ["--group", "toss-300", "--out", str(tmp_path), "--json"])
 
     [line] = json.loads(capsys.readouterr().out)["bounds"]
     assert (line["task"], line["candidates"], line["oracle"], line["oracle_biased"]) == ("toss", 3, 1.0, 1.0)
@@ -109,9 +110,9 @@ def test_the_bounds_of_a_group_are_measured_and_kept(
     for name, value in (("data", "owner/other-rows@abc"), ("device", "NVIDIA H300")):
         (tmp_path / "toss-300" / "toss-ape-0.json").write_text(json.dumps(held | {name: value}))
         with pytest.raises(DataError, match=rf"^toss-ape-0 was made with {name} {value}, not .*: bounds"):
-            bounds.main(["--group", "toss-300", "--out", str(tmp_path)])
+            as_command("bounds", bounds.run, ["--group", "toss-300", "--out", str(tmp_path)])
     with pytest.raises(DataError, match="holds no results of"):
-        bounds.main(["--group", "nothing", "--out", str(tmp_path)])
+        as_command("bounds", bounds.run, ["--group", "nothing", "--out", str(tmp_path)])
 
 
 def test_a_task_that_nothing_was_proposed_for_is_refused_before_a_row_is_scored(
@@ -125,8 +126,9 @@ def test_a_task_that_nothing_was_proposed_for_is_refused_before_a_row_is_scored(
     person = {"task": "antonyms", "method": "human", "seed": 0, "instructions": "Say it.", "lm": lm.model}
     (place / "antonyms-human-0.json").write_text(json.dumps(person))
     for name in ("antonyms", "subj"):
+        arguments = ["--group", "toss-300", "--out", str(tmp_path), "--task", "trec", "--task", name]
         with pytest.raises(DataError, match=rf"holds no candidates for {name}; there are some for trec"):
-            bounds.main(["--group", "toss-300", "--out", str(tmp_path), "--task", "trec", "--task", name])
+            as_command("bounds", bounds.run, arguments)
     assert asked(lm) == []
 
 

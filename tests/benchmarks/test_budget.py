@@ -8,6 +8,7 @@ import dspy
 import pytest
 
 from preceptor.benchmarks import budget
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError
 from preceptor.lm.budget import Budget
 from preceptor.teleprompters import APE
@@ -18,7 +19,7 @@ from preceptor.testing import simulated
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out: Path = tmp_path_factory.mktemp("budget") / "budget.json"
     shape = ["--rows", "10", "--latency", "0", "--threads", "1", "--threads", "16", "--calls", "5", "--calls", "150"]
-    budget.main([*shape, "--method", "ape", "--out", str(out), "--json"])
+    as_command("budget", budget.run, [*shape, "--method", "ape", "--out", str(out), "--json"])
     found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["measured"]
     return found
 
@@ -41,7 +42,7 @@ def test_no_method_of_ours_passes_a_budget_with_any_number_of_threads(rows: list
 
 def test_a_method_there_is_not_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"^No method 'gepa'; there are ape, .*mixture, protegi\.$"):
-        budget.main(["--method", "gepa"])
+        as_command("budget", budget.run, ["--method", "gepa"])
 
 
 def test_a_budget_of_tokens_may_cut_the_search_short() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.benchmarks import coverage
+from preceptor.cli.tools import as_command
 
 
 def test_every_metric_and_size_is_measured_and_kept(
@@ -14,7 +15,7 @@ def test_every_metric_and_size_is_measured_and_kept(
     monkeypatch.setattr(coverage, "SIZES", {"accuracy": (50,), "macro_f1": (50,), "token_f1": (20,)})
     monkeypatch.setattr(coverage, "REPEATED", {"accuracy": (50,), "f1:bug": (50,)})
     monkeypatch.setattr(coverage, "LARGE", 20_000)
-    coverage.main(["--repeats", "60", "--out", str(tmp_path / "coverage.json")])
+    as_command("coverage", coverage.run, ["--repeats", "60", "--out", str(tmp_path / "coverage.json")])
 
     result = json.loads((tmp_path / "coverage.json").read_text(encoding="utf-8"))
     assert [(line["metric"], line["rows"], line["inputs"]) for line in result["measured"]] == [

@@ -10,6 +10,7 @@ from dspy.lm15 import request_from_openai_chat
 from preceptor.benchmarks import kill
 from preceptor.benchmarks.kill import Life, lost, repeated
 from preceptor.benchmarks.killed import answerer, digest
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError, RunError
 from preceptor.lm.ledger import Answer, Call, Ledger
 from preceptor.testing import Simulated, simulated
@@ -74,7 +75,7 @@ def test_a_killed_compile_is_resumed_and_counted(
 ) -> None:
     out = tmp_path / "kill.json"
     small = ["--kills", "1", "--seed", "18", "--set", "candidates=2", "--threads", "4"]
-    kill.main(["--model", model, *small, "--out", str(out), "--json"])
+    as_command("kill", kill.run, ["--model", model, *small, "--out", str(out), "--json"])
 
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
@@ -90,7 +91,7 @@ def test_a_killed_compile_is_resumed_and_counted(
 
 def test_what_a_compile_died_of_is_told() -> None:
     with pytest.raises(RunError, match=r"The compile in .*whole ended with 1: (.|\n)*needs a model in this process"):
-        kill.main(["--model", "simulated", "--set", "score=likelihood"])
+        as_command("kill", kill.run, ["--model", "simulated", "--set", "score=likelihood"])
 
 
 def test_a_program_that_differs_is_told_by_its_files(tmp_path: Path) -> None:
@@ -104,6 +105,6 @@ def test_a_program_that_differs_is_told_by_its_files(tmp_path: Path) -> None:
 
 def test_an_unknown_model_or_setting_is_refused() -> None:
     with pytest.raises(ConfigError, match="No model 'gpt'; there are simulated, http, local"):
-        kill.main(["--model", "gpt"])
+        as_command("kill", kill.run, ["--model", "gpt"])
     with pytest.raises(ConfigError, match="APE has no setting 'candles'"):
-        kill.main(["--set", "candles=1"])
+        as_command("kill", kill.run, ["--set", "candles=1"])

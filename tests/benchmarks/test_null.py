@@ -10,6 +10,7 @@ import pytest
 from preceptor import ConfigError
 from preceptor.benchmarks import null
 from preceptor.benchmarks.null import Compile
+from preceptor.cli.tools import as_command
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.statistics import compare
 from preceptor.scoring.trial import Outcome
@@ -20,7 +21,7 @@ PEERS = ["dspy.GEPA", "dspy.MIPROv2", "dspy.COPRO"]
 def measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
     out = tmp_path / "null.json"
     sizes = ["--seeds", "2", "--peer-seeds", "2", "--rows", "10", "--jobs", "1"]
-    null.main([*sizes, *arguments, "--out", str(out), "--json"])
+    as_command("null", null.run, [*sizes, *arguments, "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = printed["measured"]
@@ -55,7 +56,7 @@ def test_with_an_effect_the_true_gain_is_known(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_table_shows_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    null.main(["--seeds", "2", "--rows", "10", "--jobs", "1", "--method", "ape"])
+    as_command("null", null.run, ["--seeds", "2", "--rows", "10", "--jobs", "1", "--method", "ape"])
     title, header, row = capsys.readouterr().out.splitlines()
     assert title.startswith("A coin flip: no prompt can help.")
     assert header.split("  ")[0] == "method"
@@ -64,7 +65,7 @@ def test_the_table_shows_every_figure(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^No method 'gepa'; there are ape, .*dspy\.COPRO\.$"):
-        null.main(["--method", "gepa"])
+        as_command("null", null.run, ["--method", "gepa"])
 
 
 def test_one_proposal_in_eight_is_better_than_the_seed() -> None:

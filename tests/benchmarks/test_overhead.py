@@ -7,6 +7,7 @@ import pytest
 
 from preceptor.benchmarks import overhead
 from preceptor.benchmarks.overhead import EVALUATIONS, _instant, _rows, _timed
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError
 from preceptor.testing import asked, simulated, system
 
@@ -14,7 +15,7 @@ WAYS = ("ours", "dspy chat", "dspy direct")
 
 
 def measured(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, list[dict[str, float]]]:
-    overhead.main([*arguments, "--repeats", "2", "--out", str(out), "--json"])
+    as_command("overhead", overhead.run, [*arguments, "--repeats", "2", "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     assert printed["repeats"] == 2
@@ -65,7 +66,9 @@ def test_the_share_is_of_the_calls_that_so_many_in_flight_could_have_had_answere
 
 
 def test_the_same_is_measured_over_http_and_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    overhead.main(
+    as_command(
+        "overhead",
+        overhead.run,
         ["--part", "http", "--concurrency", "2", "--latency", "0.01", "--rounds", "2", "--repeats", "1"],
     )
     title, header, row = capsys.readouterr().out.splitlines()
@@ -79,4 +82,4 @@ def test_the_same_is_measured_over_http_and_printed_as_a_table(capsys: pytest.Ca
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(ConfigError, match="No part 'disk'; there are cost, waiting, http"):
-        overhead.main(["--part", "disk"])
+        as_command("overhead", overhead.run, ["--part", "disk"])

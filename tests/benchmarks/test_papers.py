@@ -18,6 +18,7 @@ from dspy.lm15 import Request
 from preceptor.benchmarks import papers
 from preceptor.benchmarks.papers import Run, _Bench, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError
 from preceptor.teleprompters import APE, MixtureOfExperts
 from preceptor.testing import asked, graded, prompt, simulated, system
@@ -190,7 +191,7 @@ def test_quick_runs_take_one_task_and_two_methods_and_stay_out_of_the_results(
     monkeypatch.setattr(papers, "_measured", measured)
     monkeypatch.setattr(papers, "lm_of", lambda name: model())
 
-    papers.main(["--quick"])
+    as_command("papers", papers.run, ["--quick"])
 
     assert [(run.task, run.method, run.seed, run.calls, run.test_rows) for run in asked_for] == [
         ("tickets", "ape", 0, 500, 50),
@@ -215,13 +216,13 @@ def test_results_of_other_data_another_model_or_device_are_not_taken_for_done(
     arguments = ["--task", "tickets", "--method", "ape", "--seeds", "1", "--out", str(tmp_path)]
 
     (place / "tickets-ape-0.json").write_text(json.dumps(held))
-    papers.main(arguments)  # older: it has neither data nor device
+    as_command("papers", papers.run, arguments)  # older: it has neither data nor device
     known = {"data": "upstream", "device": papers._device()}
     (place / "tickets-ape-0.json").write_text(json.dumps(held | known))
-    papers.main(arguments)
+    as_command("papers", papers.run, arguments)
     (place / "tickets-ape-0.json").write_text(json.dumps(held | known | {name: value}))
     with pytest.raises(ConfigError, match=rf"tickets-ape-0\.json was made with {name} {value}, not .*--out"):
-        papers.main([*arguments, "--method", "protegi"])
+        as_command("papers", papers.run, [*arguments, "--method", "protegi"])
 
 
 def test_nothing_to_run_is_told_with_why_before_a_model_is_loaded(
@@ -229,7 +230,9 @@ def test_nothing_to_run_is_told_with_why_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(papers, "lm_of", lambda name: pytest.fail("no model is needed"))
     with pytest.raises(ConfigError, match=r"^Nothing to run: the data of trec, subj has no instruction .* wrote"):
-        papers.main(["--method", "human", "--task", "trec", "--task", "subj", "--out", str(tmp_path)])
+        as_command(
+            "papers", papers.run, ["--method", "human", "--task", "trec", "--task", "subj", "--out", str(tmp_path)]
+        )
 
 
 def test_answers_of_a_gpu_have_a_ledger_of_their_own() -> None:

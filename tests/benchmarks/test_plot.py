@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from preceptor.benchmarks.plot import FRAME, drawing, main
+from preceptor.benchmarks import plot
+from preceptor.benchmarks.plot import FRAME, drawing
+from preceptor.cli.tools import as_command
 from preceptor.errors import DataError
 
 
@@ -84,11 +86,12 @@ def test_the_drawing_is_written_where_it_is_asked_for(tmp_path: Path, capsys: py
         (place / f"{at}.json").write_text(json.dumps(each))
     (place / "old.json").write_text(json.dumps({"task": "old", "method": "ape", "seed": 0, "budget": 100}))
 
-    main(["--group", "model-100", "--folder", str(tmp_path)])
-    main(["--group", "model-100", "--folder", str(tmp_path), "--task", "subj", "--out", str(tmp_path / "one.svg")])
+    group = ["--group", "model-100", "--folder", str(tmp_path)]
+    as_command("plot", plot.run, group)
+    as_command("plot", plot.run, [*group, "--task", "subj", "--out", str(tmp_path / "one.svg")])
 
     assert capsys.readouterr().out.split() == [str(place / "anytime.svg"), str(tmp_path / "one.svg")]
     assert "trec, accuracy" in texts((place / "anytime.svg").read_text(encoding="utf-8"))
     assert "trec, accuracy" not in texts((tmp_path / "one.svg").read_text(encoding="utf-8"))
     with pytest.raises(DataError, match=r"holds no curves of such runs\. Runs made before .* have none"):
-        main(["--group", "model-100", "--folder", str(tmp_path), "--task", "old"])
+        as_command("plot", plot.run, ["--group", "model-100", "--folder", str(tmp_path), "--task", "old"])

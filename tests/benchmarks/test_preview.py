@@ -8,6 +8,7 @@ import pytest
 
 from preceptor.benchmarks import preview
 from preceptor.benchmarks.preview import Round
+from preceptor.cli.tools import as_command
 
 
 class Order:
@@ -72,7 +73,7 @@ def test_a_round_has_the_prompts_it_says() -> None:
 
 def test_the_command_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "preview.json"
-    preview.main(["--seeds", "20", "--budget", "25", "--jobs", "1", "--out", str(out), "--json"])
+    as_command("preview", preview.run, ["--seeds", "20", "--budget", "25", "--jobs", "1", "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     assert [(line["agreement"], line["parents"], line["rule"]) for line in printed["measured"]] == [

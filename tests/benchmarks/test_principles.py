@@ -9,6 +9,7 @@ from dspy.lm15 import Config, Message, Request
 
 from preceptor.benchmarks import principles
 from preceptor.benchmarks.principles import Compile, checked, models, reached
+from preceptor.cli.tools import as_command
 from preceptor.testing import asked
 
 KETTLE = "If the parcel holds a kettle, the answer is kitchen."
@@ -66,7 +67,7 @@ def test_the_smallest_budget_that_is_good_enough_is_told() -> None:
 def test_both_methods_find_rules_and_are_held_to_the_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "principles.json"
     shape = ["--seeds", "2", "--calls", "700", "--forgets", "0", "--rows", "100", "--jobs", "1"]
-    principles.main([*shape, "--out", str(out), "--json"])
+    as_command("principles", principles.run, [*shape, "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     assert [row["method"] for row in printed["measured"]] == list(principles.METHODS)

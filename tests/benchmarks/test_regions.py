@@ -8,6 +8,7 @@ import pytest
 
 from preceptor.benchmarks import regions
 from preceptor.benchmarks.regions import CONTENDERS, DIMENSIONS, clustered, routing, vectors
+from preceptor.cli.tools import as_command
 from preceptor.errors import ConfigError
 from preceptor.lm.embedding import Embedder
 
@@ -45,7 +46,7 @@ def test_the_benchmark_runs_a_contender_in_a_process_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ["--rows", "500", "--regions", "4", "--routes", "200", "--requests", "0"]
-    regions.main([*sizes, "--contender", "ours", "--out", str(tmp_path / "out.json"), "--json"])
+    as_command("regions", regions.run, [*sizes, "--contender", "ours", "--out", str(tmp_path / "out.json"), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert (printed["rows"], printed["regions"]) == (500, 4)
@@ -55,4 +56,4 @@ def test_the_benchmark_runs_a_contender_in_a_process_of_its_own(
 
 def test_an_unknown_contender_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^No contender 'annoy'; there are ours, faiss, faiss, all, scikit-learn\.$"):
-        regions.main(["--contender", "annoy"])
+        as_command("regions", regions.run, ["--contender", "annoy"])

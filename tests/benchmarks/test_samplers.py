@@ -10,6 +10,7 @@ import pytest
 from preceptor import ConfigError
 from preceptor.benchmarks import samplers, samplers_made, samplers_real
 from preceptor.benchmarks.samplers_made import FRESH, FUNCTIONS, FURTHER, ROWS, Problem, Search
+from preceptor.cli.tools import as_command
 from preceptor.teleprompters import InstructZero
 from preceptor.testing import scripted, simulated, toy
 
@@ -69,7 +70,9 @@ def kept(cache: Path) -> list[dict[str, Any]]:
 
 def test_the_command_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     out = tmp_path / "samplers.json"
-    samplers.main(["--seeds", "2", "--jobs", "1", "--sampler", "random", "--out", str(out), "--json"])
+    as_command(
+        "samplers", samplers.run, ["--seeds", "2", "--jobs", "1", "--sampler", "random", "--out", str(out), "--json"]
+    )
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
     assert [(row["function"], row["sampler"], row["searches"]) for row in printed["measured"]] == [
@@ -85,7 +88,7 @@ def test_a_search_is_a_line_and_a_stopped_benchmark_makes_only_those_that_lack(
     capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     def printed(jobs: int) -> str:
-        samplers.main(["--seeds", "2", "--jobs", str(jobs), "--sampler", "random", "--json"])
+        as_command("samplers", samplers.run, ["--seeds", "2", "--jobs", str(jobs), "--sampler", "random", "--json"])
         return capsys.readouterr().out
 
     whole = json.loads(printed(1))
@@ -140,7 +143,7 @@ def test_each_sampler_is_compared_with_chance_on_the_same_searches() -> None:
 )
 def test_what_cant_be_measured_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        samplers.main(arguments)
+        as_command("samplers", samplers.run, arguments)
 
 
 def test_scores_of_a_compile_are_read_from_its_study(tmp_path: Path) -> None:

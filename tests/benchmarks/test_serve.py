@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from preceptor.benchmarks.serve import Load, main
+from preceptor.benchmarks.serve import Load, run
+from preceptor.cli.tools import as_command
 
 
 def test_a_served_program_is_measured_beside_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--part", "instant", "--clients", "2", "--requests", "20", "--repeats", "1", "--json"])
+    as_command("serve", run, ["--part", "instant", "--clients", "2", "--requests", "20", "--repeats", "1", "--json"])
     told = json.loads(capsys.readouterr().out)
 
     assert [row["server"] for row in told["instant"]] == ["ours", "recipe"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.benchmarks.table import FOLDER, block, main, methods, read, summary, upper_bounds
+from preceptor.benchmarks.table import FOLDER, block, methods, read, run, summary, upper_bounds
+from preceptor.cli.tools import as_command
 from preceptor.errors import DataError
 
 
@@ -44,9 +45,9 @@ def test_the_table_prints_every_group_of_results(tmp_path: Path, capsys: pytest.
     (tmp_path / "smollm-600").mkdir()
     (tmp_path / "smollm-600" / "subj-ape-0.json").write_text(json.dumps(result("ape", 0.25)))
 
-    main(["--folder", str(tmp_path)])
+    as_command("table", run, ["--folder", str(tmp_path)])
     told = capsys.readouterr().out
-    main(["--folder", str(tmp_path), "--json"])
+    as_command("table", run, ["--folder", str(tmp_path), "--json"])
 
     assert "smollm-600 Scores on test rows" in told
     assert "0.750" in told
@@ -60,9 +61,9 @@ def test_equal_gains_have_no_interval_in_the_table_or_in_its_json(
     for seed in range(3):
         (tmp_path / "smollm-600" / f"subj-ape-{seed}.json").write_text(json.dumps(result("ape", 0.0, seed)))
 
-    main(["--folder", str(tmp_path), "--json"])
+    as_command("table", run, ["--folder", str(tmp_path), "--json"])
     told = json.loads(capsys.readouterr().out, parse_constant=refuse)["smollm-600"]
-    main(["--folder", str(tmp_path)])
+    as_command("table", run, ["--folder", str(tmp_path)])
 
     assert [(line["gain"], line["low"], line["high"]) for line in told["methods"]] == [(0.0, None, None)]
     assert "Gain over the seed" in capsys.readouterr().out
@@ -123,7 +124,7 @@ def refuse(constant: str) -> None:
 
 def test_an_empty_folder_is_told_how_to_fill_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no results; make some with: preceptor bench papers"):
-        main(["--folder", str(tmp_path)])
+        as_command("table", run, ["--folder", str(tmp_path)])
 
 
 def curve(*places: tuple[int, float]) -> list[dict[str, object]]:
@@ -139,7 +140,7 @@ def test_what_the_runs_hold_decides_which_parts_there_are(tmp_path: Path, capsys
     told = {"task": "subj", "candidates": 9, "test_rows": 200, "oracle": 0.8, "oracle_biased": 0.9, "instructions": "x"}
     (tmp_path / "smollm-600" / "bounds" / "subj.json").write_text(json.dumps(told))
 
-    main(["--folder", str(tmp_path), "--json"])
+    as_command("table", run, ["--folder", str(tmp_path), "--json"])
     held = json.loads(capsys.readouterr().out)["smollm-600"]
 
     assert len(held["runs"]) == 2
@@ -150,7 +151,7 @@ def test_what_the_runs_hold_decides_which_parts_there_are(tmp_path: Path, capsys
         | {"oracle_biased": 0.9}
     ]
     assert [line["tasks"] for line in held["comparisons"]] == [1]  # one task can't be halved
-    main(["--folder", str(tmp_path)])
+    as_command("table", run, ["--folder", str(tmp_path)])
     said = capsys.readouterr().out
     for title in (
         "Upper bounds",
@@ -200,5 +201,5 @@ def test_the_readmes_table_has_a_row_a_method_and_a_column_a_task_with_the_induc
     (tmp_path / "model-600").mkdir()
     for at, each in enumerate(runs):
         (tmp_path / "model-600" / f"{at}.json").write_text(json.dumps(each))
-    main(["--folder", str(tmp_path), "--group", "model-600", "--markdown"])
+    as_command("table", run, ["--folder", str(tmp_path), "--group", "model-600", "--markdown"])
     assert capsys.readouterr().out == f"{expected}\n"
