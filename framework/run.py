@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,10 +32,13 @@ from preceptor.lineage import LINEAGE, Birth
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.redaction import without_credentials
 from preceptor.scoring.metrics import Aggregate, mean
+from preceptor.scoring.statistics import CONFIDENCE
 from preceptor.scoring.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     from preceptor.study import Studies
+
+logger = logging.getLogger(__name__)
 
 CONFIRMATION: Final = "confirmation.json"
 REGIONS: Final = "regions.json"
@@ -48,6 +52,9 @@ _HALVES: Final = "backslashreplace"
 
 
 _LOOKS: Final = "looks"
+_ROWS: Final = "valset"
+"""Of the fingerprints: the rows to confirm on."""
+
 _KINDS: Final[Mapping[str, type[Any]]] = {"fingerprints": dict, "command": dict, _LOOKS: list}
 
 _ADDRESSES: Final = ("api_base", "proposer_api_base")
@@ -133,7 +140,8 @@ class Run:
     def look(self, candidate: Any) -> int:
         """Return how many different candidates have been confirmed on this run's rows, this one included.
 
-        One that was confirmed before, in this process or an earlier one, has the number it had then.
+        One that was confirmed before, in this process or an earlier one, has the number it had then. Those of other
+        runs are told in the log, as a warning, and not counted: the same compile comes out the same wherever it is.
         """
         known, name = read_run(self.folder), fingerprint(candidate)
         looks: list[str] = known.get(_LOOKS, [])
@@ -141,7 +149,26 @@ class Run:
             looks = [*looks, name]
             with writable(self.folder):
                 write_whole(self.folder / "run.json", {**known, _LOOKS: looks})
+            self._tell_others(known)
         return looks.index(name) + 1
+
+    def _tell_others(self, known: Mapping[str, Any]) -> None:
+        """Log how often runs in folders beside this one have looked at the same rows."""
+        rows = known.get("fingerprints", {}).get(_ROWS)
+        looks = {
+            folder.name: len(other.get(_LOOKS, []))
+            for folder, other in _beside(self.folder)
+            if rows and other.get("fingerprints", {}).get(_ROWS) == rows and other.get(_LOOKS)
+        }
+        if looks:
+            count = sum(looks.values()) + 1
+            logger.warning(
+                "Other runs have looked at these same rows: %s. "
+                "Whoever ships the best of %d candidates has to hold p to %.2g.",
+                ", ".join(looks),
+                count,
+                (1 - CONFIDENCE) / count,
+            )
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all."""
@@ -304,6 +331,14 @@ def _refuse_lost_answers(folder: Path, ledger: Ledger) -> None:
             f"{ledger.path} has no answers, but {folder} has trials that were scored by some. Put back the ledger "
             f"and, if there was one, {ledger.path.name}-wal next to it; or delete {folder} to start anew."
         )
+
+
+def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the other run folders in the one that a run is in, with what their `run.json` says."""
+    for path in sorted(folder.absolute().parent.glob("*/run.json")):
+        with suppress(RunError):
+            if path.parent != folder.absolute():
+                yield path.parent, read_run(path.parent)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -114,6 +114,27 @@ def test_candidates_are_numbered_as_they_look_at_the_rows_whichever_process_asks
         read_run(tmp_path)
 
 
+def test_looks_of_other_runs_at_the_same_rows_are_told_once_and_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: dict[str, Any] = {"valset": [{"text": "ho"}]}
+    others: dict[str, dict[str, Any]] = {"ape": rows, "copro": {"valset": []}, "protegi": rows}
+    for name, parts in others.items():
+        with open_run(tmp_path / name, {**PARTS, **parts}) as run:
+            assert run.look(name) == 1
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")
+    caplog.clear()
+
+    with open_run(tmp_path / "gepa", {**PARTS, **rows}) as run:
+        assert [run.look("one"), run.look("one")] == [1, 1]
+
+    assert caplog.messages == [
+        "Other runs have looked at these same rows: ape, protegi. "
+        "Whoever ships the best of 3 candidates has to hold p to 0.017."
+    ]
+
+
 def test_the_result_is_readable_json(tmp_path: Path) -> None:
     with open_run(tmp_path, PARTS) as run:
         run.write_result({"gain": 0.25, "verdict": "größer"})

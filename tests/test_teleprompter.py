@@ -500,6 +500,21 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_compile_beside_another_on_the_same_rows_says_so_and_comes_out_as_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (
+        compiled_by(tries(tmp_path, simulated(answer), RIGHT, run_dir=tmp_path / name)) for name in ("first", "second")
+    )
+
+    assert [told for told in caplog.messages if "looked at" in told] == [
+        "Other runs have looked at these same rows: first. "
+        "Whoever ships the best of 2 candidates has to hold p to 0.025."
+    ]
+    assert first.evidence.stable() == second.evidence.stable()
+    assert first.evidence.replaced
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [

@@ -292,7 +292,8 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     console.print(
         plain(f"{result['metric']} {result['score']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {result['rows']} rows")
     )
-    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {result['failed']}\n")
+    failed = f"{result['failed']}, left out of the score" if result["failed"] else "0"
+    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {failed}\n")
     labels = sorted({cell["label"] for cell in result["confusion"]})
     answers = sorted({cell["answer"] for cell in result["confusion"]})
     if len(answers) > _LARGEST_TABLE:
