@@ -1,4 +1,4 @@
-"""How an optimizer that isn't ours asks: engines that remember and draw, adapters that forgive, and silence.
+"""How an optimizer that isn't ours asks: engines that remember and draw, rows in waves, adapters that forgive, silence.
 
 DSPy's optimizers print; what they write is dropped, and nobody else's.
 """
@@ -12,19 +12,22 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, Final, TextIO, cast
 
 import dspy
+from dspy.evaluate import evaluate as evaluation
 from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.parallelizer import ParallelExecutor
 
 from preceptor.errors import LMFailed
 from preceptor.lm.cohort import current
 from preceptor.lm.dispatch import is_transient
+from preceptor.lm.flow import in_order
 from preceptor.lm.ledger import Call, drawn, one_of_several, to_come
-from preceptor.lm.meter import MeteredEngine
+from preceptor.lm.meter import MeteredEngine, batching_engine
 from preceptor.lm.seam import InThread
 
 Gate = Callable[[], AbstractContextManager[None]]
@@ -37,6 +40,7 @@ _MARKER: Final = re.compile(r"\[\[ ## \w+ ## \]\]")
 """Of a field, in DSPy's chat format."""
 
 _IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
+_WAVES: ContextVar[dspy.LM | None] = ContextVar("waves", default=None)
 
 
 class Memory:
@@ -134,6 +138,36 @@ def with_room(lm: dspy.LM) -> dspy.LM:
     """Return a copy of `lm` that may write `PROPOSAL` tokens if its bound, often that of a task's answers, is less."""
     bound = lm.kwargs.get("max_tokens")
     return lm.copy(max_tokens=max(bound, PROPOSAL)) if bound else lm
+
+
+class _InWaves(ParallelExecutor):
+    """DSPy's executor, but inside `in_waves` its rows are answered together, in the same waves in every run."""
+
+    def _execute_sequential(self, function: Any, data: Any) -> Any:
+        lm = _WAVES.get()
+        if lm is None:
+            return super()._execute_sequential(function, data)
+        new = {id(item): item for item in data}  # GEPA draws a row twice where it runs out of them
+
+        def answered(item: Any) -> Any:
+            return function(item) if new.pop(id(item), None) is None else next(answers)
+
+        with closing(in_order(lm, list(new.values()), function, 1)) as answers:
+            return super()._execute_sequential(answered, data)
+
+
+@contextmanager
+def in_waves(lm: dspy.LM) -> Generator[None]:
+    """Let what DSPy evaluates with one thread ask for many rows at once, if the model answers many at once.
+
+    `dspy.Evaluate` makes its executor itself, so ours takes the place of that; it is DSPy's wherever this isn't on.
+    """
+    evaluation.ParallelExecutor = _InWaves
+    token = _WAVES.set(lm if batching_engine(lm) is not None else None)
+    try:
+        yield
+    finally:
+        _WAVES.reset(token)
 
 
 class Chat(dspy.ChatAdapter):

@@ -27,7 +27,17 @@ from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse
 from preceptor.scoring.metrics import mean, text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
-from preceptor.teleprompters.asking import Chat, Drawing, Memory, Remembering, answered_by, heard, muted, with_room
+from preceptor.teleprompters.asking import (
+    Chat,
+    Drawing,
+    Memory,
+    Remembering,
+    answered_by,
+    heard,
+    in_waves,
+    muted,
+    with_room,
+)
 
 _NOTE: Final = "_preceptor_note"
 
@@ -67,7 +77,8 @@ class _Note:
 class Watch:
     """What an optimizer is given instead of the task's own parts, and what became of every row.
 
-    A question that was answered in this search is answered from memory and costs nothing.
+    A question that was answered in this search is answered from memory and costs nothing. One that two rows of a wave
+    ask together, of a model that batches, is asked once and counts twice.
 
     Attributes:
         seed: The seed's trial, the first.
@@ -228,7 +239,7 @@ class Watch:
                 self._turn.notify_all()
 
     def _run(self, optimize: Callable[[], dspy.Module]) -> dspy.Module | None:
-        with muted(), dspy.context(lm=self.lm, adapter=Chat(), trace=None, disable_history=True):
+        with muted(), in_waves(self.lm), dspy.context(lm=self.lm, adapter=Chat(), trace=None, disable_history=True):
             try:
                 return optimize()
             except (_Stopped, KeyboardInterrupt, dspy.LMError) as error:

@@ -102,7 +102,7 @@ class GEPA(_Wrapped):
     some, else the score and the right label.
 
     Rows are scored `threads` at a time, and equal seeds give equal programs at any number of them. A model
-    in this process answers them one by one, not in batches. Scores over the whole set, such as F1, reach
+    in this process answers them in batches. Scores over the whole set, such as F1, reach
     GEPA as the mean of the rows'.
 
     Args:
@@ -165,7 +165,7 @@ class MIPROv2(_Wrapped):
     there are more than 50; repeated ones cost nothing.
 
     Rows are scored `threads` at a time, and equal seeds give equal programs at any number of them. A model
-    in this process answers them one by one, not in batches. Scores over the whole set, such as F1, reach
+    in this process answers them in batches. Scores over the whole set, such as F1, reach
     MIPROv2 as the mean of the rows'.
 
     Args:
@@ -251,7 +251,7 @@ class COPRO(_Wrapped):
     each depth.
 
     Rows are scored `threads` at a time, and equal seeds give equal programs at any number of them. A model
-    in this process answers them one by one, not in batches. Scores over the whole set, such as F1, reach
+    in this process answers them in batches. Scores over the whole set, such as F1, reach
     COPRO as the mean of the rows'.
 
     Args:

@@ -14,14 +14,15 @@ import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from dspy.utils.exceptions import AdapterParseError
 
-from preceptor.errors import InputTooLong
+from preceptor.errors import InputTooLong, MetricError
 from preceptor.lm.adapter import declare
+from preceptor.lm.budget import Budget
 from preceptor.lm.ledger import Call
 from preceptor.lm.seam import InThread, predictors
 from preceptor.scoring.trial import Trial
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
-from preceptor.teleprompters import COPRO
+from preceptor.teleprompters import COPRO, GEPA, MIPROv2
 from preceptor.teleprompters.asking import Chat, Json, Memory
 from preceptor.teleprompters.watched import Watch
 from preceptor.testing import asked, prompt, simulated, system, toy
@@ -315,7 +316,9 @@ class Batching(Simulated):
         return len(prompt(request))
 
 
-def test_a_model_in_this_process_answers_the_seeds_rows_together_and_none_of_them_again(tmp_path: Path) -> None:
+def test_a_model_in_this_process_answers_each_candidates_rows_together_and_none_of_the_seeds_again(
+    tmp_path: Path,
+) -> None:
     engine = Batching(toy.answer)
     lm = dspy.LM("simulated/batching", engine=engine, async_engine=InThread(engine), cache=False, num_retries=0)
     proposer = simulated(lambda request: toy.reply(request, toy.RIGHT))
@@ -325,9 +328,100 @@ def test_a_model_in_this_process_answers_the_seeds_rows_together_and_none_of_the
 
     evidence = compiled.evidence
     assert evidence.instructions == {"predict": toy.RIGHT}
-    assert engine.sizes == [10, 24]
-    assert engine.came_alone == {threading.current_thread()}
+    assert engine.sizes == [10, 10, 24]
+    assert not engine.came_alone
     assert len(engine.requests) == 10 + 10 + 24 == evidence.spent.calls - len(asked(proposer))
+
+
+def batching(answer: toy.Answer = toy.answer) -> tuple[Batching, dspy.LM]:
+    engine = Batching(answer)
+    return engine, dspy.LM(
+        "simulated/batching", engine=engine, async_engine=InThread(engine), cache=False, num_retries=0
+    )
+
+
+def compiled_by(kind: Any, lm: dspy.LM, place: Path, **settings: Any) -> Any:
+    proposer = simulated(lambda request: toy.reply(request, toy.lucky(request)))
+    smallest = {"breadth": 3, "depth": 2} if kind is COPRO else {}
+    method = kind(metric="accuracy", lm=lm, proposer=proposer, run_dir=place, **smallest, **settings)
+    return method.compile(toy.Sorter(), trainset=toy.rows(20), valset=toy.rows(12, 20)).evidence
+
+
+@pytest.mark.parametrize("kind", [COPRO, GEPA, MIPROv2])
+def test_rows_that_are_answered_together_lead_where_rows_that_are_answered_one_by_one_do(
+    kind: Any, tmp_path: Path
+) -> None:
+    engine, lm = batching()
+    together = compiled_by(kind, lm, tmp_path / "together", budget=Budget(calls=150))
+    alone = compiled_by(
+        kind, simulated(toy.answer, name="batching"), tmp_path / "alone", threads=1, budget=Budget(calls=150)
+    )
+
+    told = [
+        json.loads((tmp_path / name / "trials.jsonl").read_text().splitlines()[-1]) for name in ("together", "alone")
+    ]
+    assert told[0] == told[1]
+    assert together.instructions == alone.instructions != together.seed_instructions
+    assert together.spent == alone.spent
+    assert max(engine.sizes[1:-1]) >= 5, "of what the optimizer asked, between the seed and the confirmation"
+
+
+@pytest.mark.parametrize("kind", [COPRO, GEPA, MIPROv2])
+def test_the_end_of_the_budget_meets_the_same_rows_however_often_it_is_made(kind: Any, tmp_path: Path) -> None:
+    least = kind(metric="accuracy").estimate({"predict": toy.Sorter().predict.signature}, 20, None).least
+    found: list[Any] = []
+    for name in ("first", "second", "second"):
+        _, lm = batching()
+        found.append(compiled_by(kind, lm, tmp_path / name, budget=Budget(calls=least + 24 + 7)))
+
+    assert "past the budget" in found[0].stopped
+    assert found[0].stable() == found[1].stable() == found[2].stable()
+    assert found[2].billed.calls == 0
+
+
+def test_what_ends_a_search_ends_it_for_all_rows_that_wait_together(tmp_path: Path) -> None:
+    def raising(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        if toy.RIGHT in str(seen):
+            raise ZeroDivisionError
+        return float(example.label == prediction.label)
+
+    seen: list[str] = []
+
+    def answer(request: Request) -> str:
+        seen.append(system(request))
+        return toy.answer(request)
+
+    _, lm = batching(answer)
+    proposer = simulated(lambda request: toy.reply(request, toy.RIGHT))
+    method = COPRO(metric=raising, lm=lm, proposer=proposer, run_dir=tmp_path, breadth=2, depth=1)
+    with pytest.raises(MetricError, match=r"raised ZeroDivisionError"):
+        method.compile(toy.Sorter(), trainset=toy.rows(20), valset=toy.rows(12, 20))
+
+
+def test_a_question_that_two_rows_ask_together_is_asked_once_and_counts_twice(tmp_path: Path) -> None:
+    _, lm = batching()
+    engine, twice = batching()
+    once = compiled_with(lm, tmp_path / "once", toy.rows(10))
+    both = compiled_with(twice, tmp_path / "twice", [*toy.rows(10), *toy.rows(10)])
+
+    assert [evidence.billed.calls for evidence in (once, both)] == [10 + 10 + 24 + 1] * 2
+    assert both.spent.calls == 20 + 20 + 24 + 1
+    assert compiled_with(twice, tmp_path / "twice", [*toy.rows(10), *toy.rows(10)]).spent == both.spent
+    assert engine.sizes == [10, 10, 24]
+
+
+def compiled_with(lm: dspy.LM, place: Path, trainset: list[dspy.Example]) -> Any:
+    proposer = simulated(lambda request: toy.reply(request, toy.RIGHT))
+    method = COPRO(metric="accuracy", lm=lm, proposer=proposer, run_dir=place, breadth=2, depth=1)
+    return method.compile(toy.Sorter(), trainset=trainset, valset=toy.rows(12, 10)).evidence
+
+
+def test_dspys_own_evaluation_is_left_alone_where_no_search_is_under_way() -> None:
+    engine, lm = batching()
+    with dspy.context(lm=lm):
+        dspy.Evaluate(devset=toy.rows(4), metric=lambda *_: 1.0, num_threads=1)(toy.Sorter())
+    assert engine.sizes == []
+    assert engine.came_alone == {threading.current_thread()}
 
 
 def response(text: str) -> Response:
