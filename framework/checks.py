@@ -149,8 +149,8 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
-def check_varied(metric: Metric, rows: Sequence[dspy.Example], output: str) -> None:
-    """Raise if all rows have one label: a program that always answers it is right, whatever it is asked.
+def check_varied(metric: Metric, rows: Sequence[dspy.Example], output: str, name: str) -> None:
+    """Raise if all rows to confirm on have one label: a program that always answers it is right on all of them.
 
     Raises:
         ConfigError: With the label.
@@ -158,8 +158,8 @@ def check_varied(metric: Metric, rows: Sequence[dspy.Example], output: str) -> N
     found = {folded(text_of(row, output)) for row in rows} if metric.compares_labels and output else set[str]()
     if len(found) == 1:
         raise ConfigError(
-            f"All {len(rows)} rows have the label {text_of(rows[0], output)!r}, so a program that always answers it is "
-            "right on all of them, and no gain would mean anything. Give rows of other labels, too."
+            f"All {len(rows)} rows of {name} have the label {text_of(rows[0], output)!r}. A program that always "
+            "answers it is right on all of them, so no gain would mean anything. Give rows of other labels, too."
         )
 
 

@@ -63,7 +63,7 @@ def checked(
         check_labels(metric, student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
-    check_varied(metric, [*train, *confirm], output)
+    check_varied(metric, confirm, output, "valset" if valset is not None else "the half kept back to confirm on")
     return train, confirm, output, metric
 
 

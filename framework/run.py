@@ -149,23 +149,22 @@ class Run:
             looks = [*looks, name]
             with writable(self.folder):
                 write_whole(self.folder / "run.json", {**known, _LOOKS: looks})
-            self._tell_others(known)
+            self._tell_others(known.get("fingerprints", {}).get(_ROWS), looks)
         return looks.index(name) + 1
 
-    def _tell_others(self, known: Mapping[str, Any]) -> None:
-        """Log how often runs in folders beside this one have looked at the same rows."""
-        rows = known.get("fingerprints", {}).get(_ROWS)
-        looks = {
-            folder.name: len(other.get(_LOOKS, []))
+    def _tell_others(self, rows: str | None, looks: Sequence[str]) -> None:
+        """Log how many candidates runs in folders beside this one have confirmed on the same rows."""
+        others = {
+            folder.name: other[_LOOKS]
             for folder, other in _beside(self.folder)
             if rows and other.get("fingerprints", {}).get(_ROWS) == rows and other.get(_LOOKS)
         }
-        if looks:
-            count = sum(looks.values()) + 1
+        count = len(set(looks).union(*others.values()))
+        if others and count > 1:
             logger.warning(
                 "Other runs have looked at these same rows: %s. "
-                "Whoever ships the best of %d candidates has to hold p to %.2g.",
-                ", ".join(looks),
+                "Whoever ships the best of all %d candidates has to hold p to %.2g.",
+                ", ".join(others),
                 count,
                 (1 - CONFIDENCE) / count,
             )
@@ -200,7 +199,7 @@ def open_run(folder: Path, parts: Mapping[str, Any]) -> Generator[Run]:
 
 
 def check_folder(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Raise if a run of these parts couldn't have the folder, as `open_run` would; nothing is written.
+    """Raise if a run of these parts couldn't have the folder, as `open_run` would; nothing is changed in it.
 
     Args:
         folder: There or not.
@@ -335,10 +334,11 @@ def _refuse_lost_answers(folder: Path, ledger: Ledger) -> None:
 
 def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the other run folders in the one that a run is in, with what their `run.json` says."""
-    for path in sorted(folder.absolute().parent.glob("*/run.json")):
+    place = folder.resolve()
+    others = {path.parent.resolve() for path in folder.absolute().parent.glob("*/run.json")} - {place}
+    for other in sorted(others):  # a link to one of them is no other
         with suppress(RunError):
-            if path.parent != folder.absolute():
-                yield path.parent, read_run(path.parent)
+            yield other, read_run(other)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

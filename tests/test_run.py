@@ -121,18 +121,20 @@ def test_looks_of_other_runs_at_the_same_rows_are_told_once_and_not_counted(
     others: dict[str, dict[str, Any]] = {"ape": rows, "copro": {"valset": []}, "protegi": rows}
     for name, parts in others.items():
         with open_run(tmp_path / name, {**PARTS, **parts}) as run:
-            assert run.look(name) == 1
+            run.ledger.write([ANSWERED])
+            assert [run.look(name), run.look("the same")] == [1, 2]
+    (tmp_path / "latest").symlink_to(tmp_path / "ape")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")
     caplog.clear()
 
     with open_run(tmp_path / "gepa", {**PARTS, **rows}) as run:
-        assert [run.look("one"), run.look("one")] == [1, 1]
+        assert [run.look("the same"), run.look("the same"), run.look("one")] == [1, 1, 2]
 
-    assert caplog.messages == [
-        "Other runs have looked at these same rows: ape, protegi. "
-        "Whoever ships the best of 3 candidates has to hold p to 0.017."
-    ]
+    told = (
+        "Other runs have looked at these same rows: ape, protegi. Whoever ships the best of all {} candidates has to "
+    )
+    assert caplog.messages == [told.format(3) + "hold p to 0.017.", told.format(4) + "hold p to 0.013."]
 
 
 def test_the_result_is_readable_json(tmp_path: Path) -> None:

@@ -503,16 +503,17 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
 def test_a_compile_beside_another_on_the_same_rows_says_so_and_comes_out_as_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = (
-        compiled_by(tries(tmp_path, simulated(answer), RIGHT, run_dir=tmp_path / name)) for name in ("first", "second")
-    )
+    polite = f"{RIGHT} Please."
+    alone = compiled_by(tries(tmp_path, simulated(answer), polite, run_dir=tmp_path / "alone" / "run"))
+    compiled_by(tries(tmp_path, simulated(answer), RIGHT, run_dir=tmp_path / "first"))
+    second = compiled_by(tries(tmp_path, simulated(answer), polite, run_dir=tmp_path / "second"))
 
     assert [told for told in caplog.messages if "looked at" in told] == [
         "Other runs have looked at these same rows: first. "
-        "Whoever ships the best of 2 candidates has to hold p to 0.025."
+        "Whoever ships the best of all 2 candidates has to hold p to 0.025."
     ]
-    assert first.evidence.stable() == second.evidence.stable()
-    assert first.evidence.replaced
+    assert second.evidence.stable() == alone.evidence.stable()
+    assert second.evidence.replaced
 
 
 @pytest.mark.parametrize(
@@ -564,7 +565,12 @@ def test_a_compile_beside_another_on_the_same_rows_says_so_and_comes_out_as_with
         (
             {"trainset": [row for row in rows(60) if row.label == "yes"], "valset": None},
             ConfigError,
-            r"^All 30 rows have the label 'yes', so a program that always answers it is right on all of them",
+            r"^All 15 rows of the half kept back to confirm on have the label 'yes'\. A program that always answers it",
+        ),
+        (
+            {"valset": [row for row in rows(60, TRAIN) if row.label == "no"]},
+            ConfigError,
+            r"^All 30 rows of valset have the label 'no'\. A program that always answers it is right on all of",
         ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),

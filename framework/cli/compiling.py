@@ -220,7 +220,6 @@ class _Given:
     method: Any
     train: list[dspy.Example]
     confirm: list[dspy.Example]
-    parts: dict[str, Any]
     folder: Path
 
 
@@ -231,13 +230,13 @@ def _given(command: Command, folder: Path | None) -> _Given:
     method = _method_of(command, program)
     train, confirm, _, metric = checked(method, program, train, confirm)
     place = folder or _place(command, method, train, confirm, program)
-    return _Given(program, method, train, confirm, parts_of(method, program, train, confirm, metric), place)
+    runs.check_folder(place, parts_of(method, program, train, confirm, metric))
+    return _Given(program, method, train, confirm, place)
 
 
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
     given = _given(command, folder)
-    runs.check_folder(given.folder, given.parts)
     planned = plan(given.method, given.program, given.train, given.confirm)
     check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:

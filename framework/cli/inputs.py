@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -49,8 +50,21 @@ def entries(group: str) -> dict[str, Any]:
 
 
 def is_saved(target: str) -> bool:
-    """Return True if a target is a folder, and so a saved program; a signature may be too long to be one's name."""
-    return "->" not in target and Path(target).is_dir()
+    """Return True if a target is a folder, and so a saved program; a signature may be too long to be one's name.
+
+    Raises:
+        ConfigError: If it can be neither, nor an object of a Python file.
+    """
+    if "->" in target:
+        return False
+    with contextlib.suppress(OSError):  # too long to be a path
+        if Path(target).is_dir():
+            return True
+    if ".py:" not in target:
+        raise ConfigError(
+            f"No folder {target!r} of a saved program; a signature has '->', other programs are FILE.py:NAME."
+        )
+    return False
 
 
 def program_of(target: str, instructions: str | None) -> dspy.Module:
@@ -61,8 +75,7 @@ def program_of(target: str, instructions: str | None) -> dspy.Module:
     """
     if "->" in target:
         return _declared(_signature(target), instructions)
-    nor = "" if Path(target).exists() else "; nor is there a folder of that name"
-    found = _named(target, f"a module, a signature, or a function that returns one{nor}")
+    found = _named(target, "a module, a signature, or a function that returns one")
     if inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, dspy.Module)):
         with _users(f"{target}, called without arguments,"):
             found = found()

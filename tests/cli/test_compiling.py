@@ -215,6 +215,19 @@ def test_a_run_by_an_embedder_in_a_folder_has_its_whole_path_and_a_place_of_its_
     assert server.count == 0
 
 
+def test_a_plan_for_the_folder_of_a_compile_is_told_of_that_compile_only(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(rows, server, "--run", str(tmp_path / "run"))
+    assert compiled(capsys, *command)["billed_calls"] > 0
+    asked = server.count
+
+    assert compiled(capsys, *command, "--dry-run")["run"] == str(tmp_path / "run")
+    assert run([*command, "--dry-run", "--seed", "7"]) == 2
+    assert "belongs to another method and trainset and valset" in " ".join(capsys.readouterr().err.split())
+    assert server.count == asked
+
+
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True)])
 def test_a_setting_that_is_true_or_false_is_read_as_that(text: str, value: bool) -> None:
     assert _knobs(ConstitutionalExperts, {"join": text}) == {"join": value}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from preceptor.cli import run
-from preceptor.cli.inputs import metric_of, program_of
+from preceptor.cli.inputs import is_saved, metric_of, program_of
 from preceptor.errors import ConfigError
 
 TICKETS = """
@@ -94,12 +94,18 @@ def test_what_is_no_program_to_improve_is_refused(
         program_of(f"{written(TICKETS)}:{name}", None)
 
 
-def test_a_name_that_is_neither_a_file_nor_a_folder_is_told_as_both() -> None:
-    told = (
-        r"^'runs/spam/program' is not FILE\.py:NAME, where NAME is a module, .*; nor is there a folder of that name\.$"
-    )
-    with pytest.raises(ConfigError, match=told):
-        program_of("runs/spam/program", None)
+@pytest.mark.parametrize("target", ["runs/spam/program", "Is this spam? " * 30])
+def test_what_is_no_folder_no_signature_and_no_files_object_is_told_as_that(target: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^No folder '.*' of a saved program; a signature has '->', other programs are F"
+    ):
+        is_saved(target)
+
+
+def test_a_folder_is_a_saved_program_and_a_signature_or_a_files_object_none(tmp_path: Path) -> None:
+    assert is_saved(str(tmp_path))
+    assert not is_saved(f"{tmp_path}/mine.py:Desk")
+    assert not is_saved("text -> label: Literal['spam', 'mail']")
 
 
 def test_a_number_is_no_metric(tmp_path: Path, written: Callable[[str], Path]) -> None:

@@ -110,6 +110,18 @@ def test_a_folder_in_which_another_compile_was_begun_is_refused(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_folder_of_other_things_is_refused_by_the_compile_as_by_its_plan(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "experiments"
+    place.mkdir()
+    (place / "train.jsonl").write_text("{}\n", encoding="utf-8")
+    for asked in (command, [word for word in command if word != "--dry-run"]):
+        assert run([*asked, "--run", str(place)]) == 2
+        assert "holds other files and is no run folder" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in place.iterdir()] == ["train.jsonl"]
+
+
 def test_a_file_is_no_place_for_a_run(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--run", str(tmp_path / "rows.csv")]) == 2
     assert "rows.csv is no folder" in " ".join(capsys.readouterr().err.split())
