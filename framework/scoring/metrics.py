@@ -49,6 +49,10 @@ _ROUNDED: Final = 1e-9
 """How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
 
 
+def _no_turns(sums: int) -> tuple[Array, Array]:
+    return np.zeros((0, sums)), np.zeros((0, sums))
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """A score of a whole set that depends on sums over its rows; statistics resample the rows of `terms`.
@@ -56,10 +60,13 @@ class Sums:
     Attributes:
         terms: Outcomes, none of them failed -> what each row adds, of shape (rows, sums).
         score: Sums, of shape (..., sums) -> scores in [0, 1], of shape (...).
+        turns: Number of sums -> the terms, before and after, of made-up rows that turn right or wrong, of shape
+            (rows, sums) each: they enter the standard error of a gain (see `statistics`).
     """
 
     terms: Callable[[Sequence[Outcome]], Array]
     score: Callable[[Array], Array]
+    turns: Callable[[int], tuple[Array, Array]] = _no_turns
 
 
 def _scores(outcomes: Sequence[Outcome]) -> Array:
@@ -336,6 +343,13 @@ def _label_f1(sums: Array) -> tuple[Array, Array]:
     return _share(2 * hits, 2 * hits + errors), golds
 
 
+def _label_turns(sums: int) -> tuple[Array, Array]:
+    """Return a row of each label that turns right, then one of each that turns wrong."""
+    one, none = np.eye(sums // 3), np.zeros((sums // 3, sums // 3))
+    missed, hit = np.hstack([none, one, one]), np.hstack([one, none, one])
+    return np.vstack([missed, hit]), np.vstack([hit, missed])
+
+
 def _macro_terms(outcomes: Sequence[Outcome]) -> Array:
     return _label_terms(outcomes, sorted({folded(outcome.gold) for outcome in outcomes}))
 
@@ -347,7 +361,7 @@ def _macro_score(sums: Array) -> Array:
     return _share((f1 * occurs).sum(axis=-1), occurs.sum(axis=-1).astype(np.float64))
 
 
-MACRO_F1: Final = Sums(_macro_terms, _macro_score)
+MACRO_F1: Final = Sums(_macro_terms, _macro_score, _label_turns)
 
 
 def _macro(field: str) -> Metric:
@@ -356,7 +370,8 @@ def _macro(field: str) -> Metric:
 
 def binary_f1(field: str, positive: str) -> Metric:
     """Return the F1 of the label `positive` in `field`; any other answer counts as negative."""
-    sums = Sums(lambda outcomes: _label_terms(outcomes, [folded(positive)]), lambda sums: _label_f1(sums)[0][..., 0])
+    own = [folded(positive)]
+    sums = Sums(lambda rows: _label_terms(rows, own), lambda sums: _label_f1(sums)[0][..., 0], _label_turns)
     return Metric(f"f1:{positive}", _accuracy(field).scorer, 2, sums)
 
 

@@ -7,10 +7,15 @@ Tango's at so many 0/1 rows where all rows say the same, which is no certainty. 
 interval is stretched to zero where its test finds nothing, so the two never disagree in what they confirm.
 Measured coverage: benchmarks/results/coverage.json. Rows of equal inputs are tested as one, which weighs what its
 rows weigh; where a single input makes most of the rows, the interval is too narrow, though nothing more is confirmed.
-So it is in F1 where nearly all rows of a label, or of a rare one, turn right.
+
+Where nearly all rows of a rare label turn right, their spread says too little of what else could have been seen. So the
+standard error of a gain in F1 is that of the rows, or if it is larger, that of the rows and two made-up ones of each
+label: one turns right and one turns wrong. The gain is that of the rows.
 
 Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-design", Statistics in Medicine 17, 1998.
+design", Statistics in Medicine 17, 1998. Bonett and Price, "Adjusted Wald confidence interval for a difference of
+binomial proportions based on paired data", Journal of Educational and Behavioral Statistics 37, 2012, add a row to
+each of the two kinds of 0/1 pairs that change.
 """
 
 from __future__ import annotations
@@ -119,7 +124,7 @@ def compare(before: Sequence[Outcome], after: Sequence[Outcome], metric: Metric,
     else:
         test = "permutation of inputs" if is_certain else "permutation"
         old_terms, new_terms = (_by_input(metric.sums.terms(outcomes), inputs) for outcomes in (first, second))
-        low, high, p_value = _permutation(old_terms, new_terms, metric.sums, seed)
+        low, high, p_value = _permutation(old_terms, new_terms, metric.sums, seed, len(pairs) / len(old_terms))
     if p_value >= 1 - CONFIDENCE:
         low, high = min(low, 0.0), max(high, 0.0)
     return Comparison(old, new, new - old, low, high, p_value, len(pairs), test, repeated)
@@ -161,8 +166,8 @@ def _tango(better: float, worse: float, rows: int) -> float:
     return float(cast("float", optimize.brentq(excess, -1.0, gain - 1e-9)))
 
 
-def _permutation(before: Array, after: Array, sums: Sums, seed: int) -> tuple[float, float, float]:
-    """Return the interval and p-value of a gain in any other score, from each input's terms."""
+def _permutation(before: Array, after: Array, sums: Sums, seed: int, times: float) -> tuple[float, float, float]:
+    """Return the interval and p-value of a gain in any other score, from the terms of inputs that come so often."""
     changed = (before != after).any(axis=1)
     counted = max(1, int(((before != 0) | (after != 0)).any(axis=1).sum()))  # true negatives don't count in F1
     if not changed.any():
@@ -171,12 +176,15 @@ def _permutation(before: Array, after: Array, sums: Sums, seed: int) -> tuple[fl
         return -1.0, 1.0, 1.0
     totals = before.sum(axis=0), after.sum(axis=0)
     gain = float(sums.score(totals[1]) - sums.score(totals[0]))
-    without = sums.score(totals[1] - after) - sums.score(totals[0] - before)
-    p_value, error = _swap_test(before[changed], after[changed], totals, sums, seed), _standard_error(without)
+    p_value = _swap_test(before[changed], after[changed], totals, sums, seed)
+    error = _error_of_gain(before, after, sums)
     if error < _NO_ERROR:
         better, worse = max(0.0, gain) * counted, max(0.0, -gain) * counted
         return _tango(better, worse, counted), -_tango(worse, better, counted), p_value
-    half = _student(len(before)) * error
+    old, new = (
+        np.vstack([own, times * made]) for own, made in zip((before, after), sums.turns(before.shape[1]), strict=True)
+    )
+    half = _student(len(before)) * max(error, _error_of_gain(old, new, sums))
     return max(-1.0, gain - half), min(1.0, gain + half), p_value
 
 
@@ -202,6 +210,11 @@ def _swaps(rows: int, seed: int) -> Iterator[Any]:
     size = max(1, _BLOCK // rows)
     for start in range(0, SWAPS, size):
         yield rng.integers(0, 2, (min(size, SWAPS - start), rows))
+
+
+def _error_of_gain(before: Array, after: Array, sums: Sums) -> float:
+    """Return the jackknife's standard error of a gain."""
+    return _standard_error(sums.score(after.sum(axis=0) - after) - sums.score(before.sum(axis=0) - before))
 
 
 def _standard_error(without: Array) -> float:

@@ -187,6 +187,55 @@ def test_rows_of_other_labels_add_no_certainty_to_a_gain_in_the_f1_of_one() -> N
     assert verdict.low == pytest.approx(0.351, abs=1e-3)
 
 
+def test_a_row_that_turns_right_and_one_that_turns_wrong_are_made_up_for_the_error_of_a_gain_in_f1() -> None:
+    others = [Outcome("scored", 1.0, "no", "no")] * 2
+    missed, found = [Outcome("scored", 0.0, "no", "yes")], [Outcome("scored", 1.0, "yes", "yes")]
+
+    verdict = compare(missed * 8 + others, found * 7 + missed + others, wrap("f1:yes", "label"))
+
+    turned = 7 * 2 / (7 * 2 + 2) - 2 / (2 + 8)  # without one that turned right, the made-up one among them
+    still, other, back = 16 / 17 - 2 / 10, 16 / 18 - 2 / 11, 16 / 17 - 0.0
+    without = [turned] * 8 + [still, other, other, back]
+    mean = sum(without) / 12
+    error = math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
+    assert verdict.gain == pytest.approx(14 / 15)
+    assert verdict.low == pytest.approx(14 / 15 - 2.2622 * error, abs=1e-4)  # Student's t of 9 degrees of freedom
+
+
+def test_made_up_rows_never_narrow_the_interval_of_a_gain_in_f1() -> None:
+    """Of one label three rows turn right and one turns wrong: two more that change would look like more certainty."""
+    others = [Outcome("scored", 1.0, "no", "no")] * 46
+    missed, found = [Outcome("scored", 0.0, "no", "yes")], [Outcome("scored", 1.0, "yes", "yes")]
+
+    verdict = compare(missed * 3 + found + others, found * 3 + missed + others, wrap("f1:yes", "label"))
+
+    turned, back = 4 / 5 - 2 / 4, 6 / 6 - 0.0  # without one that turned right, and without the one that turned wrong
+    without = [turned] * 3 + [back] + [6 / 7 - 2 / 5] * 46
+    mean = sum(without) / 50
+    error = math.sqrt(49 / 50 * sum((one - mean) ** 2 for one in without))
+    assert verdict.gain == pytest.approx(6 / 7 - 2 / 5)
+    assert verdict.low == pytest.approx(
+        6 / 7 - 2 / 5 - 2.0096 * error, abs=1e-4
+    )  # Student's t of 49 degrees of freedom
+
+
+def test_a_gain_in_f1_is_as_uncertain_with_each_input_ten_times_as_once() -> None:
+    others = [Outcome("scored", 1.0, "no", "no")] * 2
+    missed, found = [Outcome("scored", 0.0, "no", "yes")], [Outcome("scored", 1.0, "yes", "yes")]
+    before, after = missed * 8 + others, found * 7 + missed + others
+    metric = wrap("f1:yes", "label")
+
+    once = compare(before, after, metric)
+    often = compare(ten_times(before), ten_times(after), metric)
+
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.p_value == once.p_value
+
+
+def ten_times(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [dataclasses.replace(outcome, of=str(at)) for at, outcome in enumerate(outcomes) for _ in range(10)]
+
+
 def test_a_graded_gain_has_students_interval() -> None:
     gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]  # mean 0.45, variance 0.42 / 7
     half = 2.3646 * math.sqrt(0.42 / 7 / 8)  # Student's t of 7 degrees of freedom

@@ -23,7 +23,7 @@ from preceptor.scoring.trial import Trial
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters import COPRO, GEPA, MIPROv2
-from preceptor.teleprompters.asking import Chat, Json, Memory
+from preceptor.teleprompters.asking import Chat, Json, Memory, in_waves
 from preceptor.teleprompters.watched import Watch
 from preceptor.testing import asked, prompt, simulated, system, toy
 from preceptor.testing.models import Simulated
@@ -418,6 +418,8 @@ def compiled_with(lm: dspy.LM, place: Path, trainset: list[dspy.Example]) -> Any
 
 def test_dspys_own_evaluation_is_left_alone_where_no_search_is_under_way() -> None:
     engine, lm = batching()
+    with in_waves(lm):
+        pass
     with dspy.context(lm=lm):
         dspy.Evaluate(devset=toy.rows(4), metric=lambda *_: 1.0, num_threads=1)(toy.Sorter())
     assert engine.sizes == []
