@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -13,6 +14,8 @@ from preceptor.lm.adapter import labels_of, takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.metrics import Metric, folded, text_of
+
+logger = logging.getLogger(__name__)
 
 _SHOWN: Final = 10
 """Labels named in a message."""
@@ -149,17 +152,15 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
-def check_varied(metric: Metric, rows: Sequence[dspy.Example], output: str, name: str) -> None:
-    """Raise if all rows to confirm on have one label: a program that always answers it is right on all of them.
-
-    Raises:
-        ConfigError: With the label.
-    """
+def warn_of_one_label(metric: Metric, rows: Sequence[dspy.Example], output: str) -> None:
+    """Log a warning if all rows to confirm on have one label: always answering it would be right on all of them."""
     found = {folded(text_of(row, output)) for row in rows} if metric.compares_labels and output else set[str]()
     if len(found) == 1:
-        raise ConfigError(
-            f"All {len(rows)} rows of {name} have the label {text_of(rows[0], output)!r}. A program that always "
-            "answers it is right on all of them, so no gain would mean anything. Give rows of other labels, too."
+        logger.warning(
+            "All %d rows to confirm on have the label %r. A program that always answers it is right on all of them, "
+            "so a gain would mean nothing. Give rows of other labels, too.",
+            len(rows),
+            text_of(rows[0], output),
         )
 
 

@@ -14,7 +14,6 @@ from preceptor.checks import (
     check_positive,
     check_present,
     check_settings,
-    check_varied,
     heard,
     label_field,
     needed_inputs,
@@ -63,7 +62,6 @@ def checked(
         check_labels(metric, student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
-    check_varied(metric, confirm, output, "valset" if valset is not None else "the half kept back to confirm on")
     return train, confirm, output, metric
 
 

@@ -16,7 +16,7 @@ import dspy
 
 from preceptor import program as artifact
 from preceptor.affordable import affordable, confirming, power
-from preceptor.checks import check_module
+from preceptor.checks import check_module, warn_of_one_label
 from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
@@ -95,7 +95,9 @@ class Compile:
         lm = method.lm or dspy.settings.lm
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
-        return cls(method, student, *checked(method, student, trainset, valset), lm, method.proposer or lm)
+        train, confirm, output, metric = checked(method, student, trainset, valset)
+        warn_of_one_label(metric, confirm, output)
+        return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
 
     @contextmanager
     def open(self) -> Generator[Task]:

@@ -271,10 +271,7 @@ def test_the_command_line_sends_the_key_of_the_environment_and_shows_it_nowhere(
     assert run(compile_command(tmp_path, echo.url)) == 0
     assert run(["resume", str(tmp_path / "run")]) == 0
     echo.status = 401
-    (tmp_path / "run" / "ledger.sqlite").unlink()
-    (tmp_path / "run" / "result.json").unlink()
-    (tmp_path / "run" / "trials.jsonl").unlink()
-    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run").rename(tmp_path / "first")
     assert run(compile_command(tmp_path, echo.url)) == 4
 
     assert any(KEY in told for told in echo.told)

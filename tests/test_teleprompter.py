@@ -500,6 +500,16 @@ def test_a_budget_of_tokens_needs_a_bound_per_call_of_a_frozen_parts_model_too(t
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_to_confirm_on_of_one_label_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told = "All {} rows to confirm on have the label {}. A program that always answers it is right on all of them, so"
+    mixed, one = rows(40, TRAIN), [row for row in rows(40, TRAIN) if row.label == "no"]
+
+    compiled_by(tries(tmp_path, simulated(answer), RIGHT), valset=mixed)
+    assert not [text for text in caplog.messages if "always answers" in text]
+    compiled_by(tries(tmp_path / "one", simulated(answer), RIGHT), valset=one)
+    assert [text.startswith(told.format(20, "'no'")) for text in caplog.messages if "always answers" in text] == [True]
+
+
 def test_a_compile_beside_another_on_the_same_rows_says_so_and_comes_out_as_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -561,16 +571,6 @@ def test_a_compile_beside_another_on_the_same_rows_says_so_and_comes_out_as_with
             {"trainset": [*rows(TRAIN), dspy.Example(text="cut \ud83d", label="yes").with_inputs("text")]},
             DataError,
             r"^trainset, row 17, text: no valid Unicode \(lone surrogate U\+D83D\); no model can be sent it\.$",
-        ),
-        (
-            {"trainset": [row for row in rows(60) if row.label == "yes"], "valset": None},
-            ConfigError,
-            r"^All 15 rows of the half kept back to confirm on have the label 'yes'\. A program that always answers it",
-        ),
-        (
-            {"valset": [row for row in rows(60, TRAIN) if row.label == "no"]},
-            ConfigError,
-            r"^All 30 rows of valset have the label 'no'\. A program that always answers it is right on all of",
         ),
         ({"trainsett": rows(3)}, ConfigError, r"^Tries\.compile doesn't know 'trainsett'\.$"),
         ({"num_threads": 3}, ConfigError, r"^Tries\.compile doesn't know 'num_threads'\.$"),
