@@ -155,7 +155,7 @@ class Run:
     def _tell_others(self, rows: str | None, looks: Sequence[str]) -> None:
         """Log how many candidates runs in folders beside this one have confirmed on the same rows."""
         others = {
-            folder.name: other[_LOOKS]
+            folder.name: map(str, other[_LOOKS])
             for folder, other in _beside(self.folder)
             if rows and other.get("fingerprints", {}).get(_ROWS) == rows and other.get(_LOOKS)
         }

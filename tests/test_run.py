@@ -126,15 +126,19 @@ def test_looks_of_other_runs_at_the_same_rows_are_told_once_and_not_counted(
     (tmp_path / "latest").symlink_to(tmp_path / "ape")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")
+    odd = {"fingerprints": {"valset": fingerprint(rows["valset"])}, "looks": [fingerprint("the same"), {}]}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "run.json").write_text(json.dumps(odd), encoding="utf-8")
     caplog.clear()
 
     with open_run(tmp_path / "gepa", {**PARTS, **rows}) as run:
         assert [run.look("the same"), run.look("the same"), run.look("one")] == [1, 1, 2]
 
     told = (
-        "Other runs have looked at these same rows: ape, protegi. Whoever ships the best of all {} candidates has to "
+        "Other runs have looked at these same rows: ape, odd, protegi. "
+        "Whoever ships the best of all {} candidates has to hold p to {}."
     )
-    assert caplog.messages == [told.format(3) + "hold p to 0.017.", told.format(4) + "hold p to 0.013."]
+    assert caplog.messages == [told.format(4, "0.013"), told.format(5, "0.01")]
 
 
 def test_the_result_is_readable_json(tmp_path: Path) -> None:
