@@ -8,7 +8,7 @@ from __future__ import annotations
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -117,8 +117,8 @@ class Evaluator:
     has_steps: bool = False
     on_row: Callable[[], None] = lambda: None
     losses: Losses | None = None
-    _listened: Iterator[int] = field(init=False, repr=False, default_factory=lambda: iter(range(1)))
-    """Yields once: for the row on which it is listened to whether the program asks models by itself."""
+    _is_heard: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
+    """Set once a row was answered on which it was listened to whether the program asks models by itself."""
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -193,10 +193,13 @@ class Evaluator:
         return replace(outcome, of=inputs_key(job.example))
 
     def _predicted(self, job: Job) -> Any:
-        if not is_metered(self.lm) or next(self._listened, None) is None:
+        """Answer a row; those begun before one was answered are all listened to, so that none asks twice unheard."""
+        if not is_metered(self.lm) or self._is_heard.is_set():
             return job.program(**job.example.inputs())
         with refusing_bypasses():
-            return job.program(**job.example.inputs())
+            prediction = job.program(**job.example.inputs())
+        self._is_heard.set()
+        return prediction
 
     def _answered(self, job: Job, gold: str) -> Outcome:
         try:

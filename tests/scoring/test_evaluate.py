@@ -378,6 +378,52 @@ def test_a_program_that_asks_a_model_past_the_meter_is_refused(ledger: Ledger, t
     assert len(asked(own)) <= threads
 
 
+def test_no_thread_asks_a_model_past_the_meter_twice_while_the_first_row_waits(ledger: Ledger) -> None:
+    is_ninth = threading.Event()
+
+    def answer(request: Request) -> str:
+        if len(asked(own)) > 8:
+            is_ninth.set()
+        if number(request) == 0:
+            is_ninth.wait(1)
+        return "a"
+
+    own, lm = simulated(answer, name="own"), metered(ledger, simulated(lambda request: "a"), 99)
+
+    with pytest.raises(ConfigError, match=r"^The program asks simulated/own by itself"):
+        evaluator(lm, threads=8).run(jobs(Straying(own, "argument"), rows(40)))
+
+    assert len(asked(own)) <= 8
+
+
+def test_a_program_is_listened_to_until_a_row_is_answered(ledger: Ledger) -> None:
+    lm, own = metered(ledger, simulated(refuse_the_first), 99), simulated(lambda request: "a", name="own")
+
+    with pytest.raises(ConfigError, match=r"^The program asks simulated/own by itself"):
+        evaluator(lm, threads=1, losses=Losses(40)).run(jobs(AskingAnother(own), rows(40)))
+
+    assert len(asked(own)) == 1
+
+
+class AskingAnother(dspy.Module):
+    """Asks a model of its own once it has been answered."""
+
+    def __init__(self, lm: dspy.LM) -> None:
+        super().__init__()
+        self.pick, self.own = program(), Own(lm)
+
+    def forward(self, text: str) -> Any:
+        answered = self.pick(text=text)
+        self.own.lm(text)
+        return answered
+
+
+def refuse_the_first(request: Request) -> str:
+    if number(request) == 0:
+        raise ConnectionError("no route")
+    return "a"
+
+
 def test_a_program_that_asks_the_model_it_is_given_is_let_through(ledger: Ledger) -> None:
     lm = metered(ledger, simulated(lambda request: "a"), 99)
 
