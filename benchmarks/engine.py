@@ -5,6 +5,7 @@ below a shared prefix; llama.cpp (xllamacpp, the same GGUF file, 4 slots, prompt
 `transformers.generate` (left-padded batches of 16, the same weights) produce one token a row.
 
 `prompts` reads what ProTeGi asks of a proposer in one round, four criticisms and their edits, in blocks and filled up.
+`edits` decodes four edits one after the other, as a reflection is asked for: looking ahead, and one token a step.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any, Final, cast
+from unittest.mock import patch
 
 import dspy
 import torch
 import typer
-from dspy.lm15 import Config, Message, Request
+from dspy.lm15 import Config, Message, Request, Response
 
 from preceptor import demo
 from preceptor.benchmarks.result import Json, Out, give
 from preceptor.cli.view import print_table, say
 from preceptor.data import load_rows
 from preceptor.errors import ConfigError
-from preceptor.lm import prefill
+from preceptor.lm import ahead, prefill
 from preceptor.lm.adapter import DirectAdapter, declare
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, LocalLM
@@ -57,12 +60,13 @@ TASKS: Final = {
     ),
     "tickets": (demo.SIGNATURE, demo.INSTRUCTIONS),
 }
-PARTS: Final = (*TASKS, "decoding", "prompts")
+PARTS: Final = (*TASKS, "decoding", "prompts", "edits")
 REASON: Final = (
     "The instructions don't say which queue takes the tickets that speak of a payment, a login or a delivery."
 )
 GROUPS, ERRORS = 4, 4
 DECODED: Final = 64
+LONG: Final = 200
 SLOTS: Final = 4
 BATCH: Final = 16
 
@@ -82,12 +86,22 @@ def run(
     for name in model or ["smollm2-135m", "qwen2.5-coder-1.5b"]:
         lm = LocalLM(name)
         load_weights(lm)
-        for each in task or [*(["subj", "trec"] if data_dir else ["tickets"]), "decoding", "prompts"]:
-            others = {"decoding": partial(_decoded, name, lm, drafts), "prompts": partial(_prompts, lm)}
+        for each in task or _parts(lm, data_dir):
+            others = {
+                "decoding": partial(_decoded, name, lm, drafts),
+                "prompts": partial(_prompts, lm),
+                "edits": partial(_edits, lm),
+            }
             measured = others.get(each) or partial(_scored, name, lm, each, data_dir, rows, peak)
             found.append({"model": name, "task": each, **measured()})
     result = {"cores": torch.get_num_threads(), "bf16_gflops": round(peak / 1e9), "rows": rows, "measured": found}
     give(result, out, as_json=as_json, show=_print)
+
+
+def _parts(lm: dspy.LM, data_dir: Path | None) -> list[str]:
+    """Return what is measured by default: what can be here."""
+    scored = ["subj", "trec"] if data_dir else ["tickets"]
+    return [*scored, "decoding", "prompts", *(["edits"] if ahead.can_look(cast("Any", lm.engine)._model) else [])]
 
 
 def matrix_rate() -> float:
@@ -164,14 +178,7 @@ def _decoded(name: str, lm: dspy.LM, drafts: int) -> dict[str, Any]:
 def _prompts(lm: dspy.LM) -> dict[str, Any]:
     """Read criticisms of tickets answered wrongly and then their edits, as a compile does; the better of two each."""
     engine = cast("LocalEngine", lm.engine)
-    rows = load_rows(demo.FOLDER / "train.csv")
-    errors = [f"Input: text: {row['text']}\nAnswer: queue: desk\nRight answer: {row['queue']}" for row in rows]
-    groups = ["\n\n".join(errors[at * ERRORS : (at + 1) * ERRORS]) for at in range(GROUPS)]
-    fields = {"prompt": demo.INSTRUCTIONS, "reason": REASON, "words": 60, "count": "one version"}
-    waves = [
-        [engine._prompt(_asked(lm, template.substitute(fields, errors=group))) for group in groups]
-        for template in (GRADIENT, EDIT)
-    ]
+    waves = [[engine._prompt(one) for one in _of_groups(lm, template, tokens=1)] for template in (GRADIENT, EDIT)]
 
     def in_blocks() -> None:
         blocks = prefill.Blocks(engine._model, 1 << 20, 384)
@@ -193,8 +200,38 @@ def _prompts(lm: dspy.LM) -> dict[str, Any]:
     }
 
 
-def _asked(lm: dspy.LM, text: str) -> Request:
-    return Request(model=lm.model, messages=(Message.user(text),), config=Config(max_tokens=1))
+def _edits(lm: dspy.LM) -> dict[str, Any]:
+    """Decode edits for tickets answered wrongly one by one: looking ahead, then not."""
+    engine = cast("LocalEngine", lm.engine)
+    requests = _of_groups(lm, EDIT, tokens=LONG)
+    if not ahead.can_look(engine._model):
+        raise ConfigError("No looking ahead here: torch has no FBGEMM for this processor, or the model is on a GPU.")
+    _one_by_one(engine, _of_groups(lm, EDIT, tokens=1))  # the prompts' common blocks are kept
+    ours, texts = _timed(lambda: _one_by_one(engine, requests))
+    with patch.object(ahead, "can_look", lambda model: False):
+        plain, others = _timed(lambda: _one_by_one(engine, requests))
+    return {
+        "tokens": sum(text.usage.output_tokens for text in texts),
+        "seconds": ours,
+        "seconds_one_a_step": plain,
+        "times_one_a_step": plain / ours,
+        "equal_to_one_a_step": sum(a.message.text == b.message.text for a, b in zip(texts, others, strict=True)),
+    }
+
+
+def _one_by_one(engine: LocalEngine, requests: Sequence[Request]) -> list[Response]:
+    return [engine.complete(request) for request in requests]
+
+
+def _of_groups(lm: dspy.LM, template: Template, tokens: int) -> list[Request]:
+    """Return what ProTeGi asks about groups of tickets that were answered wrongly."""
+    rows = load_rows(demo.FOLDER / "train.csv")
+    errors = [f"Input: text: {row['text']}\nAnswer: queue: desk\nRight answer: {row['queue']}" for row in rows]
+    groups = ["\n\n".join(errors[at * ERRORS : (at + 1) * ERRORS]) for at in range(GROUPS)]
+    fields = {"prompt": demo.INSTRUCTIONS, "reason": REASON, "words": 60, "count": "one version"}
+    asked = [template.substitute(fields, errors=group) for group in groups]
+    config = Config(max_tokens=tokens)
+    return [Request(model=lm.model, messages=(Message.user(text),), config=config) for text in asked]
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -264,9 +301,11 @@ def _print(result: dict[str, Any]) -> None:
     say(f"{result['cores']} cores, bf16 matrix rate {result['bf16_gflops']} GFLOP/s")
     columns = ["model", "task", "ours", "llama_cpp", "transformers", "times_llama_cpp", "times_transformers"]
     columns += ["equal_to_one_by_one", "share_of_bf16_rate", "prompt_tokens", "own_tokens"]
-    _table(result, "Rows per second, in one run", columns, [part for part in PARTS if part != "prompts"])
+    _table(result, "Rows per second, in one run", columns, PARTS[:-2])
     columns = ["model", "prompt_tokens", "seconds", "seconds_filled_up", "times_filled_up"]
     _table(result, "Four criticisms and their edits, read in blocks and filled up", columns, ["prompts"])
+    columns = ["model", "tokens", "seconds", "seconds_one_a_step", "times_one_a_step", "equal_to_one_a_step"]
+    _table(result, "Four edits, one after the other: looking ahead, and one token a step", columns, ["edits"])
 
 
 def _table(result: dict[str, Any], title: str, columns: Sequence[str], parts: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from preceptor.benchmarks.table import FOLDER, MARKS, block, read
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+BENCHMARKS = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
 TASKS = {"subj": "subj", "trec": "TREC"}
 
 
@@ -37,6 +38,13 @@ def test_the_engine(row: dict[str, Any]) -> None:
     shares = [f"{row[name]:.0%}".replace("%", " %") for name in ("equal_to_one_by_one", "share_of_bf16_rate")]
     cells = [f"{row['model']}, {TASKS[row['task']]}", row["own_tokens"], *rates, *shares]
     assert f"| {' | '.join(map(str, cells))} |" in README
+
+
+def test_looking_ahead() -> None:
+    [row] = result("engine-edits")["measured"]
+    said = f"{row['times_one_a_step']:.1f} times as fast, the same texts"
+    assert f"(`results/engine-edits.json`: `--model {row['model']} --task edits`, {said})" in BENCHMARKS
+    assert row["equal_to_one_a_step"] == 4
 
 
 def on_a_coin() -> dict[str, dict[int, dict[str, Any]]]:

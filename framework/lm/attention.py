@@ -59,7 +59,7 @@ def attend(
     spans: Sequence[Span] | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as "sdpa" does; with `spans`, each row to its own keys alone.
+    """Attend as "sdpa" does; with `spans`, each row to its own keys alone. A row of one token sees all of them.
 
     Args:
         module: The attention layer.
@@ -77,7 +77,11 @@ def attend(
         return sdpa(module, query, key, value, mask, **rest)[0], None
     found: list[torch.Tensor] = []
     for start, stop, seen in spans:
-        keys, values = (torch.cat([whole[:, :, part] for part in seen], dim=2) for whole in (key, value))
-        own = torch.cat([mask[:, :, start:stop, part] for part in seen], dim=3)
+        keys, values = (_joined([whole[:, :, part] for part in seen], 2) for whole in (key, value))
+        own = _joined([mask[:, :, start:stop, part] for part in seen], 3) if stop - start > 1 else None
         found.append(sdpa(module, query[:, :, start:stop], keys, values, own, **rest)[0])
     return torch.cat(found, dim=1), None
+
+
+def _joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    return torch.cat([*parts], dim=dim) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""Decoding free text in batches: shared prefix, per-request seeds, early leave."""
+"""Decoding free text in batches: shared prefix, per-request seeds, early leave; the last text looks ahead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from preceptor.lm import graphs, sampling
+from preceptor.lm import ahead, graphs, sampling
 from preceptor.lm.prefill import Read, forward
 from preceptor.lm.sampling import Draw
 
@@ -48,7 +48,7 @@ def decode(
     found = [Text() for _ in draws]
     generators = [torch.Generator().manual_seed(draw.seed) for draw in draws]
     logits = read.logits
-    steps = _steps(model, read.cache, read.mask, max(draw.max_tokens for draw in draws))
+    steps = _steps(model, read, draws)
     live = list(range(len(draws)))
     while live:
         drawn = sampling.drawn(logits, [draws[at] for at in live], [generators[at] for at in live])
@@ -62,27 +62,49 @@ def decode(
     return found
 
 
-def _steps(model: Any, cache: Any, mask: Any, max_tokens: int) -> Shrinking | graphs.Replayed:
+def _steps(model: Any, read: Read, draws: Sequence[Draw]) -> Shrinking | graphs.Replayed:
     """Return what makes the steps after the prompts have been read: on a GPU, replayed ones."""
-    kind = graphs.Replayed if model.device.type == "cuda" else Shrinking
-    return kind(model, cache, mask, max_tokens)
+    if model.device.type == "cuda":
+        return graphs.Replayed(model, read.cache, read.mask, max(draw.max_tokens for draw in draws))
+    return Shrinking(model, read, draws)
 
 
 class Shrinking:
-    """The steps of one batch of texts; finished ones leave it at once. Arguments as of `graphs.Replayed`."""
+    """The steps of one batch of texts; finished ones leave it at once, and the last one looks ahead if it can.
 
-    def __init__(self, model: Any, cache: Any, mask: Any, max_tokens: int) -> None:
-        del max_tokens
-        self._model, self._cache, self._mask = model, cache, mask
+    Args:
+        model: A causal language model of `transformers`.
+        read: Their prompts, one row each; used up.
+        draws: What is decoded, one a row.
+    """
+
+    def __init__(self, model: Any, read: Read, draws: Sequence[Draw]) -> None:
+        self._model, self._cache, self._mask = model, read.cache, read.mask
+        self._words = [list(draw.suffix) for draw in draws]
+        self._most = [draw.max_tokens for draw in draws]
+        self._can_look = ahead.can_look(model)
+        self._last: ahead.Ahead | None = None
 
     def forward(self, stay: Sequence[int], tokens: Sequence[int]) -> Any:
         """Go on with these of the rows that are left, feeding each its token; return their logits."""
+        if self._last:
+            return self._last.forward(tokens[0])
         if len(stay) < len(self._mask):
-            self._cache.batch_select_indices(torch.tensor(stay, device=self._mask.device))
-            self._mask = self._mask[stay]
+            self._leave(stay)
+        if len(stay) == 1 and self._can_look:
+            cache = ahead.alone(self._cache, self._mask)
+            self._last = ahead.Ahead(self._model, cache, self._words[0], self._most[0])
+            return self._last.forward(tokens[0])
+        self._words = [[*words, token] for words, token in zip(self._words, tokens, strict=True)]
+        self._most = [most - 1 for most in self._most]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
         fed = torch.tensor([[token] for token in tokens], device=self._mask.device)
         return forward(self._model, self._cache, fed, self._mask)
+
+    def _leave(self, stay: Sequence[int]) -> None:
+        self._cache.batch_select_indices(torch.tensor(stay, device=self._mask.device))
+        self._mask = self._mask[stay]
+        self._words, self._most = [self._words[at] for at in stay], [self._most[at] for at in stay]
 
 
 def _take(text: Text, draw: Draw, token: int, logprob: float, ends: frozenset[int], detokenize: Detokenize) -> bool:

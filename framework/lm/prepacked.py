@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import torch
 
-_ROWS: Final = 6
+ROWS: Final = 6
 """Rows of FBGEMM's largest kernel for processors with AVX2."""
 
 
@@ -39,7 +39,7 @@ class Prepacked(torch.nn.Linear):
         """Return the products of the rows of an input, shape (..., in_features), with the weights, in float32."""
         multiply: Any = torch.ops.quantized.linear_dynamic_fp16
         rows = input.reshape(-1, self.in_features)
-        missing = -len(rows) % _ROWS
+        missing = -len(rows) % ROWS
         filled = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         products: torch.Tensor = multiply(filled, self._packed)
         return products[: len(rows)].reshape(*input.shape[:-1], self.out_features)

@@ -124,6 +124,9 @@ class Fixed:
 
     device = torch.device("cpu")
 
+    def get_output_embeddings(self) -> None:
+        return None
+
     def __init__(self, probabilities: list[float]) -> None:
         self._logits = torch.tensor([math.log(p) for p in probabilities])
 
