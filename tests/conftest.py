@@ -13,11 +13,16 @@ import dspy
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 import preceptor
 from preceptor.testing.models import Simulated
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else DSPy asks the network for prices, 5 s a try
+
+hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("untimed")  # on a busy machine an example can take a second longer than the last one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

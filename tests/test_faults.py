@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,11 @@ from preceptor.teleprompters import APE
 from preceptor.testing import ChatServer, Faults, Kind
 
 RIGHT = "Answer with the last word."
-PATIENCE = Patience(timeout=0.5, first_wait=0.01)
+PATIENCE = Patience(timeout=60, first_wait=0.01)
+HASTY = Patience(timeout=2, first_wait=0.01)
+"""For answers that never come, or come after `LATE` seconds."""
+
+LATE = 600
 PASSING: tuple[Kind, ...] = (
     "rate_limit",
     "rate_limit_after",
@@ -78,8 +81,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_one_call_in_ten_that_fails_and_passes_changes_nothing(
     kind: Kind, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    with ChatServer(answer, faults=Faults(kinds=(kind,), share=0.1, seed=1, slow_seconds=3)) as server:
-        evidence = compiled(server.lm(max_tokens=16), tmp_path / "run").evidence
+    patience = HASTY if kind in ("hang", "slow") else PATIENCE
+    with ChatServer(answer, faults=Faults(kinds=(kind,), share=0.1, seed=1, slow_seconds=LATE)) as server:
+        evidence = compiled(server.lm(max_tokens=16), tmp_path / "run", patience=patience).evidence
 
     assert server.faults[kind] > 0
     assert program(tmp_path / "run") == undisturbed["program"]
@@ -88,8 +92,8 @@ def test_one_call_in_ten_that_fails_and_passes_changes_nothing(
 
 
 def test_all_kinds_of_faults_together_change_nothing(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    with ChatServer(answer, faults=Faults(kinds=PASSING, share=0.3, seed=2, slow_seconds=3)) as server:
-        evidence = compiled(server.lm(max_tokens=16), tmp_path / "run").evidence
+    with ChatServer(answer, faults=Faults(kinds=PASSING, share=0.3, seed=2, slow_seconds=LATE)) as server:
+        evidence = compiled(server.lm(max_tokens=16), tmp_path / "run", patience=HASTY).evidence
 
     assert len(server.faults) > 6
     assert program(tmp_path / "run") == undisturbed["program"]
@@ -118,13 +122,11 @@ def test_a_provider_that_refuses_stops_the_compile_at_once_and_resuming_ends_it(
 @pytest.mark.parametrize(("kind", "threads"), [("hang", 8), ("server_error", 8), ("dropped", 1), ("rate_limit", 64)])
 def test_a_provider_that_is_down_stops_the_compile_soon(kind: Kind, threads: int, tmp_path: Path) -> None:
     patience = Patience(timeout=0.3, retries=1, first_wait=0.01)
-    with ChatServer(answer, faults=Faults(kinds=(kind,))) as server:
-        start = time.monotonic()
-        with pytest.raises(LMFailed, match=r"Spent so far: 0 calls, "):
-            compiled(server.lm(max_tokens=16), tmp_path / "run", patience=patience, threads=threads)
-        seconds = time.monotonic() - start
+    server = ChatServer(answer, faults=Faults(kinds=(kind,)))
+    with server, pytest.raises(LMFailed, match=r"Spent so far: 0 calls, "):
+        compiled(server.lm(max_tokens=16), tmp_path / "run", patience=patience, threads=threads)
 
-    assert seconds < 10  # each of 4 proposals, two at a time, waits 2 x 0.3 s at most
+    assert server.count <= 8  # each of 4 proposals is asked for twice at most, and no row at all
 
 
 def test_a_provider_that_goes_down_keeps_what_was_answered(undisturbed: dict[str, Any], tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_provider_that_goes_down_keeps_what_was_answered(undisturbed: dict[str
             server.inject(Faults(kinds=("server_error",)))
         return answer(body)
 
-    patience = Patience(timeout=5, retries=0)
+    patience = Patience(timeout=60, retries=0)
     with ChatServer(then_down) as server:
         lm = server.lm(max_tokens=16)
         with pytest.raises(LMFailed, match=r"rows failed .*Spent so far: [12]\d calls, "):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from preceptor.errors import (
 )
 from preceptor.evidence import Evidence
 from preceptor.lm.adapter import declare
-from preceptor.lm.budget import Budget
+from preceptor.lm.budget import Account, Budget
 from preceptor.lm.ledger import Ledger
 from preceptor.modules import Classify
 from preceptor.program import candidate_of, read
@@ -958,9 +959,15 @@ def test_a_row_that_failed_as_the_model_went_down_is_asked_again(tmp_path: Path)
     assert compiled("broken", answer) == whole
 
 
-def test_a_search_that_ends_on_its_seconds_leaves_the_confirmation_its_time(tmp_path: Path) -> None:
+def test_a_search_that_ends_on_its_seconds_leaves_the_confirmation_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, lock = [0.0], threading.Lock()
+    monkeypatch.setattr("preceptor.life.Account", partial(Account, clock=lambda: now[0]))
+
     def slow(request: Request) -> str:
-        time.sleep(0.005)
+        with lock:
+            now[0] += 0.01
         return answer(request)
 
     budget = Budget(seconds=4)

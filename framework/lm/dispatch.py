@@ -50,6 +50,7 @@ _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
 _Recorded = TypeVar("_Recorded")
 _LONGEST_WAIT: Final = 60.0
 _TIMEOUT: Final = 120.0
+_GRACE: Final = 1.0
 _LONGEST_TIMEOUT: Final = 2_147_483
 """Seconds; a socket's timeout is an int of milliseconds."""
 
@@ -235,7 +236,7 @@ class Door:
         """Return the way to `lm`, which is left as it is."""
         own: dict[str, Any] = {"num_retries": 0}
         if isinstance(lm.engine, str) and "timeout" not in lm.kwargs:
-            own["timeout"] = patience.timeout  # so that the socket of an abandoned attempt is closed
+            own["timeout"] = min(patience.timeout + _GRACE, _LONGEST_TIMEOUT)  # closes an abandoned attempt's socket
         return cls(lm.copy(**own), limiter, patience)
 
     def attempt(
@@ -318,8 +319,8 @@ def within(seconds: float, ask: Callable[[], Response]) -> Response:
     try:
         return future.result(seconds)
     except TimeoutError as error:
-        if future.done():
-            raise
+        if future.done():  # just now, or with a TimeoutError of its own
+            return future.result()
         raise LMTimeoutError(f"No whole answer within {seconds:g} seconds.") from error
 
 

@@ -150,9 +150,7 @@ class Evaluator:
         end = _End(2 * self.threads)
 
         def work() -> None:
-            for at in left:
-                if is_over.is_set() or end.is_past:
-                    return
+            while not (is_over.is_set() or end.is_past) and (at := next(left, None)) is not None:
                 try:
                     outcome = outcomes[at] = self._outcome(jobs[at])
                     if outcome.kind == "failed":

@@ -52,6 +52,8 @@ class Place:
     folder: Path
     server: ChatServer
     hub: str
+    seconds: int = 60
+    """What the hub may take to say which files there are."""
 
     def command(self, source: str, *more: str) -> list[str]:
         given = [str(self.folder / "program"), source, str(self.folder / "out")]
@@ -60,7 +62,11 @@ class Place:
     @property
     def environment(self) -> Mapping[str, str]:
         known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        found = {"HF_ENDPOINT": self.hub, "HF_HOME": str(self.folder / "home"), "HF_HUB_ETAG_TIMEOUT": "1"}
+        found = {
+            "HF_ENDPOINT": self.hub,
+            "HF_HOME": str(self.folder / "home"),
+            "HF_HUB_ETAG_TIMEOUT": str(self.seconds),
+        }
         return {**known, **found, "OPENAI_API_KEY": "none"}
 
     def run(self, source: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -238,6 +244,8 @@ def test_a_killed_run_goes_on_and_every_row_is_answered_once(place: Place, repos
         time.sleep(0.002)
     os.killpg(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+    while place.server._server._connections:  # what it had sent is still being read
+        time.sleep(0.002)
     before = place.server.count
     shards = sorted(path.name for path in (place.folder / "out").iterdir())
     assert 110 <= before < 300
@@ -273,7 +281,7 @@ def test_an_id_that_the_hub_doesnt_know_is_told_in_a_line_and_nothing_is_asked(p
 
 def test_a_hub_that_is_not_there_or_never_answers_is_told_without_trying_again(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        silent = Place(place.folder, place.server, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        silent = Place(place.folder, place.server, f"http://127.0.0.1:{listening.getsockname()[1]}", 1)
         ended = silent.run("someone/reviews")
     gone = silent.run("someone/reviews")
     for each, told in ((ended, "timed out"), (gone, "[Errno 111] Connection refused")):

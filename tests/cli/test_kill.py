@@ -15,6 +15,9 @@ from typing import Any
 import dspy
 import pytest
 
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""On a busy machine several threads of torch spin for each other 20 times longer than they work."""
+
 
 def arguments(rows: Path, run: Path) -> list[str]:
     return [
@@ -25,7 +28,7 @@ def arguments(rows: Path, run: Path) -> list[str]:
 
 
 def finished(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ALONE)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -58,7 +61,11 @@ def test_a_killed_compile_resumes_to_the_same_program_and_bills_no_call_twice(
 
     killed = tmp_path / "killed"
     child = subprocess.Popen(
-        arguments(rows, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        arguments(rows, killed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=ALONE,
     )
     while answers(killed) < 20 and child.poll() is None:
         time.sleep(0.02)
@@ -87,6 +94,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(rows: Path, tmp_path: Path,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=hear_interrupts,
+        env=ALONE,
     )
     while answers(tmp_path / "run") < 4 and child.poll() is None:
         time.sleep(0.02)

@@ -127,7 +127,7 @@ def test_who_waits_for_a_reservation_is_let_through_by_a_failed_attempt_and_refu
 
 
 def test_a_wait_for_calls_under_way_ends_with_the_time_budgeted() -> None:
-    account = Account(Budget(tokens=100, seconds=0.05))
+    account = Account(Budget(tokens=100, seconds=1))
     account.reserve(Cost(1, 60))
     with pytest.raises(BudgetExhausted, match="past the budget of"):
         account.reserve(Cost(1, 50))

@@ -59,6 +59,12 @@ def write(path: str, name: str, first: int, last: int) -> None:
     ledger.close()
 
 
+def write_on_a_full_disk(path: str, name: str, first: int, last: int) -> None:
+    """Write; whoever started it can make room."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+    write(path, name, first, last)
+
+
 def open_all(folder: str, count: int) -> None:
     """Open new ledgers, one after the other."""
     for number in range(count):
@@ -202,8 +208,7 @@ def test_many_processes_open_new_ledgers_at_the_same_moment(tmp_path: Path, star
 
 def test_a_writer_on_a_full_disk_says_so_and_goes_on_when_there_is_space(tmp_path: Path, start: Start) -> None:
     path, texts = tmp_path / "ledger.sqlite", [f"{'' if n < 100 else 'a'}{n}" for n in range(400)]
-    writer = start("write", path, "a", 0, 400)
-    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+    writer = start("write_on_a_full_disk", path, "a", 0, 400)
     writer.wait_for(lambda lines: lines[-1].startswith("error"))
 
     assert writer.said[-1].startswith(f"error Can't write 1 answers to {path}: ")
@@ -503,7 +508,7 @@ def test_of_two_compiles_in_one_folder_the_second_is_refused_until_the_first_is_
     tmp_path: Path, start: Start
 ) -> None:
     run = tmp_path / "run"
-    first = start("compile_slowly", run, 0.3)
+    first = start("compile_slowly", run, 60)
     first.wait_for(lambda lines: (run / "run.json").is_file())
     fingerprints = read_run(run)
 

@@ -54,7 +54,7 @@ def test_outcomes_come_in_the_order_of_the_jobs_whichever_ends_first(threads: in
 
     def answer(request: Request) -> str:
         if held and number(request) in (0, 5):  # row 0 ends after row 5 has begun
-            held.wait(20)
+            held.wait(300)
         return "ab"[number(request) % 3 == 0]
 
     outcomes = evaluator(simulated(answer), threads=threads).run(jobs(program(), rows(40)))
@@ -230,9 +230,17 @@ def test_where_the_budget_ends_the_rows_that_other_threads_had_answered_still_co
             super().__init__()
             self.pick = program()
             self.tried: list[str] = []
+            self.first_is_refused = threading.Event()
 
         def forward(self, text: str) -> Any:
             self.tried.append(text)
+            if text == "item 0":
+                try:
+                    return self.pick(text=text)
+                finally:
+                    self.first_is_refused.set()
+            if int(text.split()[-1]) > 50:
+                self.first_is_refused.wait(60)
             return self.pick(text=text)
 
     lm, student = simulated(lambda request: "a"), Counted()

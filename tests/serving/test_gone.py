@@ -132,7 +132,7 @@ def test_a_thread_is_free_when_its_request_is_given_up(
     def load(path: Path) -> dspy.Module:
         return artifact.load(path, student=Stubborn())
 
-    limits = Limits(seconds=60 if is_patient else 1, concurrency=1, drain_seconds=1)
+    limits = Limits(seconds=60 if is_patient else 5, concurrency=1, drain_seconds=1)
     running = serve(save(Stubborn()), model.lm(num_retries=0), limits=limits, load=load)
     if is_patient:
         with asking(running.url, *BODIES["row"]):

@@ -167,13 +167,16 @@ def test_equal_seeds_give_equal_programs_when_the_budget_is_short_of_what_all_re
 
 def test_regions_are_searched_side_by_side_but_one_by_one_where_two_cant_be(tmp_path: Path) -> None:
     inside: list[int] = []
-    lock, running = threading.Lock(), Counter[str]()
+    lock, running, both = threading.Lock(), Counter[str](), threading.Barrier(2)
 
     class Slow(APE):
         def search(self, task: Task) -> Any:
             with lock:
                 running["now"] += 1
                 inside.append(running["now"])
+                is_of_a_region = len(inside) > 1
+            if is_of_a_region and most == 2:
+                both.wait(60)
             time.sleep(0.05)
             found = super().search(task)
             with lock:

@@ -301,9 +301,9 @@ def test_calls_that_wait_for_a_retry_dont_hold_up_the_end(tmp_path: Path) -> Non
     start = time.monotonic()
     with pytest.raises(LMFailed, match="no thanks"):
         compiled_by(
-            COPRO, models(toy.right, broken), tmp_path, threads=8, patience=Patience(first_wait=40.0, retries=1)
+            COPRO, models(toy.right, broken), tmp_path, threads=8, patience=Patience(first_wait=400.0, retries=1)
         )
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 200
 
 
 @each
@@ -434,7 +434,7 @@ def test_copros_completions_are_asked_for_together_and_replayed(tmp_path: Path) 
     writer, together = Writer(), threading.Barrier(4)
 
     def write(request: Request) -> str:
-        together.wait(timeout=20)  # none is answered until all four are under way
+        together.wait(timeout=300)  # none is answered until all four are under way
         return writer(request)
 
     first, again = (

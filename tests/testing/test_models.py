@@ -95,7 +95,7 @@ def test_no_request_is_lost_between_threads() -> None:
 
 
 def test_latency_is_waited_for_in_each_thread_and_off_the_event_loop() -> None:
-    lm = simulated(lambda request: "ok", latency=0.2)
+    lm = simulated(lambda request: "ok", latency=1)
 
     async def ask_both() -> list[list[str]]:
         return [list(answer) for answer in await asyncio.gather(lm.acall("a"), lm.acall("b"))]
@@ -105,7 +105,7 @@ def test_latency_is_waited_for_in_each_thread_and_off_the_event_loop() -> None:
         assert list(pool.map(lambda _: lm("hi")[0], range(32))) == ["ok"] * 32
     assert asyncio.run(ask_both()) == [["ok"], ["ok"]]
 
-    assert 0.4 <= time.monotonic() - start < 3.4  # 34 x 0.2 s, were they asked one by one
+    assert 2 <= time.monotonic() - start < 34  # 34 x 1 s, were they asked one by one
 
 
 def test_a_coin_has_both_sides_under_every_instruction() -> None:

