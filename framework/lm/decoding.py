@@ -64,18 +64,14 @@ def decode(
 
 def _steps(model: Any, read: Read, draws: Sequence[Draw]) -> Shrinking | graphs.Replayed:
     """Return what makes the steps after the prompts have been read: on a GPU, replayed ones."""
-    if model.device.type == "cuda":
-        return graphs.Replayed(model, read.cache, read.mask, max(draw.max_tokens for draw in draws))
-    return Shrinking(model, read, draws)
+    kind = graphs.Replayed if model.device.type == "cuda" else Shrinking
+    return kind(model, read, draws)
 
 
 class Shrinking:
     """The steps of one batch of texts; finished ones leave it at once, and the last one looks ahead if it can.
 
-    Args:
-        model: A causal language model of `transformers`.
-        read: Their prompts, one row each; used up.
-        draws: What is decoded, one a row.
+    Arguments as of `graphs.Replayed`; what was read is used up.
     """
 
     def __init__(self, model: Any, read: Read, draws: Sequence[Draw]) -> None:

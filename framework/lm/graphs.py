@@ -14,6 +14,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from preceptor.lm.prefill import Read
+from preceptor.lm.sampling import Draw
+
 _ROWS: Final = (1, 4, 16, 32)
 _LENGTHS: Final = 256
 """Rows and lengths are rounded up to these, so that few graphs serve many batches."""
@@ -109,13 +112,13 @@ class Replayed:
 
     Args:
         model: A causal language model of `transformers`.
-        cache: Keys and values of the prompts, one row each.
-        mask: 1 where a prompt has a token, shape (rows, tokens).
-        max_tokens: Most tokens that will be decoded.
+        read: Their prompts, one row each.
+        draws: What is decoded, one a row.
     """
 
-    def __init__(self, model: Any, cache: Any, mask: Any, max_tokens: int) -> None:
-        count, width = mask.shape
+    def __init__(self, model: Any, read: Read, draws: Sequence[Draw]) -> None:
+        count, width = read.mask.shape
+        max_tokens = max(draw.max_tokens for draw in draws)
         rows = next((size for size in _ROWS if size >= count), count)
         length = -(-(width + max_tokens) // _LENGTHS) * _LENGTHS
         kept = _STEPS.setdefault(model, OrderedDict())
@@ -125,7 +128,7 @@ class Replayed:
             kept[rows, length] = Step(model, rows, length)
         kept.move_to_end((rows, length))
         self._step = kept[rows, length]
-        self._step.fill(cache, mask)
+        self._step.fill(read.cache, read.mask)
         self._rows = list(range(count))
 
     def forward(self, stay: Sequence[int], tokens: Sequence[int]) -> Any:

@@ -21,7 +21,9 @@ def test_the_tickets_are_rendered_as_the_models_prompts(smollm: dspy.LM) -> None
 def test_published_rows_need_a_data_folder(smollm: dspy.LM) -> None:
     with pytest.raises(ConfigError, match=r"^trec needs --data-dir, the folder that holds lmbff_16shot\.$"):
         engine._requests(smollm, "trec", None, 3)
-    with pytest.raises(ConfigError, match=r"^No task 'news'; there are subj, trec, tickets, decoding, prompts\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^No task 'news'; there are subj, trec, tickets, decoding, prompts, edits\.$"
+    ):
         engine._requests(smollm, "news", Path(), 3)
 
 
