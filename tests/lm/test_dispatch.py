@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -242,6 +243,18 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
     with pytest.raises(LMTimeoutError, match=r"^No whole answer within 0\.05 seconds\.$"):
         within(0.05, slow)
     let_go.set()
+
+
+def test_an_answer_that_comes_as_its_deadline_ends_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Future[Response]):
+        def result(self, timeout: float | None = None) -> Response:
+            answer = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return answer
+
+    monkeypatch.setattr("preceptor.lm.dispatch.Future", Late)
+    assert within(0.05, lambda: response("yes")).message.text == "yes"
 
 
 def test_what_was_asked_in_time_is_returned_or_raised() -> None:

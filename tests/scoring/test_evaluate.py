@@ -5,6 +5,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError
 from preceptor.lm.budget import Account, Budget, Cost
+from preceptor.lm.bypass import refusing_bypasses
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, Result
@@ -411,6 +413,21 @@ def test_a_program_is_listened_to_until_a_row_is_answered(ledger: Ledger) -> Non
         evaluator(lm, threads=1, losses=Losses(40)).run(jobs(AskingAnother(own), rows(40)))
 
     assert len(asked(own)) == 1
+
+
+def test_rows_after_an_answered_one_are_not_listened_to(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    listened: list[int] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        listened.append(1)
+        with refusing_bypasses():
+            yield
+
+    monkeypatch.setattr("preceptor.scoring.evaluate.refusing_bypasses", counted)
+    evaluator(metered(ledger, simulated(lambda request: "a"), 99), threads=1).run(jobs(program(), rows(40)))
+
+    assert len(listened) == 1
 
 
 class AskingAnother(dspy.Module):
