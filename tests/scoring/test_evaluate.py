@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -419,7 +419,7 @@ def test_rows_after_an_answered_one_are_not_listened_to(ledger: Ledger, monkeypa
     listened: list[int] = []
 
     @contextmanager
-    def counted() -> Iterator[None]:
+    def counted() -> Generator[None]:
         listened.append(1)
         with refusing_bypasses():
             yield
