@@ -50,7 +50,7 @@ _OVERLOADED: Final = (LMRateLimitError, LMTimeoutError)
 _Recorded = TypeVar("_Recorded")
 _LONGEST_WAIT: Final = 60.0
 _TIMEOUT: Final = 120.0
-_GRACE: Final = 1.0
+_GRACE: Final = 1.0  # seconds that a socket outlasts the deadline, which says why a call has failed
 _LONGEST_TIMEOUT: Final = 2_147_483
 """Seconds; a socket's timeout is an int of milliseconds."""
 

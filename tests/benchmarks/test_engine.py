@@ -34,6 +34,22 @@ def test_a_rounds_prompts_are_read_in_blocks_and_filled_up(smollm: dspy.LM) -> N
     assert found["times_filled_up"] == found["seconds_filled_up"] / found["seconds"]
 
 
+def test_edits_are_the_same_texts_looking_ahead_and_are_left_out_where_nothing_looks(
+    smollm: dspy.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LONG", 6)
+    if engine._parts(smollm, None)[-1] == "edits":
+        found = engine._edits(smollm)
+        assert 4 <= found["tokens"] <= 4 * 6
+        assert found["equal_to_one_a_step"] == 4
+        assert found["times_one_a_step"] == found["seconds_one_a_step"] / found["seconds"]
+
+    monkeypatch.setattr("preceptor.lm.ahead.can_look", lambda model: False)
+    assert engine._parts(smollm, None) == ["tickets", "decoding", "prompts"]
+    with pytest.raises(ConfigError, match=r"^No looking ahead here: torch has no FBGEMM for this processor, or"):
+        engine._edits(smollm)
+
+
 def test_each_part_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     read = {"model": "m", "task": "prompts", "prompt_tokens": 8, "seconds": 1.5, "seconds_filled_up": 3.0}
     engine._print({"cores": 2, "bf16_gflops": 9, "measured": [{**read, "times_filled_up": 2.0}]})
