@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from preceptor.benchmarks.compared import PEERS, Run, Scores, base, by_task, interval, is_ours, mean_of_tasks
+from preceptor.benchmarks.compared import (
+    PEERS,
+    Run,
+    Scores,
+    base,
+    by_task,
+    interval,
+    is_ours,
+    mean_of_tasks,
+    means_by_task,
+)
 from preceptor.run import CONFIRMATION, HELD, REGIONS
 
 TESTED: Final = 6
@@ -139,15 +150,18 @@ def reached(run: Run, *, of_gain: bool) -> float | None:
 
 
 def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a line for each method: calls to 95 % of the final score and gain, with Student's intervals over runs."""
+    """Return a line for each method: calls to 95 % of the final score and gain, with Student's intervals over tasks.
+
+    Of several runs of a task, their mean is taken first; `gained` counts the runs.
+    """
     lines: list[dict[str, Any]] = []
     for name in sorted({run["method"] for run in runs if run.get("curve")}):
         own = [run for run in runs if run["method"] == name and run.get("curve")]
-        scores, gains = (_all(own, of_gain=of_gain) for of_gain in (False, True))
+        scores, gains = (means_by_task(own, partial(reached, of_gain=of_gain)) for of_gain in (False, True))
         lines.append(
-            {"method": name, "runs": len(own), "final": fmean(steps(run)[-1][1] for run in own)}
+            {"method": name, "runs": len(own), "final": fmean(means_by_task(own, lambda run: steps(run)[-1][1]))}
             | _spread_of("calls_to_score", scores)
-            | {"gained": len(gains)}
+            | {"gained": sum(reached(run, of_gain=True) is not None for run in own)}
             | _spread_of("calls_to_gain", gains)
         )
     return lines
@@ -191,10 +205,6 @@ def _logs(runs: Sequence[Run], of_gain: bool) -> Scores:
         if (calls := reached(run, of_gain=of_gain)) is not None:
             found.setdefault((run["task"], run["method"]), {})[run.get("seed", 0)] = math.log(calls)
     return found
-
-
-def _all(runs: Iterable[Run], *, of_gain: bool) -> list[float]:
-    return [calls for run in runs if (calls := reached(run, of_gain=of_gain)) is not None]
 
 
 def _spread_of(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ first: tasks, not runs, are what a claim generalizes over, so intervals and test
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, stdev
@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from scipy import stats
 
+from preceptor.scoring.multiplicity import holm
 from preceptor.scoring.statistics import CONFIDENCE
 
 Run = Mapping[str, Any]
@@ -117,6 +118,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def means_by_task(runs: Iterable[Run], value: Callable[[Run], float | None]) -> list[float]:
+    """Return each task's mean of a value over its runs that have one: of tasks, runs of one aren't independent.
+
+    Example:
+        >>> runs = [{"task": "a", "gain": 0.25}, {"task": "a", "gain": 0.5}, {"task": "b"}]
+        >>> means_by_task(runs, lambda run: run.get("gain"))
+        [0.375]
+    """
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        if (known := value(run)) is not None:
+            found.setdefault(run["task"], []).append(known)
+    return [fmean(found[task]) for task in sorted(found)]
+
+
 def measured(values: Sequence[float]) -> Measured | None:
     """Return the mean and its interval, None of nothing."""
     return Measured(fmean(values), *interval(values), len(values)) if values else None
@@ -135,7 +151,8 @@ def settled(gap: float) -> float:
 def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each pair of methods: wins and losses over tasks, and Wilcoxon's signed-rank test.
 
-    The p-value is two-sided, exact up to 13 tasks or without ties, and None where every task is a tie.
+    The p-value is two-sided, exact up to 13 tasks or without ties, and None where every task is a tie; `holm` is the
+    same corrected for the number of pairs.
     """
     scores = scored(runs)
     lines: list[dict[str, Any]] = []
@@ -150,7 +167,9 @@ def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 {"method": one, "against": other, "tasks": len(gaps), "wins": ahead, "losses": behind}
                 | {"gain": fmean(gaps), "low": low, "high": high, "p_value": p}
             )
-    return lines
+    known = {str(at): line["p_value"] for at, line in enumerate(lines) if line["p_value"] is not None}
+    corrected = holm(known)
+    return [line | {"holm": corrected.get(str(at))} for at, line in enumerate(lines)]
 
 
 def ranks(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import platform
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -170,8 +171,21 @@ def _spread(
         yield ((one, measure(one, report=report)) for one in runs)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        begun = {pool.submit(measure, one): one for one in runs}
-        yield ((begun[done], done.result()) for done in as_completed(begun))
+        yield _as_they_come({pool.submit(measure, one): one for one in runs})
+
+
+def _as_they_come(begun: Mapping[Future[dict[str, Any]], Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Yield each run with its result; what one raises is raised when the others are through."""
+    errors: list[BaseException] = []
+    for done in as_completed(begun):
+        error = done.exception()
+        if error is None:
+            yield begun[done], done.result()
+        else:
+            errors.append(error)
+            say(f"{begun[done].name}: {error}")
+    if errors:
+        raise errors[0]
 
 
 def _measured(
@@ -260,11 +274,16 @@ class _Bench:
             seed=run.seed,
             report=self.report,
         )
+        began = time.monotonic()
         try:
             program = method.compile(student, trainset=parts.train, valset=parts.val)
-        except (Unaffordable, BudgetExhausted) as error:
+        except Unaffordable as error:
             kept = self._compared(before, before)
             return {**known, **kept, "replaced": False, "refused": str(error), "calls": 0, "seconds": 0}
+        except BudgetExhausted as error:
+            kept, spent = self._compared(before, before), _spent(cast("Path", method.run_dir))
+            took = round(time.monotonic() - began)
+            return {**known, **kept, "replaced": False, "unconfirmed": str(error), **spent, "seconds": took}
         return {**known, **self._compiled(student, program, before, parts.test)}
 
     def _compiled(
@@ -345,6 +364,13 @@ class _Bench:
         outcomes = scorer.run([Job(program, row) for row in rows])
         ledger.close()
         return outcomes
+
+
+def _spent(run: Path) -> dict[str, int]:
+    """Return what a compile has spent whose budget ended before its winner was confirmed, from its ledger."""
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        calls, tokens, _ = ledger.paid
+    return {"calls": calls, "tokens": tokens}
 
 
 def _device() -> str:

@@ -22,6 +22,7 @@ from preceptor.benchmarks.compared import (
     interval,
     is_ours,
     made,
+    means_by_task,
     ranks,
     scored,
 )
@@ -40,9 +41,9 @@ MARKS: Final = ("<!-- preceptor bench table --group {} --markdown -->", "<!-- en
 YOURS, INDUCTION = "your instructions", "induction"
 TITLES: Final = {
     "ranks": "Mean rank over tasks that all methods ran on",
-    "duels": "Method against method, over tasks, with Wilcoxon's signed-rank test",
+    "duels": "Method against method, over tasks, with Wilcoxon's signed-rank test; holm: of all pairs",
     "comparisons": "Ours against peers, and mixtures against none, at equal calls, over tasks",
-    "speeds": "Calls after which a search holds 95 % of its final score, and of its final gain; means over runs",
+    "speeds": "Calls after which a search holds 95 % of its final score, and of its final gain; means over tasks",
     "ratios": "The same, calls of ours divided by calls of the peers; geometric means over tasks",
     "bounds": "Upper bounds: the best of all candidates, chosen by one half of the test rows and scored on the other",
     "claims": "What the papers claim, in points, and what is measured here",
@@ -192,7 +193,7 @@ def summary(runs: Sequence[dict[str, Any]], title: str = "") -> None:
         f"{title} Scores on test rows".strip(), columns, [_shown(run.get(name) for name in columns) for run in ordered]
     )
     if found := methods(runs):
-        print_table("Gain over the seed, mean over runs", list(found[0]), [_shown(row.values()) for row in found])
+        print_table("Gain over the seed, mean over tasks", list(found[0]), [_shown(row.values()) for row in found])
 
 
 def _shown(cells: Iterable[Any]) -> list[Any]:
@@ -200,16 +201,19 @@ def _shown(cells: Iterable[Any]) -> list[Any]:
 
 
 def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each method's mean gain on test rows with Student's interval over its runs, and how often it replaced.
+    """Return each method's mean gain on test rows with Student's interval over tasks, and how often it replaced.
 
-    Runs that were refused are left out. `candidate_gain` is the mean over the runs whose candidate has a score, None
-    if there is none.
+    Of several runs of a task, their mean is taken first. Runs that were refused are left out. `candidate_gain` is the
+    mean over those whose candidate has a score, None if there is none.
 
     Example:
-        >>> runs = [{"method": "ape", "gain": gain, "candidate_gain": 0.2, "replaced": gain > 0} for gain in (0.0, 0.2)]
+        >>> runs = [
+        ...     {"task": task, "method": "ape", "gain": gain, "candidate_gain": 0.2, "replaced": gain > 0}
+        ...     for task, gain in (("a", 0.0), ("b", 0.1), ("b", 0.3))
+        ... ]
         >>> [found] = methods(runs)
         >>> found["runs"], found["replaced"], round(found["gain"], 3), round(found["high"], 2)
-        (2, 1, 0.1, 1.37)
+        (3, 2, 0.1, 1.37)
     """
     kept = made(runs)
     names = sorted({run["method"] for run in kept})
@@ -217,8 +221,8 @@ def methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _mean(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    gains = [run["gain"] for run in runs]
-    candidates = [run["candidate_gain"] for run in runs if "candidate_gain" in run]
+    gains = means_by_task(runs, lambda run: run["gain"])
+    candidates = means_by_task(runs, lambda run: run.get("candidate_gain"))
     low, high = interval(gains)
     return {
         "method": name,

@@ -13,7 +13,8 @@ from preceptor.errors import ConfigError, DataError, MetricError
 from preceptor.lm.adapter import labels_of, takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric, folded, text_of
+from preceptor.scoring.metrics import Metric
+from preceptor.scoring.texts import folded, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,20 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
-def warn_of_one_label(metric: Metric, rows: Sequence[dspy.Example], output: str) -> None:
+def warn(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str) -> None:
+    """Log what is no mistake, but may be none of what was meant.
+
+    Args:
+        metric: To confirm by.
+        student: The program.
+        rows: To confirm on.
+        output: The field that is compared.
+    """
+    _warn_of_one_label(metric, rows, output)
+    _warn_of_other_labels(metric, student, rows, output)
+
+
+def _warn_of_one_label(metric: Metric, rows: Sequence[dspy.Example], output: str) -> None:
     """Log a warning if all rows to confirm on have one label: always answering it would be right on all of them."""
     found = {folded(text_of(row, output)) for row in rows} if metric.compares_labels and output else set[str]()
     if len(found) == 1:
@@ -161,6 +175,20 @@ def warn_of_one_label(metric: Metric, rows: Sequence[dspy.Example], output: str)
             "so a gain would mean nothing. Give rows of other labels, too.",
             len(rows),
             text_of(rows[0], output),
+        )
+
+
+def _warn_of_other_labels(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str) -> None:
+    """Log a warning if the rows hold labels of further outputs: a built-in metric compares one."""
+    outputs: Mapping[str, Any] = predictors(student)[-1][1].signature.output_fields
+    others = [name for name in outputs if name != output and name in rows[0].labels()]
+    if metric.is_built_in and others:
+        logger.warning(
+            "%s compares %r; what the program says for %s counts nowhere. To score several fields together give a "
+            "metric of your own: on the command line --metric FILE.py:NAME.",
+            metric.name,
+            output,
+            " and ".join(map(repr, others)),
         )
 
 

@@ -17,6 +17,7 @@ import dspy
 import pydantic
 
 from preceptor.errors import DataError
+from preceptor.jsonlines import read_json
 from preceptor.lm.adapter import bare, takes_none
 
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -30,7 +31,6 @@ _LISTS: Final = (list, tuple, set, frozenset)
 _CONTAINERS: Final = (*_LISTS, dict)
 _MOST_TOLD: Final = 10
 """Rows of which a message says what is wrong with them."""
-
 _TOLD: Final = 400
 """Characters of what others say about an error."""
 
@@ -123,12 +123,12 @@ def file_in(folder: Path, part: str) -> Path:
 
 
 def _read(reader: str, path: Path) -> list[dict[str, Any]]:
+    if reader == "json":
+        return read_json(path)
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        options = _csv_options(path)
+    options: dict[str, Any] = _csv_options(path) if reader == "csv" else {}
     with tempfile.TemporaryDirectory() as cache:
         shown, told = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
         datasets.disable_progress_bars()

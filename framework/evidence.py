@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from preceptor.lm.budget import Cost
 from preceptor.scoring.statistics import Comparison
+
+_OWN_TYPES: Final = {
+    *("comparison", "baseline_ci", "compiled_ci", "spent", "billed", "lost"),
+    *("regions", "principles", "unpriced"),
+}
+"""Fields of which JSON holds something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,8 @@ class Evidence:
         unparsable: Confirmation rows on which the returned program's answer couldn't be read.
         own_metric: True if the metric is a function of the user's, whatever it is called.
         unpriced: Models whose price isn't known; the dollars are without what they cost.
+        later: What a search that went on with a larger budget came to, where it confirmed nothing: the program that was
+            confirmed before is returned.
     """
 
     method: str
@@ -77,6 +86,37 @@ class Evidence:
     unparsable: int = 0
     own_metric: bool = False
     unpriced: tuple[str, ...] = ()
+    later: str = ""
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any]) -> Evidence:
+        """Return what `as_dict` was written from."""
+        names = {each.name for each in dataclasses.fields(cls)}
+        low, high = told["ci"]
+        after = told["baseline"] + told["tested_gain"]
+        return cls(
+            **{name: value for name, value in told.items() if name in names - _OWN_TYPES},
+            comparison=Comparison(
+                told["baseline"],
+                after,
+                told["tested_gain"],
+                low,
+                high,
+                told["p_value"],
+                told["rows"],
+                told["test"],
+                told.get("repeated_rows", 0),
+                told.get("look", 1),
+            ),
+            baseline_ci=(told["baseline_ci"][0], told["baseline_ci"][1]),
+            compiled_ci=(told["compiled_ci"][0], told["compiled_ci"][1]),
+            spent=Cost(told["calls"], told["tokens"], told["dollars"]),
+            billed=Cost(told["billed_calls"], told["billed_tokens"], told["billed_dollars"]),
+            lost=Cost(told["failed_attempts"], told["lost_tokens"], told["lost_dollars"]),
+            regions=tuple(told.get("regions", ())),
+            principles=tuple(told.get("principles", ())),
+            unpriced=tuple(told.get("unpriced", ())),
+        )
 
     @property
     def baseline(self) -> float:
@@ -97,7 +137,8 @@ class Evidence:
     def verdict(self) -> str:
         """The result in a sentence, and another one if a candidate was left out."""
         left_out = f" The search's best candidate was left out: it copies training text, {self.copied[:80]!r}."
-        return self._result + self._unread + self._again + self._mixed + (left_out if self.copied else "")
+        first = self._result + self._unread + self._again + self._mixed + (left_out if self.copied else "")
+        return f"{first} A search that went on from there confirmed nothing else: {self.later}" if self.later else first
 
     @property
     def _mixed(self) -> str:
@@ -190,4 +231,5 @@ class Evidence:
             "stopped": self.stopped,
             "run": self.run,
             "program": self.program,
+            **({"later": self.later} if self.later else {}),
         }

@@ -16,8 +16,8 @@ import dspy
 
 from preceptor import program as artifact
 from preceptor.affordable import affordable, confirming, power
-from preceptor.checks import check_module, warn_of_one_label
-from preceptor.errors import BudgetExhausted, ConfigError
+from preceptor.checks import check_module, warn
+from preceptor.errors import ArtifactError, BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
 from preceptor.leaks import Guard
@@ -96,7 +96,7 @@ class Compile:
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
         train, confirm, output, metric = checked(method, student, trainset, valset)
-        warn_of_one_label(metric, confirm, output)
+        warn(metric, student, confirm, output)
         return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
 
     @contextmanager
@@ -157,21 +157,19 @@ class Compile:
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
         outcomes = self.asked(task, [Job(one, row, at == 0) for at, one in enumerate(programs) for row in self.confirm])
         before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
-        self.tell(task, {} if candidate is None else {"": candidate}, before, after)
-        return self.decide(task, found, before, after)
+        answered = self.answered({} if candidate is None else {"": candidate}, before, after)
+        return self.decide(task, found, before, after, answered)
 
-    def tell(
+    def answered(
         self,
-        task: Task,
         candidates: Mapping[str, Candidate],
         before: Sequence[Outcome],
         after: Sequence[Outcome],
         places: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """Write down what the seed and the winner answered to each confirmation row.
+    ) -> dict[str, Any]:
+        """Return what is written down of what the seed and the winner answered to each confirmation row.
 
         Args:
-            task: The compile.
             candidates: Whose answers they are, beside the seed's: by expert, or by "" where there is one.
             before: The seed's outcomes.
             after: The winner's.
@@ -181,8 +179,7 @@ class Compile:
             {**place, "inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
             for row, old, new, place in zip(self.confirm, before, after, places or repeat({}), strict=False)
         ]
-        told = {name: dict(candidate.instructions) for name, candidate in candidates.items()}
-        task.run.keep(CONFIRMATION, {"candidates": told, "rows": rows})
+        return {"candidates": {name: dict(each.instructions) for name, each in candidates.items()}, "rows": rows}
 
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""
@@ -192,7 +189,13 @@ class Compile:
         return outcomes
 
     def decide(
-        self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome], **told: Any
+        self,
+        task: Task,
+        found: Found,
+        before: Sequence[Outcome],
+        after: Sequence[Outcome],
+        answered: Mapping[str, Any],
+        **told: Any,
     ) -> dspy.Module:
         """Save and return the winner if it is better than the seed on all confirmation rows, else the seed.
 
@@ -201,6 +204,7 @@ class Compile:
             found: With the winner.
             before: The seed's outcomes.
             after: The winner's.
+            answered: What is written down of them.
             told: Further fields of the evidence.
         """
         candidate, evidence = found.candidate(task.seed), self.judged(task, found, before, after)
@@ -210,12 +214,20 @@ class Compile:
         told |= {"instructions": dict(adopted.instructions), "demos": demos, "principles": tuple(adopted.principles)}
         evidence = dataclasses.replace(evidence, **told)
         answers = zip(self.confirm, after if is_new else before, strict=True)
-        return self.finished(task, artifact.apply(self.student, adopted), evidence, answers)
+        return self.finished(task, artifact.apply(self.student, adopted), evidence, answers, answered)
 
     def finished(
-        self, task: Task, compiled: dspy.Module, evidence: Evidence, answers: Iterable[tuple[dspy.Example, Outcome]]
+        self,
+        task: Task,
+        compiled: dspy.Module,
+        evidence: Evidence,
+        answers: Iterable[tuple[dspy.Example, Outcome]],
+        answered: Mapping[str, Any],
     ) -> dspy.Module:
-        """Save a program with what was measured, and its first answers; return it."""
+        """Save a program with what was measured, and its first answers; return it, or the one confirmed before."""
+        if not evidence.replaced and (kept := self._confirmed_before(task, evidence)) is not None:
+            return kept
+        task.run.keep(CONFIRMATION, answered)
         compiled._compiled = True
         setattr(compiled, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
         probes = [
@@ -229,6 +241,29 @@ class Compile:
         task.run.write_result(evidence.as_dict())
         logger.info("%s", evidence.verdict)
         return compiled
+
+    def _confirmed_before(self, task: Task, later: Evidence) -> dspy.Module | None:
+        """Return the program that this run has confirmed with a smaller budget, None if it has confirmed none.
+
+        It stays as it is in the run folder, and so does what confirmed it.
+        """
+        told, embedder = task.run.result(), getattr(self.method, "embedder", None)
+        if not told.get("replaced"):
+            return None
+        try:
+            own = None if isinstance(embedder, str) else embedder
+            program = artifact.load(task.run.program, student=self.student, embedder=own)
+        except ArtifactError:
+            return None
+        evidence = dataclasses.replace(
+            Evidence.told(told),
+            later=later.verdict,
+            **{name: getattr(later, name) for name in ("spent", "billed", "lost", "seconds", "run", "program")},
+        )
+        setattr(program, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
+        task.run.write_result(evidence.as_dict())
+        logger.info("%s", evidence.verdict)
+        return program
 
     def judged(self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome]) -> Evidence:
         """Return what the outcomes of the seed and of another program on the same rows say, in figures.

@@ -15,7 +15,7 @@ import numpy as np
 
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder, Vectors
-from preceptor.scoring.metrics import as_text
+from preceptor.scoring.texts import as_text
 
 MOST_REGIONS: Final = 8
 """Regions tried where the number isn't given."""

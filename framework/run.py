@@ -30,7 +30,6 @@ from filelock import FileLock, Timeout
 from preceptor.errors import RunError
 from preceptor.lineage import LINEAGE, Birth
 from preceptor.lm.ledger import Ledger
-from preceptor.lm.redaction import without_credentials
 from preceptor.scoring.metrics import Aggregate, mean
 from preceptor.scoring.statistics import CONFIDENCE
 from preceptor.scoring.trial import Outcome, Trial
@@ -56,10 +55,6 @@ _ROWS: Final = "valset"
 """Of the fingerprints: the rows to confirm on."""
 
 _KINDS: Final[Mapping[str, type[Any]]] = {"fingerprints": dict, "command": dict, _LOOKS: list}
-
-_ADDRESSES: Final = ("api_base", "proposer_api_base")
-_RENEWED: Final = {*_ADDRESSES, "budget", "prices", "threads", "timeout", "retries", "workers"}
-"""Of a command: what doesn't change the path that a run takes."""
 
 
 def fingerprint(value: Any) -> str:
@@ -175,6 +170,14 @@ class Run:
             write_whole(self.folder / "result.json", result)
             self.studies.conclude(result)
 
+    def result(self) -> dict[str, Any]:
+        """Return what `result.json` says, {} if it isn't there or can't be read."""
+        try:
+            told: Any = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
     @property
     def program(self) -> Path:
         """Where the compiled program goes."""
@@ -227,7 +230,7 @@ def open_ledger(folder: Path, parts: Mapping[str, Any], *, is_run: bool = False)
     """
     prints = {name: fingerprint(part) for name, part in parts.items()}
     with ExitStack() as opened:
-        opened.enter_context(_locked(folder))
+        opened.enter_context(locked(folder))
         with writable(folder):
             known = _known(folder, prints, is_run=is_run)
         ledger = Ledger(folder / "ledger.sqlite", is_alone=is_run)  # the folder is locked
@@ -255,7 +258,7 @@ def _records(folder: Path) -> Generator[Studies]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Make the folder if absent and keep other processes and threads out; they are let in when this process dies."""
     with ExitStack() as held:
         with writable(folder):
@@ -294,7 +297,7 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
     changed = [name for name, value in prints.items() if name in before and before[name] != value]
-    if changed and (not is_run or _is_begun(folder)):
+    if changed and (not is_run or is_begun(folder)):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "
             "Choose another folder, or go back to the inputs it was made with."
@@ -307,15 +310,22 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
     return known
 
 
-def _is_begun(folder: Path) -> bool:
+def is_begun(folder: Path) -> bool:
     """Return True if something was answered in this folder: else nothing is lost where its inputs are changed."""
-    if _has_results(folder):
-        return True
+    return _has_results(folder) or answers_in(folder) > 0
+
+
+def answers_in(folder: Path) -> int:
+    """Return how many answers the folder's ledger has, 0 if there is none.
+
+    Raises:
+        RunError: If it can't be opened.
+    """
     path = folder / "ledger.sqlite"
     if not path.is_file() or not path.stat().st_size:
-        return False
+        return 0
     with closing(Ledger(path)) as ledger:
-        return bool(len(ledger))
+        return len(ledger)
 
 
 def _has_results(folder: Path) -> bool:
@@ -356,32 +366,6 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder / 'run.json'} is damaged. Delete it and compile into the folder again: its ledger is used."
         )
     return known
-
-
-def remember_command(folder: Path, command: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keep what `preceptor resume` needs to start the run again, but no password; call it before the compile.
-
-    Until there is an answer, the command replaces the one that is there, and none leaves none. After that only what may
-    differ from one process of a run to the next is taken from it, such as the budget.
-
-    Returns:
-        What was kept before; to be given back if the command is refused.
-
-    Raises:
-        RunError: If the folder can't be written, or is in use.
-    """
-    command = {
-        name: without_credentials(str(value)) if name in _ADDRESSES and value else value
-        for name, value in command.items()
-    }
-    with _locked(folder), writable(folder):
-        known = read_run(folder) if (folder / "run.json").is_file() else {}
-        before: Mapping[str, Any] = known.pop("command", {})
-        if command and before and known.get("fingerprints") and _is_begun(folder):
-            renewed = {name: value for name, value in command.items() if name in _RENEWED}
-            command = {**command, **before, **renewed}
-        write_whole(folder / "run.json", {**known, "command": command} if command else known)
-    return before
 
 
 def write_whole(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import dspy
 
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, MetricError, RunError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
@@ -57,7 +57,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         report: Told of progress.
 
     Raises:
-        ConfigError: If `threads` is below 1.
+        ConfigError: If `threads` is below 1 or `seed` below 0.
     """
 
     paper: ClassVar[str] = ""
@@ -81,6 +81,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ConfigError(f"{type(self).__name__} needs threads >= 1, got {self.threads}.")
+        if self.seed < 0:
+            raise ConfigError(f"{type(self).__name__} needs seed >= 0, got {self.seed}.")
 
     @property
     def confirmed(self) -> int:
@@ -152,7 +154,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         with compiling.open() as task:
             try:
                 return self.carry_out(compiling, task)
-            except (BudgetExhausted, LMFailed) as error:
+            except (BudgetExhausted, LMFailed, MetricError, RunError) as error:
                 if isinstance(error, LMFailed):
                     task.meter.ledger.take_back()
                 raise type(error)(f"{error} {compiling.so_far(task)}") from error

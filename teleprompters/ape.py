@@ -24,7 +24,8 @@ from preceptor.errors import ConfigError
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.scoring import racing
-from preceptor.scoring.metrics import folded, mean, text_of
+from preceptor.scoring.metrics import mean
+from preceptor.scoring.texts import folded, text_of
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
 from preceptor.teleprompter import Estimate, Teleprompter

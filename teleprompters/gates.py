@@ -121,7 +121,6 @@ class Mixture:
         evidence = compiling.judged(self.task, self.found, before, after)
         if not evidence.comparison.is_confirmed:
             return None
-        self.tell(self.outcomes(every))
         program = self._program()
         parts = routed.parts_of(program, is_routed=True)
         evidence = replace(
@@ -139,16 +138,16 @@ class Mixture:
             principles=tuple(self._principles),
         )
         answers = [(compiling.confirm[row], outcome) for row, outcome in zip(rows, after, strict=True)]
-        return compiling.finished(self.task, program, evidence, answers)
+        return compiling.finished(self.task, program, evidence, answers, self._answered(self.outcomes(every)))
 
     def left(self, table: Sequence[Mapping[str, Any]]) -> dspy.Module:
         """Save and return the default, if it is better than the seed on all confirmation rows, else the seed."""
         answers, told = self.answers, {"method": self._method, "regions": tuple(table)}
-        self.tell(answers.default)
-        return self.compiling.decide(self.task, self.found, answers.seed, answers.default, **told)
+        answered = self._answered(answers.default)
+        return self.compiling.decide(self.task, self.found, answers.seed, answers.default, answered, **told)
 
-    def tell(self, after: Sequence[Outcome]) -> None:
-        """Write down what the seed and the mixture, or the default alone, answered to each confirmation row."""
+    def _answered(self, after: Sequence[Outcome]) -> dict[str, Any]:
+        """Return what is written down of what the seed and the mixture, or the default alone, answered to each row."""
         layout = self.layout
         places = [
             {"region": region, "measures": not self.chosen or row not in layout.gates}
@@ -156,7 +155,7 @@ class Mixture:
         ]
         found = self.found.candidate(self.task.seed)
         default = {} if found is None else {routed.DEFAULT: found}
-        self.compiling.tell(self.task, {**default, **self.chosen}, self.answers.seed, after, places)
+        return self.compiling.answered({**default, **self.chosen}, self.answers.seed, after, places)
 
     @property
     def _default(self) -> Candidate:

@@ -24,7 +24,8 @@ from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor
 from preceptor.program import candidate_of
 from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
-from preceptor.scoring.metrics import mean, text_of
+from preceptor.scoring.metrics import mean
+from preceptor.scoring.texts import text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
 from preceptor.teleprompters.asking import (

@@ -115,7 +115,15 @@ def test_a_very_long_text_is_read(tmp_path: Path) -> None:
             "text,label\na,b\nc,d,e\n",
             r"long\.csv can't be read as CSV: .* Expected 2 fields in line 3, saw 3",
         ),
-        ("bad.jsonl", '{"text": "a"}\n{oops\n', r"bad\.jsonl can't be read as JSONL: JSON parse error"),
+        ("bad.jsonl", '{"text": "a"}\n\n{oops\n', r"bad\.jsonl, line 3 can't be read as JSON: Expecting property name"),
+        (
+            "bad.json",
+            '[{"text": "a"},',
+            r"bad\.json can't be read as JSON: .* Rows are a list of objects, or an object a",
+        ),
+        ("texts.jsonl", '{"text": "a"}\n"b"\n', r'texts\.jsonl, line 2: expected an object, as in .*, got "b"\.'),
+        ("texts.json", '[{"text": "a"}, ["b"]]', r'texts\.json, row 2: expected an object, as in .*, got \["b"\]\.'),
+        ("half.jsonl", '{"text": "\\ud83d"}', r"half\.jsonl, line 1: it holds half a character, '\\ud83d'\."),
         ("bad.parquet", "no parquet", r"bad\.parquet can't be read as PARQUET: "),
     ],
 )
@@ -124,6 +132,19 @@ def test_a_file_that_cant_be_used_is_named_with_the_reason(
 ) -> None:
     with pytest.raises(DataError, match=message):
         load_rows(written(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_text_of_a_json_file_stays_what_it_is_and_a_missing_key_is_none(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"text": "2024-05-01", "at": "2024-05-01 10:00:00", "n": 1},
+        {"text": "007\u2028\ud83d\ude00", "tags": ["a", 1]},
+    ]
+    lines = json.dumps(rows) if name == "rows.json" else "\ufeff" + "\r\n".join(map(json.dumps, rows))
+    assert load_rows(written(tmp_path, name, lines)) == [
+        {"text": "2024-05-01", "at": "2024-05-01 10:00:00", "n": 1, "tags": None},
+        {"text": "007\u2028\U0001f600", "at": None, "n": None, "tags": ["a", 1]},
+    ]
 
 
 def test_what_datasets_logs_of_a_file_that_cant_be_read_is_not_shown(tmp_path: Path) -> None:

@@ -56,6 +56,25 @@ def test_a_kept_prompt_claims_no_gain_whatever_the_candidate_scored() -> None:
     assert kept.stable()["tested_gain"] == 0.05
 
 
+def test_what_is_told_can_be_read_again() -> None:
+    further: dict[str, Any] = {
+        "comparison": dataclasses.replace(BETTER, look=2, repeated=3),
+        "regions": ({"region": "region 1", "rows": 7},),
+        "principles": ({"principle": "Be kind.", "worth": 0.1},),
+        "unpriced": ("openai/m",),
+        "lost": Cost(1, 2, 0.5),
+        "unparsable": 2,
+        "own_metric": True,
+        "demos": 3,
+        "copied": "text",
+        "seed_search_score": 0.4,
+        "later": "Kept: nothing.",
+        "seconds": 12.3,
+    }
+    for evidence in (dataclasses.replace(EVIDENCE, seconds=12.3), dataclasses.replace(EVIDENCE, **further)):
+        assert Evidence.told(json.loads(json.dumps(evidence.as_dict()))) == evidence
+
+
 @pytest.mark.parametrize(
     ("replaced", "told"),
     [

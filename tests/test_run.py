@@ -13,7 +13,8 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from preceptor.errors import RunError
 from preceptor.lineage import Birth
 from preceptor.lm.ledger import Answer, Call
-from preceptor.run import check_folder, fingerprint, open_run, read_run, remember_command
+from preceptor.resuming import remember_command
+from preceptor.run import check_folder, fingerprint, open_run, read_run
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 
 PARTS: dict[str, Any] = {"method": ["APE", {"candidates": 3}], "trainset": [{"text": "hi"}], "metric": "accuracy"}

@@ -27,7 +27,8 @@ from preceptor.cli import run
 from preceptor.errors import ConfigError, LMFailed, PreceptorError
 from preceptor.lm.dispatch import Patience
 from preceptor.modules import Classify
-from preceptor.run import read_run, remember_command
+from preceptor.resuming import remember_command
+from preceptor.run import read_run
 from preceptor.teleprompters import APE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what LiteLLM and Pydantic tell each other

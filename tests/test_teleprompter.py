@@ -423,6 +423,39 @@ def test_a_second_candidate_on_the_same_rows_has_half_the_level_to_pass(tmp_path
     assert read(tmp_path / "a" / "program").evidence["look"] == 2
 
 
+@pytest.mark.parametrize("text", [USELESS, SEED])
+def test_what_was_confirmed_stays_when_a_search_with_a_larger_budget_confirms_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Lavish(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            found = RIGHT if (task.meter.account.budget.calls or 0) < 100 else text
+            return task.score([task.seed.with_instruction("predict", found)], task.order)
+
+    def compiled(calls: int) -> Any:
+        method = Lavish(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run", budget=Budget(calls=calls))
+        return compiled_by(method, valset=rows(12, start=TRAIN))
+
+    def kept(name: str) -> str:
+        return (tmp_path / "run" / name).read_text(encoding="utf-8")
+
+    first = compiled(99).evidence
+    files = ("confirmation.json", "program/program.json", "program/evidence.json", "program/manifest.json")
+    before = {name: kept(name) for name in files}
+    second, third = compiled(200), compiled(200)
+
+    assert (first.replaced, second.evidence.replaced) == (True, True)
+    assert second.predict.signature.instructions == first.instructions["predict"] == RIGHT
+    assert {name: kept(name) for name in files} == before
+    assert second.evidence.comparison == first.comparison
+    told = f"{first.verdict} A search that went on from there confirmed nothing else: Kept: "
+    assert second.evidence.verdict.startswith(told)
+    assert json.loads(kept("result.json")) == third.evidence.as_dict()
+    assert third.evidence.verdict == second.evidence.verdict
+    assert compiled(99).evidence.stable() == first.stable()
+
+
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:
     lm = simulated(answer)
     method = tries(tmp_path, lm, RIGHT, budget=Budget(calls=2 * CONFIRM + TRAIN - 1))

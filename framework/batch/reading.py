@@ -107,7 +107,10 @@ def open_source(name: str, *, part: str = "train") -> Source:
     if kind is not None and not path.is_file():
         raise DataError(f"No file {path}.")
     readers = {"csv": _table, "tsv": _table, "jsonl": _lines, "parquet": _parquet}
-    opened = _hub(name, part) if kind is None else readers[kind](name, path, kind)
+    try:
+        opened = _hub(name, part) if kind is None else readers[kind](name, path, kind)
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
     if next(opened.rows(0), None) is None:
         raise DataError(f"{path} has no rows.")
     return opened

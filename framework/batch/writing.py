@@ -18,7 +18,7 @@ from dspy.adapters.utils import serialize_for_json
 from preceptor.batch.reading import Kind
 from preceptor.data import dialect
 from preceptor.lm.adapter import bare
-from preceptor.scoring.metrics import as_text
+from preceptor.scoring.texts import as_text
 
 Columns: TypeAlias = Mapping[str, str]
 """Column -> `int`, `float`, `bool` or `str`."""

@@ -32,6 +32,7 @@ from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_
 from preceptor.data import HUB_ID, as_fields
 from preceptor.errors import PreceptorError
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.seam import own_models
 
 _WINDOW: Final = 30.0
 """Seconds over which the rate is taken."""
@@ -76,7 +77,7 @@ def batch(
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
     read_from = columns_of(column)
     inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
-    bounds = budget_of(budget, price or ())
+    bounds = budget_of(budget, price or (), [model, *(own.model for _, own in own_models(ready))])
     with _progress() as report:
         job = Batch(
             program=ready,

@@ -12,13 +12,13 @@ import typer
 
 from preceptor import demo as demo_task
 from preceptor import run as runs
-from preceptor.checks import label_field
+from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
 from preceptor.cli.planning import check_model, check_own, embedders, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
-from preceptor.errors import ConfigError, ModelError
+from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
 from preceptor.lm.catalogue import cache_folder
@@ -26,6 +26,8 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.embedding import MODELS
 from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.report import REPORT
+from preceptor.resuming import remembered
+from preceptor.scoring.metrics import Metric
 from preceptor.splits import drawn
 
 DEMO_BUDGET: Final = "calls=1000"
@@ -221,6 +223,8 @@ class _Given:
     train: list[dspy.Example]
     confirm: list[dspy.Example]
     folder: Path
+    output: str
+    metric: Metric
 
 
 def _given(command: Command, folder: Path | None) -> _Given:
@@ -228,15 +232,16 @@ def _given(command: Command, folder: Path | None) -> _Given:
     train = _some(command, program, command.data)
     confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
-    train, confirm, _, metric = checked(method, program, train, confirm)
+    train, confirm, output, metric = checked(method, program, train, confirm)
     place = folder or _place(command, method, train, confirm, program)
     runs.check_folder(place, parts_of(method, program, train, confirm, metric))
-    return _Given(program, method, train, confirm, place)
+    return _Given(program, method, train, confirm, place, output, metric)
 
 
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
     given = _given(command, folder)
+    warn(given.metric, given.program, given.confirm, given.output)
     planned = plan(given.method, given.program, given.train, given.confirm)
     check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:
@@ -249,18 +254,13 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
 def _run(command: Command, folder: Path | None) -> Evidence:
     """Compile as the command says; every input is checked before the model is loaded."""
     given = _given(command, folder)
-    folder = given.folder
-    before = runs.remember_command(folder, dataclasses.asdict(_from_anywhere(command)))
-    try:
+    with remembered(given.folder, dataclasses.asdict(_from_anywhere(command))):
         lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
         proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
         with progress() as report:
-            ready = dataclasses.replace(given.method, lm=lm, proposer=proposer, run_dir=folder, report=report)
+            ready = dataclasses.replace(given.method, lm=lm, proposer=proposer, run_dir=given.folder, report=report)
             evidence: Evidence = ready.compile(given.program, trainset=given.train, valset=given.confirm).evidence
             return evidence
-    except (ConfigError, ModelError):
-        runs.remember_command(folder, before)
-        raise
 
 
 def _from_anywhere(command: Command) -> Command:
@@ -294,9 +294,10 @@ def _some(command: Command, program: dspy.Module, source: str, part: str = "trai
 def _method_of(command: Command, program: dspy.Module) -> Any:
     """Return the method that a command names, with its settings and without its models."""
     kind, knobs = _configured(command)
+    models = [command.lm, command.proposer, *(own.model for _, own in own_models(program))]
     return kind(
         metric=metric_of(command.metric, program),
-        budget=budget_of(command.budget, command.prices),
+        budget=budget_of(command.budget, command.prices, models),
         seed=command.seed,
         threads=command.threads,
         patience=Patience(timeout=command.timeout, retries=command.retries),

@@ -37,7 +37,7 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.embedding import Embedder, embedder_of, named_in_artifact
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import every_predictor, own_models, predictors
 from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
 from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
@@ -116,11 +116,12 @@ def eval_(
 
     Answers are kept in the cache: the same command again goes on where it was stopped, and asks nothing twice.
     """
-    bounds, patience = budget_of(budget, price or ()), Patience(timeout=timeout, retries=retries)
     targets = [target] if other is None else [target, other]
     rows = load_rows(data, part=part, columns=columns_of(column))
     entrants = _entrants(targets, instructions or [], rows, data, lm, api_base, student, embedder)
     measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
+    asked = [name for each in entrants for name in (each.lm, *(own.model for _, own in own_models(each.program)))]
+    bounds, patience = budget_of(budget, price or (), asked), Patience(timeout=timeout, retries=retries)
     for entrant in entrants:
         check_models(entrant.program)
         check_metric(measure, entrant.program, entrant.rows[0], data)

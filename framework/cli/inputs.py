@@ -273,14 +273,22 @@ def metric_of(name: str | None, program: dspy.Module) -> Any:
     return found
 
 
-def budget_of(bounds: str | None, prices: Iterable[str]) -> Budget:
+def budget_of(bounds: str | None, prices: Iterable[str], models: Iterable[str | None]) -> Budget:
     """Return a budget as it is written on the command line.
 
+    Args:
+        bounds: Of `--budget`.
+        prices: Of `--price`.
+        models: The names of those that may be asked.
+
     Raises:
-        ConfigError: If the bounds or a price can't be read.
+        ConfigError: If the bounds or a price can't be read, or a price is of another model.
     """
     budget = Budget.parse(bounds) if bounds else Budget()
-    return dataclasses.replace(budget, prices=dict(_price(text) for text in prices))
+    priced, asked = dict(_price(text) for text in prices), list(dict.fromkeys(filter(None, models)))
+    if unknown := [name for name in priced if name not in asked]:
+        raise ConfigError(f"--price {unknown[0]}=...: no such model is asked here; {', '.join(asked)} is.")
+    return dataclasses.replace(budget, prices=priced)
 
 
 def _price(text: str) -> tuple[str, tuple[float, float]]:

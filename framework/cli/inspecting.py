@@ -24,7 +24,7 @@ from preceptor.errors import ArtifactError, LMFailed
 from preceptor.lineage import Descendant, descendants, folder_of
 from preceptor.lm.dispatch import hide_secrets, reason
 from preceptor.lm.seam import predictors
-from preceptor.scoring.metrics import text_of
+from preceptor.scoring.texts import text_of
 
 _WIDTH: Final = 140
 """Characters of a text in the tree of a run's candidates; `--json` has the whole."""

@@ -138,4 +138,6 @@ def as_command(name: str, run: Callable[..., None], arguments: Sequence[str]) ->
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
-    app(list(arguments), standalone_mode=False, prog_name=f"preceptor bench {name}")
+    code: Any = app(list(arguments), standalone_mode=False, prog_name=f"preceptor bench {name}")
+    if isinstance(code, int) and code:  # Ctrl-C, as typer tells it
+        raise typer.Exit(code)

@@ -178,7 +178,8 @@ def _download(requirement: str, store: Path) -> Path:
     """Run `pip download`, so that the user's own pip settings apply; a wheel appears whole or not at all."""
     inbox = store / "inbox"
     shutil.rmtree(inbox, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(inbox), requirement]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(inbox)]  # building one would run its code
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     wheel = next(inbox.glob("*.whl"), None)

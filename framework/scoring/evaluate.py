@@ -34,7 +34,8 @@ from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order, submit
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric, text_of
+from preceptor.scoring.metrics import Metric
+from preceptor.scoring.texts import text_of
 from preceptor.scoring.trial import Outcome, Step
 from preceptor.splits import inputs_key
 

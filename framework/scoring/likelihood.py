@@ -11,7 +11,7 @@ from dspy.lm15 import Request, Response
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import DirectAdapter, is_direct, output_name
 from preceptor.lm.seam import mean_log_probability
-from preceptor.scoring.metrics import references
+from preceptor.scoring.texts import references
 from preceptor.scoring.trial import Candidate, Outcome
 
 

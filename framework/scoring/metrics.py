@@ -7,11 +7,7 @@ and score the counts. Text is compared without regard to case and surrounding wh
 from __future__ import annotations
 
 import inspect
-import json
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import MappingProxyType
@@ -20,10 +16,9 @@ from typing import Any, Final, TypeAlias, cast
 import dspy
 import numpy as np
 import numpy.typing as npt
-from dspy.adapters.utils import serialize_for_json
 
 from preceptor.errors import ConfigError, MetricError
-from preceptor.leaks import CJK
+from preceptor.scoring.texts import as_text, folded, members, normalize, references, spaced, token_f1
 from preceptor.scoring.trial import Outcome
 
 Scorer = Callable[..., Any]
@@ -32,18 +27,6 @@ Scorer = Callable[..., Any]
 Aggregate = Callable[[Sequence[Outcome]], float]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-
-_ARTICLES: Final = frozenset({"a", "an", "the"})
-_PUNCTUATION: Final = re.compile(
-    rf"(?<![a-z+])\+|(?<![a-z])#|[{re.escape(string.punctuation.translate({43: None, 35: None}))}]"
-)
-_NUMBER: Final = re.compile(
-    r"""[("'$€£]*([-\u2212+]?)[$€£]?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d+))?[)%"'.,;:!?]*"""
-)
-"""A number, with what may stand around it: its sign, its whole part, its decimals."""
-
-_WORDS: Final = re.compile(rf"(?:[-.+#]|[^\W{CJK}])+|\S")
-"""The words of a normalized text: of Chinese or Japanese each character is one, as of other signs."""
 
 _ROUNDED: Final = 1e-9
 """How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
@@ -196,88 +179,6 @@ def _brief(example: dspy.Example) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
-def text_of(row: Any, field: str) -> str:
-    """Return a field of an example or a prediction as text, "" if it is absent."""
-    return as_text(row.get(field) if hasattr(row, "get") else getattr(row, field, None))
-
-
-def as_text(value: Any) -> str:
-    """Return a value as text that is equal for equal values: records and lists as JSON, an enumeration by its value.
-
-    Example:
-        >>> as_text({"b": 1, "a": ["x"]}), as_text(True), as_text(None)
-        ('{"a": ["x"], "b": 1}', 'True', '')
-    """
-    plain = value if type(value) in (str, int, float, bool) else serialize_for_json(value)
-    if isinstance(plain, (list, dict)):
-        return json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
-    return "" if plain is None else str(plain)
-
-
-def normalize(text: str) -> str:
-    """Return text without case, articles, punctuation and extra white space (SQuAD's rule).
-
-    Unlike there, a number keeps its sign and its decimals and loses its thousands separators, `+` and `#` behind a
-    letter stay, and a text that is nothing but articles or punctuation stays as it is.
-
-    Example:
-        >>> [normalize(text) for text in ("The  Eiffel Tower.", "It's -1,234.50!", "C++", "A", "+")]
-        ['eiffel tower', 'its -1234.5', 'c++', 'a', '+']
-    """
-    words = list(filter(None, map(_word, text.lower().split())))
-    return " ".join([word for word in words if word not in _ARTICLES] or words) or folded(text)
-
-
-def _word(raw: str) -> str:
-    """Return a lower-case word without its punctuation; a number in one way of writing it."""
-    number = _NUMBER.fullmatch(raw)
-    if number is not None:
-        whole, decimals = number[2].replace(",", "") or "0", (number[3] or "").rstrip("0")
-        sign = "-" if number[1] in ("-", "\u2212") and (decimals or whole.strip("0")) else ""
-        return f"{sign}{whole}{'.' if decimals else ''}{decimals}"
-    return _PUNCTUATION.sub("", raw)
-
-
-def references(gold: Any) -> list[str]:
-    """Return the accepted answers: a list's members, or the one text. An empty list has none: an empty answer is right.
-
-    Example:
-        >>> references(["Paris", "City of Paris"]), references("Paris")
-        (['Paris', 'City of Paris'], ['Paris'])
-    """
-    return [as_text(member) for member in gold] if isinstance(gold, (list, tuple, set)) else [as_text(gold)]
-
-
-def token_f1(answer: str, gold: str) -> float:
-    """Return the F1 of shared tokens, after `normalize`.
-
-    Example:
-        >>> round(token_f1("a red car", "the red bus"), 2)
-        0.5
-    """
-    ours, theirs = normalize(answer).split(), normalize(gold).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    shared = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * shared / (len(ours) + len(theirs))
-
-
-def members(text: Any) -> set[str]:
-    """Return the normalized members of a list, or of a text separated by commas.
-
-    Example:
-        >>> sorted(members("cat, Dog ,cat"))
-        ['cat', 'dog']
-    """
-    parts: Iterable[Any] = text if isinstance(text, (list, tuple, set)) else str(text).split(",")
-    return {normalize(as_text(part)) for part in parts} - {""}
-
-
-def folded(text: str) -> str:
-    """Return a label as labels are compared: without its case and the space around it."""
-    return text.strip().casefold()
-
-
 def _accuracy(field: str) -> Metric:
     return _row_metric("accuracy", lambda gold, answer: folded(as_text(answer)) == folded(as_text(gold)), field)
 
@@ -305,22 +206,32 @@ def _set_match(field: str) -> Metric:
 
 def _contains(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
-        accepted, said = filter(None, map(_spaced, references(gold))), f" {_spaced(as_text(answer))} "
+        accepted, said = filter(None, map(spaced, references(gold))), f" {spaced(as_text(answer))} "
         return any(f" {reference} " in said for reference in accepted)
 
     return _row_metric("contains", score, field)
 
 
-def _spaced(text: str) -> str:
-    """Return a normalized text with exactly one space between any two words."""
-    return " ".join(_WORDS.findall(normalize(text)))
-
-
 def _row_metric(name: str, score: Callable[[Any, Any], float], field: str) -> Metric:
     def scorer(example: Any, prediction: Any) -> float:
-        return score(example[field], getattr(prediction, field, ""))
+        return score(example[field], _answer(prediction, field))
 
     return Metric(name, scorer, 2)
+
+
+def _answer(prediction: Any, field: str) -> Any:
+    """Return what is compared, "" where a program answers nothing at all.
+
+    Raises:
+        MetricError: If it answers by other fields: the rows' column has another name, and all of them would be wrong.
+    """
+    others = list(prediction.keys()) if isinstance(prediction, dspy.Prediction) else []
+    if others and field not in others:
+        raise MetricError(
+            f"The rows' labels are in {field!r}, and the program answers with {', '.join(others)}. Let the column have "
+            f"the answer's name: --column {others[-1]}=COLUMN, or another one in dspy.Example."
+        )
+    return getattr(prediction, field, "")
 
 
 def _label_terms(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Array:

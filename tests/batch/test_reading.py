@@ -109,6 +109,13 @@ def test_what_cannot_be_read_is_refused(name: str, content: str, message: str, t
         open_source(written(tmp_path / name, content))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_file_that_the_system_refuses_to_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("/proc/self/mem")  # may be opened, and fails where it is read
+    with pytest.raises(DataError, match=rf"{name} can't be read: Input/output error\.$"):
+        open_source(str(tmp_path / name))
+
+
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No file"):
         open_source(str(tmp_path / "a.csv"))

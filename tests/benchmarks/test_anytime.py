@@ -115,19 +115,20 @@ def test_what_is_reached_is_counted_from_the_first_evaluation_on() -> None:
     assert reached({"task": "subj", "method": "ape"}, of_gain=True) is None
 
 
-def test_calls_are_averaged_over_runs_and_runs_without_a_gain_are_counted() -> None:
+def test_calls_are_averaged_over_tasks_and_runs_without_a_gain_are_counted() -> None:
     runs = [
         run("ape", [(0, 0.5), (100, 0.7)]),
-        run("ape", [(0, 0.5), (300, 0.9)], seed=1),
-        run("ape", [(0, 0.5), (40, 0.5)], seed=2),
+        run("ape", [(0, 0.5), (200, 0.7)], seed=1),
+        run("ape", [(0, 0.5), (350, 0.9)], "trec"),
+        run("ape", [(0, 0.5), (40, 0.5)], "ethos"),
         {"task": "subj", "method": "gepa", "seed": 0},  # made before curves were recorded
     ]
     [line] = speeds(runs)
-    assert (line["method"], line["runs"], line["gained"]) == ("ape", 3, 2)
+    assert (line["method"], line["runs"], line["gained"]) == ("ape", 4, 3)
     assert line["final"] == pytest.approx(0.7)
-    assert line["calls_to_gain"] == 200
-    assert line["calls_to_score"] == pytest.approx((100 + 300 + 40) / 3)
-    assert line["calls_to_gain_high"] - 200 == pytest.approx(12.7062 * 141.42136 / 2**0.5, rel=1e-4)
+    assert line["calls_to_gain"] == pytest.approx((150 + 350) / 2)
+    assert line["calls_to_score"] == pytest.approx((150 + 350 + 40) / 3)
+    assert line["calls_to_gain_high"] - 250 == pytest.approx(12.7062 * 141.42136 / 2**0.5, rel=1e-4)
 
 
 def test_a_ratio_is_the_geometric_mean_over_tasks_of_ours_against_the_peers() -> None:

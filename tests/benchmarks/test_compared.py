@@ -96,6 +96,15 @@ def test_gaps_that_differ_by_how_they_were_subtracted_share_a_rank_in_the_signed
     assert duel["p_value"] == pytest.approx(expected.pvalue)
 
 
+def test_p_values_of_several_pairs_are_told_corrected_too() -> None:
+    """All six signs of each pair are alike: p = 2 / 2^6, three times."""
+    told = [(str(task), name, (level + task) / 10) for task in range(6) for level, name in enumerate("xyz")]
+    found = duels(runs(*told))
+    assert [(duel["p_value"], duel["holm"]) for duel in found] == [(pytest.approx(1 / 32), pytest.approx(3 / 32))] * 3
+    tied = duels(runs(*told, *((task, "w", level) for task, name, level in told if name == "x")))
+    assert {duel["holm"] for duel in tied if duel["p_value"] is None} == {None}
+
+
 def test_equal_values_are_no_certainty() -> None:
     assert all(map(math.isnan, interval([0.0, 0.0, 0.0])))
     assert all(map(math.isnan, interval([0.9 - 0.5, 0.7 - 0.3, 0.4])))  # apart by how they were subtracted

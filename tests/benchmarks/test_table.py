@@ -13,9 +13,9 @@ from preceptor.cli.tools import as_command
 from preceptor.errors import DataError
 
 
-def result(method: str, gain: float, seed: int = 0) -> dict[str, object]:
+def result(method: str, gain: float, seed: int = 0, task: str = "subj") -> dict[str, object]:
     return {
-        "task": "subj",
+        "task": task,
         "method": method,
         "seed": seed,
         "metric": "accuracy",
@@ -31,11 +31,14 @@ def result(method: str, gain: float, seed: int = 0) -> dict[str, object]:
     }
 
 
-def test_the_mean_gain_has_students_interval_over_runs() -> None:
-    found = methods([result("ape", 0.1), result("ape", 0.2, 1), result("ape", 0.3, 2), result("gepa", 0.1)])
+def test_the_mean_gain_has_students_interval_over_tasks() -> None:
+    """Two seeds of one task share its test rows: they count once."""
+    seeds = [result("ape", 0.05), result("ape", 0.15, 1)]
+    others = [result("ape", 0.2, task="trec"), result("ape", 0.3, task="ethos")]
+    found = methods([*seeds, *others, result("gepa", 0.1), result("gepa", 0.1, 1)])
 
     ape, gepa = found
-    assert (ape["method"], ape["runs"], ape["replaced"], ape["gain"]) == ("ape", 3, 3, pytest.approx(0.2))
+    assert (ape["method"], ape["runs"], ape["replaced"], ape["gain"]) == ("ape", 4, 4, pytest.approx(0.2))
     assert ape["high"] - ape["gain"] == pytest.approx(4.302653 * 0.1 / 3**0.5)  # t of 2 degrees of freedom
     assert gepa["gain"] == 0.1
     assert math.isnan(gepa["low"])

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from preceptor.cli import run
+from preceptor.cli import run, tools
 
 SPAM = "text -> label: Literal['spam', 'mail']"
 LM = ["--lm", "local/smollm2-135m"]
@@ -229,6 +229,17 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile"]) == 2
     assert run(["bench", "nothing"]) == 2
     assert "No benchmark 'nothing'" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_benchmark_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    class Entry:
+        load = staticmethod(lambda: interrupted)
+
+    monkeypatch.setattr(tools, "entries", lambda group: {"null": Entry})
+    assert run(["bench", "null"]) == 130
 
 
 def test_what_goes_wrong_is_one_object_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,26 @@ def test_a_run_remembers_the_first_command_that_could_be_carried_out(
     assert compiled(capsys, "resume", str(folder))["billed_calls"] == 0
 
 
+def test_a_run_that_its_metric_ended_says_what_is_spent_and_goes_on_once_the_metric_is_mended(
+    rows: Path, tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metric = tmp_path / "mine.py"
+    metric.write_text(
+        "def right(example, prediction, trace=None):\n    return 1 / (prediction.label == example.label)\n"
+    )
+    folder = tmp_path / "run"
+    assert run(arguments(rows, server, "--run", str(folder), "--metric", f"{metric}:right")) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "The metric right raised ZeroDivisionError" in told
+    spent = server.count
+    assert f"Spent so far: {spent} calls" in told
+    assert f"go on with: preceptor resume {folder}" in told
+
+    metric.write_text("def right(example, prediction, trace=None):\n    return prediction.label == example.label\n")
+    result = compiled(capsys, "resume", str(folder))
+    assert result["calls"] - result["billed_calls"] == spent > 0
+
+
 def test_a_missing_key_of_the_proposers_is_told_before_the_first_call(
     rows: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +155,8 @@ def test_a_run_of_another_version_is_refused(
         (["--timeout", "0"], "Patience needs 0 < timeout <= 2147483"),
         (["--retries", "-1"], "retries >= 0"),
         (["--price", "free"], "--price 'free' is not name=value."),
+        (["--price", "m=1/1"], "--price m=...: no such model is asked here; local/gpt-9 is."),
+        (["--seed", "-1"], "APE needs seed >= 0, got -1."),
         (["--set", "candidates=many"], "APE: --set candidates=many must be a whole number."),
         (["--data", "FEW"], "Too few rows: 5 to search on, 5 to confirm on; at least 2 and 6"),
         (["--val", "rows.csv"], "valset: all 24 rows have the inputs of rows of the trainset"),

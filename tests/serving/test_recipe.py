@@ -47,7 +47,7 @@ def fleet(process: Any, tmp_path: Path, eventually: Any) -> Generator[tuple[str,
             ]
         port, temporary = free_port(), tmp_path / "nginx"
         temporary.mkdir()
-        text = (RECIPE / "nginx.conf").read_text(encoding="utf-8").replace("listen 8000", f"listen 127.0.0.1:{port}")
+        text = (RECIPE / "nginx.conf").read_text(encoding="utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
         for own, server in zip(("127.0.0.1:8001", "127.0.0.1:8002"), servers, strict=True):
             assert own in text
             text = text.replace(own, server.url.removeprefix("http://"))

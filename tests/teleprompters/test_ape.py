@@ -312,6 +312,7 @@ def test_what_a_program_or_model_cant_do_is_refused_before_the_first_call(
         ({"resample_rounds": -1}, r"^APE needs resample_rounds >= 0, got -1\.$"),
         ({"max_tokens": 0}, r"^APE needs max_tokens >= 1, got 0\.$"),
         ({"threads": 0}, r"^APE needs threads >= 1, got 0\.$"),
+        ({"seed": -1}, r"^APE needs seed >= 0, got -1\.$"),
         ({"score": "guess"}, r"^APE scores by accuracy or likelihood, not by 'guess'\.$"),
         (
             {"mode": "backward"},

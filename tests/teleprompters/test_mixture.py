@@ -281,10 +281,17 @@ def test_experts_of_a_later_look_at_the_same_rows_have_a_smaller_level_to_pass(t
     first, again, place = found(), found(), tmp_path / "run.json"
     known = json.loads(place.read_text())
     place.write_text(json.dumps({**known, "looks": ["a", "b", "c", "d"]}))
+    kept = found()
+    (tmp_path / "result.json").unlink()
     later = found()
 
     assert [compiled.evidence.comparison.look for compiled in (first, again)] == [1, 1]
     assert (table(first), table(again)) == (["its own"] * 2, ["its own"] * 2)
+    assert (table(kept), type(kept)) == (table(first), Experts)
+    assert "This is look 5 at these rows" in kept.evidence.later
+    with dspy.context(lm=simulated(answer)):
+        told = [(each(text="fruit 3 no").label, each(text="tools 3 no").label) for each in (kept, first)]
+    assert told[0] == told[1]
     assert table(later) == ["default: its own wasn't confirmed"] * 2
     assert [row["p_value"] for row in later.evidence.regions] == [2 / 128, 2 / 128]
 
