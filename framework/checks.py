@@ -64,15 +64,20 @@ def taken_inputs(student: dspy.Module, row: dspy.Example) -> list[str]:
     return [name for name in names if taken is None or name in taken]
 
 
+def is_plain(student: dspy.Module) -> bool:
+    """Return True for a program of one predictor and of no code but ours and DSPy's: a row asks it once."""
+    parts = cast("list[tuple[str, Any]]", list(student.named_sub_modules()))
+    kinds = [type(part) for _, part in parts]
+    is_ours = all(kind in _PLAIN or kind.__module__.startswith(_MODULES) for kind in kinds)
+    return is_ours and len(predictors(student)) == 1
+
+
 def heard(student: dspy.Module, rows: Sequence[dspy.Example]) -> list[dspy.Example]:
     """Return the rows with no inputs but those that reach the model: an id would make rows of equal inputs differ.
 
     Only of a plain program of one predictor: what other code makes of an input isn't known, so theirs stay as they are.
     """
-    parts = cast("list[tuple[str, Any]]", list(student.named_sub_modules()))
-    kinds = [type(part) for _, part in parts]
-    is_plain = all(kind in _PLAIN or kind.__module__.startswith(_MODULES) for kind in kinds)
-    if not is_plain or len(predictors(student)) != 1:
+    if not is_plain(student):
         return list(rows)
     return [row.with_inputs(*taken_inputs(student, row)) for row in rows]
 

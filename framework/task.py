@@ -113,20 +113,20 @@ class Task:
         """Most calls a row took in one evaluation so far, on average; one a predictor at least."""
         return max([1.0, len(self.signatures), *self.rates])
 
-    def score(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
-        """Score candidates on the same train rows; costs one call per candidate, row and predictor.
+    @property
+    def _has_steps(self) -> bool:
+        """True unless a single predictor's only output is the label: then the answer says all of it."""
+        return [list(one.output_fields) for one in self.signatures.values()] != [[self.output]]
 
-        Raises:
-            BudgetExhausted: If the budget ends.
-            LMFailed: If more than one train row in twenty failed so far, and more than one of these in twenty.
-        """
+    def score(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:
+        """Score candidates on the same train rows, as `score_each`; one call per candidate, row and predictor."""
         return self.score_each([(candidate, rows) for candidate in candidates])
 
     def score_each(self, walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
         """Score every candidate on train rows of its own; costs one call per row and predictor.
 
-        The outcomes of a program of several predictors hold what each was given and answered. Rows that failed are
-        wrong answers of a candidate that several, and more than one of its rows in twenty, failed with.
+        The outcomes hold what each predictor was given and answered, unless that is a single one's label. Rows that
+        failed are wrong answers of a candidate that several, and more than one of its rows in twenty, failed with.
 
         Raises:
             BudgetExhausted: If the budget ends.
@@ -136,7 +136,7 @@ class Task:
         jobs = [Job(program, self.train[row], is_seed) for program, is_seed, rows in programs for row in rows]
         lengths = sorted({len(rows) for _, rows in walks})
         what = f"scoring {len(walks)} candidates on {' to '.join(map(str, lengths[:1] + lengths[1:][-1:]))} rows"
-        scorer = evaluator(self, len(jobs), what, has_steps=len(self.signatures) > 1, losses=self.losses)
+        scorer = evaluator(self, len(jobs), what, has_steps=self._has_steps, losses=self.losses)
         return self._trials(walks, self._counted(scorer, jobs))
 
     def record(
@@ -191,10 +191,11 @@ class Task:
 
     def steps(self, rows: Sequence[int], candidate: Candidate | None = None) -> list[tuple[Outcome, tuple[Step, ...]]]:
         """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""
-        program = apply(self.student, candidate or self.seed)
-        whom = "a candidate" if candidate else "the seed"
-        scorer = evaluator(self, len(rows), f"watching {whom} on {len(rows)} rows", has_steps=True, losses=self.losses)
-        outcomes = self._counted(scorer, [Job(program, self.train[row]) for row in rows])
+        watched = candidate or self.seed
+        program, is_seed = apply(self.student, watched), watched.key == self.seed.key
+        what = f"watching {'the seed' if is_seed else 'a candidate'} on {len(rows)} rows"
+        scorer = evaluator(self, len(rows), what, has_steps=True, losses=self.losses)
+        outcomes = self._counted(scorer, [Job(program, self.train[row], is_seed) for row in rows])
         self.meter.accept_failures()
         return [(outcome, outcome.steps) for outcome in outcomes]
 
@@ -259,9 +260,7 @@ class Task:
         top: Sequence[Any] = response.logprobs[0].top if response.logprobs else ()
         if len(top) < 2 or not temperature:
             return said(response.message)
-        odds = [
-            math.exp((choice.logprob - top[0].logprob) / temperature) for choice in top
-        ]  # the first is the likeliest
+        odds = [math.exp((choice.logprob - top[0].logprob) / temperature) for choice in top]  # the first: the likeliest
         return str(self.rng.choices([choice.token for choice in top], odds)[0])
 
     @property

@@ -14,16 +14,19 @@ Departs: candidates are compared on the same rows; the threshold of adaptive fil
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from string import Template
 from typing import Any, ClassVar, Final, Literal
 
+from preceptor.checks import is_plain
 from preceptor.errors import ConfigError
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.scoring import racing
+from preceptor.scoring.known import Known
 from preceptor.scoring.metrics import mean
 from preceptor.scoring.texts import folded, text_of
 from preceptor.scoring.trial import Candidate, Trial
@@ -122,9 +125,9 @@ class APE(Teleprompter):
         rows, predictors = rows - self.few_shot, len(signatures)
         watching = rows * predictors if predictors > 1 else 0
         each = None if calls is None else max(0, (calls - watching) // predictors)
-        count = max(1, self._count(rows, signatures, each))
+        count = max(1, self._count(rows, signatures, each, predictors))
         return Estimate(
-            least=watching + predictors * self._cost(1, rows, signatures),
+            least=watching + predictors * self._cost(1, rows, signatures, predictors),
             expected=watching + predictors * self._with_resampling(count, rows, signatures, each),
         )
 
@@ -136,28 +139,38 @@ class APE(Teleprompter):
             _refuse_without_labels(task)
         best, rows = self._seed(task)
         pairs = demonstrations(task, rows, self.demos)
+        known = Known(task.score_each, task.metric.aggregate)
+        if self.score == "accuracy" and not task.rates and not is_plain(task.student):
+            known.score([best], rows[: racing.plan(1, len(rows))[0].stop])  # its code may ask a predictor several times
         trials: Sequence[Trial] = []
         names = [name for name in task.signatures if pairs[name]]
         for at, name in enumerate(names):
             left = task.meter.account.calls_left
             calls = None if left is None else left // (len(names) - at)
-            trials = self._improve(task, name, best, pairs[name], rows, calls)
+            trials = self._improve(task, name, best, pairs[name], rows, calls, task.score if at else known.score)
             best = trials[0].candidate
         return trials
 
     def _improve(
-        self, task: Task, name: str, seed: Candidate, pairs: list[str], rows: list[int], calls: int | None
+        self,
+        task: Task,
+        name: str,
+        seed: Candidate,
+        pairs: list[str],
+        rows: list[int],
+        calls: int | None,
+        score: racing.Score,
     ) -> Sequence[Trial]:
         """Propose, score, keep the best; then, if asked to, resample around them (Algorithm 1)."""
-        count = self._count(len(rows), task.signatures, calls)
+        count = max(1, self._count(len(rows), task.signatures, calls, task.calls_a_row))
         others = 0 if calls is None else (task.meter.account.calls_left or 0) - calls  # the other predictors' share
         texts = self._proposals(task, name, seed, rows, pairs, count)
-        trials = self._race(task, [seed, *_distinct(task, seed, name, texts)], rows)
+        trials = self._race(task, [seed, *_distinct(task, seed, name, texts)], rows, score)
         for _ in range(self.resample_rounds):
             kept = [trial.candidate for trial in trials[: racing.FINALISTS]]
             pool = {one.key: one for one in [seed, *kept]}
             left = task.meter.account.calls_left
-            scores = None if left is None else (left - others - len(kept)) // len(task.signatures)
+            scores = None if left is None else int((left - others - len(kept)) // task.calls_a_row)
             room = racing.affordable(len(pool) + len(kept), len(rows), scores) - len(pool)
             if room <= 0:
                 break
@@ -165,13 +178,13 @@ class APE(Teleprompter):
             variations = task.draw(prompts, self._sampling)
             for one, text in zip(kept[:room], variations, strict=True):
                 pool |= {made.key: made for made in _distinct(task, one, name, [clean(text or "")], "variation")}
-            trials = self._race(task, list(pool.values()), rows)
+            trials = self._race(task, list(pool.values()), rows, task.score)
         return trials
 
-    def _race(self, task: Task, candidates: list[Candidate], rows: list[int]) -> list[Trial]:
+    def _race(self, task: Task, candidates: list[Candidate], rows: list[int], score: racing.Score) -> list[Trial]:
         by_likelihood = self.score == "likelihood"
-        score: Callable[..., Sequence[Trial]] = task.likelihood if by_likelihood else task.score
-        return racing.race(candidates, score, rows, mean if by_likelihood else task.metric.aggregate)
+        aggregate = mean if by_likelihood else task.metric.aggregate
+        return racing.race(candidates, task.likelihood if by_likelihood else score, rows, aggregate)
 
     def _proposals(
         self, task: Task, name: str, seed: Candidate, rows: list[int], pairs: list[str], count: int
@@ -246,25 +259,25 @@ class APE(Teleprompter):
         )
         return Candidate(task.seed.instructions, {name: shown}), rows[self.few_shot :]
 
-    def _count(self, rows: int, signatures: Mapping[str, Any], calls: int | None) -> int:
+    def _count(self, rows: int, signatures: Mapping[str, Any], calls: int | None, calls_a_row: float) -> int:
         """Return how many candidates can be drawn and raced."""
         if calls is None:
             return self.candidates
-        fits = (count for count in range(self.candidates, 0, -1) if self._cost(count, rows, signatures) <= calls)
-        return next(fits, 0)
+        counts = range(self.candidates, 0, -1)
+        return next((count for count in counts if self._cost(count, rows, signatures, calls_a_row) <= calls), 0)
 
-    def _cost(self, candidates: int, rows: int, signatures: Mapping[str, Any]) -> int:
+    def _cost(self, candidates: int, rows: int, signatures: Mapping[str, Any], calls_a_row: float) -> int:
         """Return the calls of drawing and racing so many candidates for one predictor."""
         [signature, *_] = signatures.values()
         asked = len(choices(signature)) if self.mode == "labels" and is_direct(signature) else 1
-        return candidates * asked + len(signatures) * racing.cost(candidates + 1, rows)
+        return candidates * asked + math.ceil(calls_a_row * racing.cost(candidates + 1, rows))
 
     def _with_resampling(self, candidates: int, rows: int, signatures: Mapping[str, Any], calls: int | None) -> int:
         """Return the calls of one predictor's search, variations included; no more than it may spend."""
-        kept = min(racing.FINALISTS, candidates + 1)
-        again = self.resample_rounds * (kept + len(signatures) * racing.cost(2 * kept, rows))
-        whole = self._cost(candidates, rows, signatures) + again
-        return whole if calls is None else max(self._cost(candidates, rows, signatures), min(whole, calls))
+        kept, predictors = min(racing.FINALISTS, candidates + 1), len(signatures)
+        again = self.resample_rounds * (kept + predictors * racing.cost(2 * kept, rows))
+        first = self._cost(candidates, rows, signatures, predictors)
+        return first + again if calls is None else max(first, min(first + again, calls))
 
     @property
     def _sampling(self) -> Sampling:

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any, Final
 
 from preceptor.errors import LMFailed
+from preceptor.scoring.texts import as_text
 from preceptor.scoring.trial import Step
 from preceptor.task import Task
 from preceptor.teleprompters.reading import cut
@@ -74,9 +75,11 @@ def _has_fields(row: Any, signature: Any) -> bool:
 
 def _pair(inputs: Any, outputs: Any, signature: Any) -> str:
     given = "\n".join(
-        f"{field}: {cut(str(inputs[field]))}" for field in signature.input_fields if inputs.get(field) is not None
+        f"{field}: {cut(as_text(inputs[field]))}" for field in signature.input_fields if inputs.get(field) is not None
     )
-    answer = ", ".join(cut(str(outputs[field])) for field in signature.output_fields if outputs.get(field) is not None)
+    answer = ", ".join(
+        cut(as_text(outputs[field])) for field in signature.output_fields if outputs.get(field) is not None
+    )
     return f"Input: {given}\nOutput: {answer}"
 
 

@@ -14,6 +14,7 @@ Departs: the best few and the seed are scored on all train rows before one is ch
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ class InstructZero(Teleprompter):
         names = [name for name in names if pairs[name]]
         for at, name in enumerate(names):
             seed = trials[0].candidate
-            plan = self._plan(task, len(names) - at, known=len(known.whole(seed).rows)) if at else plan
+            if at or task.calls_a_row > len(task.signatures):  # a row takes more than could be told before
+                plan = self._plan(task, len(names) - at, known=len(known.whole(seed).rows))
             trials = self._improve(task, name, seed, pairs[name], space, plan, known)
         return trials
 
@@ -136,7 +138,7 @@ class InstructZero(Teleprompter):
         """Return the plan of the next of so many searches, which share what the budget has left but for `other`."""
         left = task.meter.account.calls_left
         calls = None if left is None else max(0, (left - other) // searches)
-        return Plan.of(self, len(task.order), len(task.signatures), calls, known)
+        return Plan.of(self, len(task.order), task.calls_a_row, calls, known)
 
     def _watching(self, rows: int, predictors: int) -> int:
         """Return the calls of seeing what each predictor is given and answers on the exemplars."""
@@ -228,20 +230,20 @@ class Plan:
             yield size
 
     @classmethod
-    def of(cls, method: InstructZero, train: int, predictors: int, calls: int | None, known: int = 0) -> Plan:
+    def of(cls, method: InstructZero, train: int, calls_a_row: float, calls: int | None, known: int = 0) -> Plan:
         """Return what so many calls pay for, at least one point.
 
         Args:
             method: The settings.
             train: Train rows.
-            predictors: Of the program; a row costs a call of each.
+            calls_a_row: Of the program, one a predictor at least.
             calls: To spend on one predictor; None if unbounded.
             known: Train rows on which the seed's scores are known: those of an instruction, or all.
         """
         rows = min(method.rows, train)
-        further, point = (train - rows) * predictors, 1 + rows * predictors
-        again = int(known < train)  # the seed
-        seed = max(0, rows - known) * predictors
+        further, scoring = math.ceil((train - rows) * calls_a_row), math.ceil(rows * calls_a_row)
+        point, again = 1 + scoring, int(known < train)  # again: the seed
+        seed = math.ceil(max(0, rows - known) * calls_a_row)
         wanted = most = method.start + method.iterations * method.batch
         finalists = method.finalists if further else 0
         if calls is not None:
@@ -252,7 +254,7 @@ class Plan:
             wanted = max(1, min(wanted, (calls - fixed) // point))
         finalists = min(finalists, wanted)
         cost = seed + wanted * point + (further * (finalists + again) if finalists else 0)
-        return cls(_batches(method, wanted), finalists, cost, rows * predictors, most)
+        return cls(_batches(method, wanted), finalists, cost, scoring, most)
 
     @classmethod
     def least(cls, method: InstructZero, train: int, predictors: int) -> int:

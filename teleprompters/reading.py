@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from preceptor.scoring.texts import as_text
 from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Task
 
@@ -62,14 +63,14 @@ def _shown(task: Task, name: str, row: int, outcome: Outcome) -> str:
     ]
     inputs, labels = example.inputs(), example.labels()
     lines = [f"Input: {put}\nAnswer: {got}" for put, got in pairs or [(_fields(inputs, inputs), answer)]]
-    lines += [f"Answer of the whole program: {cut(answer)}"] if len(task.signatures) > 1 else []
+    lines += [f"Answer of the whole program: {cut(answer)}"] if len(task.signatures) > 1 or len(pairs) > 1 else []
     several = [label for label in labels if any(label in one.output_fields for one in task.signatures.values())]
     gold = _fields(labels, several) if len(several) > 1 else cut(outcome.gold) or _fields(labels, labels)
     return "\n".join([*lines, f"{RIGHT}: {gold}"])
 
 
 def _fields(values: Any, names: Iterable[str]) -> str:
-    return "\n".join(f"{name}: {cut(str(values[name]))}" for name in names if values.get(name) is not None)
+    return "\n".join(f"{name}: {cut(as_text(values[name]))}" for name in names if values.get(name) is not None)
 
 
 def cut(text: str) -> str:

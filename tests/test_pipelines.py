@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 import re
 import threading
@@ -178,6 +179,16 @@ def test_the_confirmation_of_a_predictor_asked_twice_a_row_is_paid_for(tmp_path:
     )
     assert program.evidence.comparison.rows == 40
     assert program.evidence.spent.calls <= 240
+
+
+def test_of_a_predictor_asked_twice_a_row_no_more_candidates_are_drawn_than_can_be_raced(tmp_path: Path) -> None:
+    """Else the budget ends before the first rung is over, and nothing is known of any."""
+    numbers = itertools.count()
+    writer = simulated(lambda request: f"Spot insults. {next(numbers)}", name="writer")
+    few = {"budget": Budget(calls=600), "candidates": 50}
+    program = compiled(Twice(), remarks(80), tmp_path, simulated(judge), writer, **few)
+    assert (program.evidence.compiled, program.evidence.stopped) == (1.0, "")
+    assert program.evidence.spent.calls <= 600
 
 
 class Shared(dspy.Module):

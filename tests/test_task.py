@@ -485,6 +485,7 @@ def test_a_candidate_that_makes_inputs_too_long_is_charged_and_the_search_goes_o
         [trial] = task.score([long], range(20))
         assert trial.score == 0.5
         assert [outcome.kind for outcome in trial.outcomes].count("unparsable") == 10
+        assert [outcome.kind for outcome, _ in task.steps(range(20), long)].count("failed") == 10
         its_own = dataclasses.replace(task, seed=long)
         with pytest.raises(LMFailed, match=r"rows failed \(20 to be scored\); the first with: InputTooLong: at most 8"):
             its_own.score([long], range(20))

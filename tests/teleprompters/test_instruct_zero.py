@@ -334,6 +334,26 @@ def test_a_budget_of_the_plan_is_kept_to_the_call(tmp_path: Path) -> None:
     assert not evidence.stopped
 
 
+class Asked(toy.Sorter):
+    """Asks its predictor twice for each row."""
+
+    def forward(self, **inputs: Any) -> Any:
+        super().forward(text=f"Once: {inputs['text']}")
+        return super().forward(**inputs)
+
+
+def test_finalists_of_a_predictor_that_is_asked_twice_a_row_are_paid_for(tmp_path: Path) -> None:
+    budget = Budget(calls=1000 + 4 * CONFIRM)
+    made = method(tmp_path, simulated(numbered), budget=budget, sampler=RandomSampler)
+    evidence = compiled(made, train=40, program=Asked()).evidence
+
+    seen: dict[str, set[int]] = {}
+    for one in trials(tmp_path):
+        seen.setdefault(one["instructions"]["predict"], set()).update(one["rows"])
+    assert [len(rows) for rows in seen.values()].count(40) == 1 + 4  # the seed and the finalists
+    assert (evidence.stopped, evidence.spent.calls <= 1000 + 4 * CONFIRM) == ("", True)
+
+
 def test_predictors_are_improved_one_after_the_other_and_the_seed_is_scored_once(tmp_path: Path) -> None:
     proposer = simulated(lambda request: toy.RIGHT if "Input: text:" in prompt(request) else "Guess.")
     result = compiled(method(tmp_path, proposer, start=2, iterations=0), program=toy.Chain())

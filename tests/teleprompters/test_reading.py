@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import enum
 import random
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,8 @@ from preceptor.run import open_run
 from preceptor.scoring.metrics import wrap
 from preceptor.task import Task
 from preceptor.teleprompters import reading
-from preceptor.teleprompters.reading import errors, parse
+from preceptor.teleprompters.induction import demonstrations
+from preceptor.teleprompters.reading import errors, errors_among, parse
 from preceptor.testing import prompt, simulated, system
 
 Open = Callable[..., AbstractContextManager[Task]]
@@ -135,6 +137,39 @@ def test_a_predictor_of_several_is_shown_its_own_inputs_and_outputs_and_what_bec
         assert errors(task, "second.predict", task.seed, [0, 1]) == [
             "Input: gist: gist of it\nAnswer: label: no\nAnswer of the whole program: no\nRight answer: yes"
         ]
+
+
+def test_what_was_scored_is_shown_with_the_predictors_own_outputs_whatever_the_label_is(make: Open) -> None:
+    def same(example: Any, prediction: Any) -> bool:
+        return bool(prediction.summary == example.label)
+
+    with make(Generate("text -> summary", "Shorten."), rows(("Long.", "short")), lambda request: "brief", same) as task:
+        [trial] = task.score([task.seed], [0])
+        told = errors_among(task, "predict", [0], trial.outcomes)
+        assert told == ["Input: text: Long.\nAnswer: summary: brief\nRight answer: short"]
+
+    row = dspy.Example(text="A mug, 5.", name="mug", label="5").with_inputs("text")
+    answer = "[[ ## name ## ]]\ncup\n\n[[ ## label ## ]]\n5"
+    both = dspy.Predict(declare("text -> name, label", "Read."))
+    with make(both, [row], lambda request: answer, lambda example, prediction: prediction.name == example.name) as task:
+        [trial] = task.score([task.seed], [0])
+        told = errors_among(task, "self", [0], trial.outcomes)
+        assert told == ["Input: text: A mug, 5.\nAnswer: name: cup\nlabel: 5\nRight answer: name: mug\nlabel: 5"]
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+def test_an_enumeration_and_a_list_are_shown_as_the_model_has_to_write_them(make: Open) -> None:
+    fields: dict[str, Any] = {"text": (list[str], dspy.InputField()), "label": (Mood, dspy.OutputField())}
+    program = dspy.Predict(dspy.Signature(fields, "Judge."))
+    row = dspy.Example(text=["Hm", "Ah"], label=Mood.GOOD).with_inputs("text")
+    with make(program, [row], lambda request: "[[ ## label ## ]]\nbad") as task:
+        told = 'Input: text: ["Hm", "Ah"]\nAnswer: label: bad\nRight answer: good'
+        assert errors(task, "self", task.seed, [0]) == [told]
+        assert demonstrations(task, [0], 1) == {"self": ['Input: text: ["Hm", "Ah"]\nOutput: good']}
 
 
 def test_of_several_labels_all_are_shown_and_no_other_column(make: Open) -> None:
