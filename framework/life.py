@@ -286,7 +286,7 @@ class Compile:
             train_rows=len(self.train),
             smallest_gain=verdict.smallest_gain,
             search_score=found.winner.score if found.winner is not None else None,
-            seed_search_score=self._seed_search_score(task),
+            seed_search_score=self._seed_search_score(task, found.winner),
             instructions=dict(task.seed.instructions),
             seed_instructions=dict(task.seed.instructions),
             spent=account.spent,
@@ -316,11 +316,17 @@ class Compile:
             copied = copied or passage
         return None, copied
 
-    def _seed_search_score(self, task: Task) -> float | None:
-        """Return the seed's score over all train rows the search scored it on, None if there are none."""
+    def _seed_search_score(self, task: Task, winner: Trial | None) -> float | None:
+        """Return the seed's score on the train rows that the winner's is of, None if it wasn't scored on all of them.
+
+        Without a winner, on all rows it was scored on.
+        """
         own = [trial for trial in task.scored if trial.candidate.key == task.seed.key]
-        trials = best_so_far(own, self._aggregate(own))
-        return trials[0].score if trials else None
+        aggregate, known = self._aggregate(own), dict[int, Outcome]()
+        for trial in best_so_far(own, aggregate):
+            known |= zip(trial.rows, trial.outcomes, strict=True)
+        rows = known if winner is None else winner.rows
+        return aggregate([known[row] for row in rows]) if known and all(row in known for row in rows) else None
 
     def _aggregate(self, trials: Sequence[Trial]) -> Aggregate:
         """Return what makes one score of many rows: the metric, but the mean of likelihoods, which are no answers."""

@@ -171,13 +171,14 @@ class Task:
             ConfigError: If the program or the model can't be scored so; see `refuse_likelihood`.
         """
         [(name, predictor)] = predictors(self.student)
+        lm = predictor.lm or self.lm
         calls = [
-            Call(likelihood.request(self.lm, name, predictor, candidate, self.train[row]))
+            Call(likelihood.request(lm, name, predictor, candidate, self.train[row]))
             for candidate in candidates
             for row in rows
         ]
         self.report(f"likelihood of {len(candidates)} candidates on {len(rows)} rows", 0, len(calls))
-        results = self.meter.ask(self.lm, calls)
+        results = self.meter.ask(lm, calls)
         walks = [(candidate, rows) for candidate in candidates]
         return self._trials(walks, [likelihood.outcome(result) for result in results])
 
@@ -187,7 +188,7 @@ class Task:
         Raises:
             ConfigError: Saying what is needed.
         """
-        likelihood.refuse(self.signatures, self.lm)
+        likelihood.refuse(self.signatures, predictors(self.student)[0][1].lm or self.lm, self.train)
 
     def steps(self, rows: Sequence[int], candidate: Candidate | None = None) -> list[tuple[Outcome, tuple[Step, ...]]]:
         """Run a candidate, by default the seed, on train rows; return what each predictor was given and answered."""

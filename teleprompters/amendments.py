@@ -13,7 +13,7 @@ from string import Template
 from typing import Any, Final
 
 from preceptor.constitution import Constitution, Edit
-from preceptor.leaks import Guard
+from preceptor.leaks import Guard, count_words
 from preceptor.lm.adapter import DirectAdapter, choices, is_direct
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
@@ -80,6 +80,9 @@ _ITEM: Final = re.compile(r"\n\s*(?:\d+[.)]|[-*])\s+")
 
 _LABEL: Final = re.compile(r"^[\s*#]*(?:new |revised |merged )?principle(?: \d+)?\s*:[\s*]*", re.IGNORECASE)
 """A label before a principle."""
+
+_SENTENCE: Final = re.compile(r".+?(?:[.!?](?=\s)|[。！？]|\Z)\s*", re.DOTALL)  # noqa: RUF001  Chinese
+"""A sentence, and the space behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +258,9 @@ def principle(text: str, words: int) -> str:
     """
     items = _ITEM.split("\n" + next(iter(parse(text)), ""))
     body = next((item for item in map(_line, items) if item), "")
-    sentences = re.split(r"(?<=[.!?])\s+", _LABEL.sub("", body))
-    fitting = [" ".join(sentences[:at]) for at in range(1, len(sentences) + 1)]
-    return next((part for part in reversed(fitting) if len(part.split()) <= words), "")
+    sentences = _SENTENCE.findall(_LABEL.sub("", body))
+    fitting = ["".join(sentences[:at]).strip() for at in range(1, len(sentences) + 1)]
+    return next((part for part in reversed(fitting) if count_words(part) <= words), "")
 
 
 def _told(templates: Mapping[str, Template], case: _Case, edit: Edit) -> str:

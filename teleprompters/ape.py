@@ -21,11 +21,14 @@ from itertools import groupby
 from string import Template
 from typing import Any, ClassVar, Final, Literal
 
+import dspy
+
 from preceptor.checks import is_plain
 from preceptor.errors import ConfigError
 from preceptor.leaks import Guard
 from preceptor.lm.adapter import choices, is_direct
-from preceptor.scoring import racing
+from preceptor.lm.seam import predictors
+from preceptor.scoring import likelihood, racing
 from preceptor.scoring.known import Known
 from preceptor.scoring.metrics import mean
 from preceptor.scoring.texts import folded, text_of
@@ -120,6 +123,16 @@ class APE(Teleprompter):
         if self.mode not in TEMPLATES and "$demos" not in self.mode:
             raise ConfigError(f"APE's mode is {', '.join(TEMPLATES)}, or a template with $demos where the pairs go.")
 
+    def check_program(self, student: dspy.Module, output: str) -> None:
+        """Raise if the settings are for other programs."""
+        signatures = {name: predictor.signature for name, predictor in predictors(student)}
+        if self.score == "likelihood":
+            likelihood.refuse_program(signatures)
+        if self.mode == "labels" and not (len(signatures) == 1 and all(map(_picks, signatures.values()))):
+            raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
+        if self.few_shot and len(signatures) > 1:
+            raise ConfigError("APE shows demonstrations (few_shot) to programs of one predictor only.")
+
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls of all predictors' searches; the least is a race of one candidate with the seed."""
         rows, predictors = rows - self.few_shot, len(signatures)
@@ -135,8 +148,6 @@ class APE(Teleprompter):
         """Improve the predictors' instructions one after the other; return the trials, best first."""
         if self.score == "likelihood":
             task.refuse_likelihood()
-        if self.mode == "labels":
-            _refuse_without_labels(task)
         best, rows = self._seed(task)
         pairs = demonstrations(task, rows, self.demos)
         known = Known(task.score_each, task.metric.aggregate)
@@ -244,8 +255,6 @@ class APE(Teleprompter):
         rows = list(task.order)
         if not self.few_shot:
             return task.seed, rows
-        if len(task.signatures) > 1:
-            raise ConfigError("APE shows demonstrations (few_shot) to programs of one predictor only.")
         if self.few_shot >= len(rows):
             raise ConfigError(f"APE needs more train rows than few_shot={self.few_shot}, got {len(rows)}.")
         [(name, signature)] = task.signatures.items()
@@ -284,10 +293,8 @@ class APE(Teleprompter):
         return Sampling(self.temperature, self.top_p, self.max_tokens)
 
 
-def _refuse_without_labels(task: Task) -> None:
-    signatures = list(task.signatures.values())
-    if len(signatures) != 1 or not is_direct(signatures[0]) or not choices(signatures[0]):
-        raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
+def _picks(signature: Any) -> bool:
+    return is_direct(signature) and bool(choices(signature))
 
 
 def _distinct(task: Task, seed: Candidate, name: str, texts: Sequence[str], how: str = "proposal") -> list[Candidate]:

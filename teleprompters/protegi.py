@@ -109,6 +109,16 @@ class Round:
         return proposals + math.ceil(rows * calls_a_row)
 
 
+def _tokens(words: int, prompt: str) -> int:
+    """Return the tokens that are let through for so many words in the prompt's language.
+
+    Two a word. In other scripts than Latin's a word takes more, and where there are no spaces, as in Thai, no word can
+    be told from the next: there twice the prompt's characters are let through, if that is more than four a word.
+    """
+    foreign = sum(letter.isalpha() and not letter.isascii() for letter in prompt)
+    return 2 * words if 2 * foreign < len(prompt) else max(4 * words, 2 * len(prompt))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProTeGi(Teleprompter):
     """Prompt optimization with textual gradients; also called APO.
@@ -140,7 +150,8 @@ class ProTeGi(Teleprompter):
         stale_rounds: Rounds without a better score on the rows set aside after which the search ends; 0 sets no
             rows aside and makes every round, as the paper does.
         temperature: Of the proposer (1.0 in the paper).
-        max_tokens: Of a proposal (1,024 in the published code), and no more than twice the words edits may have.
+        max_tokens: Of a proposal (1,024 in the published code), and no more than two for each word that edits may have
+            (four in other scripts than Latin's, or two for each of the prompt's characters).
 
     Raises:
         ConfigError: If a number is out of range, or there is no such selection.
@@ -263,10 +274,14 @@ class ProTeGi(Teleprompter):
 
     def _ask(self, task: Task, template: Template, filled: Sequence[Mapping[str, str]], count: int) -> list[list[str]]:
         """Return the texts that the proposer wrote between tags for each filled template, which asks for so many."""
-        words = max([WORDS, *(2 * count_words(fields["prompt"]) for fields in filled)])
-        cut = min(self.max_tokens, 2 * words * (count if template is EDIT else 1))
+        words = [max(WORDS, 2 * count_words(fields["prompt"])) for fields in filled]
+        room = max([0, *(_tokens(bound, fields["prompt"]) for bound, fields in zip(words, filled, strict=True))])
+        cut = min(self.max_tokens, room * (count if template is EDIT else max(1, count // 2)))
         sampling = Sampling(self.temperature, max_tokens=cut, stop=END if count == 1 else ())
-        asked = [template.substitute(fields, words=words, count=_versions(count)) for fields in filled]
+        asked = [
+            template.substitute(fields, words=bound, count=_versions(count))
+            for bound, fields in zip(words, filled, strict=True)
+        ]
         texts = task.draw(asked, sampling)
         return [parse(text or "")[:count] for text in texts]
 

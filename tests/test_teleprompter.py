@@ -1169,6 +1169,27 @@ def test_a_likelihood_search_that_ends_on_its_budget_is_ranked_by_the_mean(tmp_p
     assert evidence.seed_search_score == pytest.approx((lines[0]["score"] + lines[1]["score"]) / 2)
 
 
+@pytest.mark.parametrize(("seen", "expected"), [(range(12), 2 / 3), (range(4), None)])
+def test_the_seeds_search_score_is_on_the_rows_of_the_winners(
+    tmp_path: Path, seen: Sequence[int], expected: float | None
+) -> None:
+    """The seed is right on rows of odd numbers."""
+    chosen = [1, 3, 5, 7, 0, 2]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Apart(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            task.score([task.seed], seen)
+            return task.score([task.seed.with_instruction("predict", RIGHT)], chosen)
+
+    method = Apart(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run", budget=Budget(calls=200))
+    evidence = compiled_by(method).evidence
+    assert (evidence.seed_search_score, evidence.search_score) == (
+        None if expected is None else pytest.approx(expected),
+        1.0,
+    )
+
+
 def test_a_verdict_says_how_many_answers_could_not_be_read(tmp_path: Path) -> None:
     evidence = compiled_by(tries(tmp_path, simulated(lambda request: "Hard to say."), RIGHT)).evidence
     assert evidence.verdict.startswith("Kept: the search found nothing better than your instructions (accuracy 0.000).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -15,14 +15,29 @@ from preceptor.scoring.texts import references
 from preceptor.scoring.trial import Candidate, Outcome
 
 
-def refuse(signatures: Mapping[str, type[dspy.Signature]], lm: dspy.LM) -> None:
-    """Raise unless log-probabilities of given answers can be had.
+def refuse_program(signatures: Mapping[str, type[dspy.Signature]]) -> None:
+    """Raise unless a program is one whose answer is one label.
 
     Raises:
         ConfigError: Saying what is needed.
     """
     if len(signatures) != 1 or not all(map(is_direct, signatures.values())):
         raise ConfigError("The likelihood score needs a program of one predictor with one plain output.")
+
+
+def refuse(signatures: Mapping[str, type[dspy.Signature]], lm: dspy.LM, rows: Sequence[dspy.Example]) -> None:
+    """Raise unless log-probabilities of the rows' answers can be had.
+
+    Raises:
+        ConfigError: Saying what is needed.
+    """
+    refuse_program(signatures)
+    [field] = (output_name(signature) for signature in signatures.values())
+    for number, row in enumerate(rows, 1):
+        if not any(references(row.get(field))):
+            raise ConfigError(
+                f"The likelihood score is that of the predictor's own output: train row {number} has none in {field!r}."
+            )
     if not getattr(lm.engine, "supports_choices", False):
         raise ConfigError(f"The likelihood score needs a model in this process; {lm.model} only writes text.")
 

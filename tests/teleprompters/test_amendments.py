@@ -21,6 +21,8 @@ from preceptor.teleprompters.amendments import principle
         ("<START>Red goes left.<END><START>Blue goes right.<END>", "Red goes left."),
         ("Red goes left. Blue goes right, always and everywhere.", "Red goes left."),
         ("Red goes left, as long as nobody says otherwise.", ""),
+        ("红色向左。 蓝色向右。", "红色向左。"),  # each character is a word, with its full stop one of them
+        ("红色的东西都要向左边走。", ""),
         ("<START><END>", ""),
         ("", ""),
         (" \n", ""),

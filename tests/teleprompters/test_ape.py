@@ -302,6 +302,27 @@ def test_what_a_program_or_model_cant_do_is_refused_before_the_first_call(
     assert asked(lm) == asked(proposer) == []
 
 
+class Renamed(dspy.Module):
+    """Answers by another name than its predictor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = Classify("text -> label: Literal['yes', 'no']", SEED)
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(category=self.predict(text=text).label)
+
+
+def test_the_likelihood_of_a_label_that_the_rows_lack_is_refused_before_the_first_call(
+    tmp_path: Path, smollm: dspy.LM
+) -> None:
+    named = [dspy.Example(text=row.text, category=row.label).with_inputs("text") for row in rows(TRAIN + CONFIRM)]
+    method = ape(tmp_path, scripted([]), lm=smollm, score="likelihood")
+    message = r"^The likelihood score is that of the predictor's own output: train row 1 has none in 'label'\.$"
+    with pytest.raises(ConfigError, match=message):
+        method.compile(Renamed(), trainset=named[:TRAIN], valset=named[TRAIN:])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

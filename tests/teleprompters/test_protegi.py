@@ -17,7 +17,7 @@ from preceptor.lm.seam import predictors
 from preceptor.modules import Classify
 from preceptor.program import candidate_of
 from preceptor.teleprompters import APO, ProTeGi
-from preceptor.teleprompters.protegi import Round
+from preceptor.teleprompters.protegi import Round, _tokens
 from preceptor.testing import asked, prompt, simulated, system, toy
 
 SEED, RIGHT = "Sort.", "Answer with the last word."
@@ -258,6 +258,28 @@ def test_several_edits_of_one_request_have_room_for_each(tmp_path: Path) -> None
     proposer = unhelpful()
     compiled_by(protegi(tmp_path, proposer, rounds=1, gradients=1, edits=4), 4)
     assert [request.config.max_tokens for request in asked(proposer)] == [120, 480, 120, 120]
+
+
+def test_each_prompt_of_a_beam_has_its_own_bound(tmp_path: Path) -> None:
+    """The second round starts from the prompt of one word and from an edit of 40."""
+    long = " ".join(40 * ["Sort."])
+    proposer = simulated(lambda request: f"<START>{long}<END>")
+    compiled_by(protegi(tmp_path, proposer, rounds=2, gradients=1, paraphrases=0), 8)
+    edits = [text for text in prompts(proposer) if "The reason is this" in text]
+    told = {(f"instructions:\n\n{long}\n" in text, *re.findall(r"in at most (\d+) words", text)) for text in edits}
+    assert told == {(True, "80"), (False, "60")}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("Sort it, naïvely.", 120),
+        ("Определи, вежливо ли письмо.", 240),  # four a word
+        ("จัด" * 60, 360),  # no spaces: two a character
+    ],
+)
+def test_a_language_whose_words_take_more_tokens_has_them(prompt: str, tokens: int) -> None:
+    assert _tokens(60, prompt) == tokens
 
 
 def test_each_character_of_chinese_is_a_word(tmp_path: Path) -> None:
