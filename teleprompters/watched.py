@@ -22,6 +22,7 @@ from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricErro
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor
+from preceptor.modules import Classify, Generate
 from preceptor.program import candidate_of
 from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
 from preceptor.scoring.metrics import mean
@@ -266,10 +267,14 @@ class Watch:
     def _watched(self, student: dspy.Module) -> dspy.Module:
         """Return a copy whose every run is noted.
 
-        It is no module around the student: MIPROv2 shows the proposer the source of the program's class.
+        It is no module around the student: MIPROv2 shows the proposer the source of the program's class. That of
+        DSPy's own `Predict` it leaves out, by the name, and so that of ours, whose docstrings have examples.
         """
         copied = _with_models(student, self._guarded)
         copied._compiled = False  # BootstrapFewShot refuses programs compiled before
+        for part in {id(part): part for _, part in copied.named_sub_modules()}.values():
+            if type(part) in (Classify, Generate):
+                part.__class__ = types.new_class(dspy.Predict.__name__, (type(part),))
         kind: Any = type(copied)
 
         def forward(program: dspy.Module, **inputs: Any) -> dspy.Prediction:

@@ -532,6 +532,28 @@ def test_mipro_describes_the_users_program_and_not_what_watches_it(tmp_path: Pat
     assert all("class Sorter(dspy.Module):" in text and "watch" not in text.lower() for text in told)
 
 
+class Holder(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pick = Classify("text -> label: Literal['yes', 'no']", toy.SEED)
+
+    def forward(self, text: str) -> Any:
+        return self.pick(text=text)
+
+
+@pytest.mark.parametrize("kind", [Classify, Holder])
+def test_mipro_is_shown_the_source_of_our_modules_as_little_as_of_dspys_own(kind: Any, tmp_path: Path) -> None:
+    """The example in a docstring of ours is about other labels, which a small proposer takes for the task's."""
+    writer, program = Writer(), Holder() if kind is Holder else Holder().pick
+    compiled_by(MIPROv2, models(writer), tmp_path, program=program)
+
+    told = [prompt(request) for request in writer.requests if "pseudo-code" in system(request)]
+    assert len(told) == 2 * CANDIDATES["light"]
+    assert all("StringSignature(text -> label" in text for text in told)
+    assert not [text for text in told if "class Classify" in text or "spam" in text]
+    assert {"class Holder(dspy.Module):" in text for text in told} == {kind is Holder}
+
+
 def test_mipro_leaves_optunas_verbosity_as_it_was(tmp_path: Path) -> None:
     import optuna
 
