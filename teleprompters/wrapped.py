@@ -12,7 +12,8 @@ Departs: the winner is confirmed on rows the optimizer never saw; the budget cou
          end the search; a repeated question is answered from memory, but to a proposer that samples it is
          a new draw; a proposer's answer without DSPy's field markers is taken whole; an instruction that
          copies a training input is worth 0; GEPA is told the right label, and none of the answers'
-         log-probabilities; MIPROv2 sets no demonstrations; GEPA and MIPROv2 read one half of the train rows
+         log-probabilities; MIPROv2 sets no demonstrations, and is shown no more of the source of `Classify` and
+         `Generate` than of DSPy's own `Predict`: none; GEPA and MIPROv2 read one half of the train rows
          and judge by the other (in DSPy GEPA does both on all, MIPROv2 reads one row in five); of those
          judged on all these rows, the best by the metric over the set is confirmed, at a tie DSPy's choice.
 """
