@@ -65,6 +65,13 @@ def test_people_are_told_in_lines_and_what_would_be_fetched_first(
     ]
 
 
+def test_rows_of_one_label_are_warned_of(command: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text(encoding="utf-8").replace(",mail", ",spam"), encoding="utf-8")
+    assert run(command) == 0
+    assert [told for told in caplog.messages if told.startswith("All 12 rows to confirm on have the label 'spam'.")]
+
+
 def test_a_model_that_is_here_need_not_be_fetched(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
