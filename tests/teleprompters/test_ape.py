@@ -302,6 +302,26 @@ def test_what_a_program_or_model_cant_do_is_refused_before_the_first_call(
     assert asked(lm) == asked(proposer) == []
 
 
+class Asked(dspy.Module):
+    """Asks its predictor twice for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = student()
+
+    def forward(self, text: str) -> Any:
+        self.predict(text=f"Once: {text}")
+        return self.predict(text=text)
+
+
+def test_what_a_row_takes_of_the_users_code_is_measured_before_candidates_are_drawn(tmp_path: Path) -> None:
+    """Else so many are drawn that the budget ends before the first rung is over, and nothing is known of any."""
+    method = ape(tmp_path, unique(), candidates=50, budget=Budget(calls=4 * CONFIRM + 150))
+    evidence = compiled_by(method, Asked()).evidence
+    assert (evidence.stopped, evidence.has_candidate, evidence.search_score) == ("", False, 0.5)
+    assert evidence.spent.calls <= 4 * CONFIRM + 150
+
+
 class Renamed(dspy.Module):
     """Answers by another name than its predictor."""
 
