@@ -251,15 +251,13 @@ class Compile:
         if not told.get("replaced"):
             return None
         try:
-            own = None if isinstance(embedder, str) else embedder
+            own, before = None if isinstance(embedder, str) else embedder, Evidence.told(told)
             program = artifact.load(task.run.program, student=self.student, embedder=own)
-        except ArtifactError:
+        except (ArtifactError, LookupError, TypeError) as error:
+            logger.warning("What %s has confirmed before can't be read, and is overwritten: %r", task.run.folder, error)
             return None
-        evidence = dataclasses.replace(
-            Evidence.told(told),
-            later=later.verdict,
-            **{name: getattr(later, name) for name in ("spent", "billed", "lost", "seconds", "run", "program")},
-        )
+        now = {name: getattr(later, name) for name in ("spent", "billed", "lost", "seconds", "run", "program")}
+        evidence = dataclasses.replace(before, later=later.verdict, **now)
         setattr(program, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
         task.run.write_result(evidence.as_dict())
         logger.info("%s", evidence.verdict)

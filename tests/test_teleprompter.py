@@ -425,7 +425,7 @@ def test_a_second_candidate_on_the_same_rows_has_half_the_level_to_pass(tmp_path
 
 @pytest.mark.parametrize("text", [USELESS, SEED])
 def test_what_was_confirmed_stays_when_a_search_with_a_larger_budget_confirms_nothing(
-    tmp_path: Path, text: str
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Lavish(Idle):
@@ -454,6 +454,10 @@ def test_what_was_confirmed_stays_when_a_search_with_a_larger_budget_confirms_no
     assert json.loads(kept("result.json")) == third.evidence.as_dict()
     assert third.evidence.verdict == second.evidence.verdict
     assert compiled(99).evidence.stable() == first.stable()
+    assert not [told for told in caplog.messages if "can't be read" in told]
+    (tmp_path / "run" / "result.json").write_text('{"replaced": true}', encoding="utf-8")
+    assert not compiled(200).evidence.replaced
+    assert [told for told in caplog.messages if "has confirmed before can't be read, and is overwritten" in told]
 
 
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:

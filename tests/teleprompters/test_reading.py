@@ -164,7 +164,8 @@ class Mood(enum.Enum):
 
 def test_an_enumeration_and_a_list_are_shown_as_the_model_has_to_write_them(make: Open) -> None:
     fields: dict[str, Any] = {"text": (list[str], dspy.InputField()), "label": (Mood, dspy.OutputField())}
-    program = dspy.Predict(dspy.Signature(fields, "Judge."))
+    make_signature: Any = dspy.Signature
+    program = dspy.Predict(make_signature(fields, "Judge."))
     row = dspy.Example(text=["Hm", "Ah"], label=Mood.GOOD).with_inputs("text")
     with make(program, [row], lambda request: "[[ ## label ## ]]\nbad") as task:
         told = 'Input: text: ["Hm", "Ah"]\nAnswer: label: bad\nRight answer: good'
