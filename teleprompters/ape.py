@@ -150,14 +150,16 @@ class APE(Teleprompter):
             task.refuse_likelihood()
         best, rows = self._seed(task)
         pairs = demonstrations(task, rows, self.demos)
-        known = Known(task.score_each, task.metric.aggregate)
+        known, account = Known(task.score_each, task.metric.aggregate), task.meter.account
+        before = account.spent.calls
         if self.score == "accuracy" and not task.rates and not is_plain(task.student):
             known.score([best], rows[: racing.plan(1, len(rows))[0].stop])  # its code may ask a predictor several times
+        paid = account.spent.calls - before  # of the first race
         trials: Sequence[Trial] = []
         names = [name for name in task.signatures if pairs[name]]
         for at, name in enumerate(names):
-            left = task.meter.account.calls_left
-            calls = None if left is None else left // (len(names) - at)
+            left = account.calls_left
+            calls = None if left is None else (left + (0 if at else paid)) // (len(names) - at)
             trials = self._improve(task, name, best, pairs[name], rows, calls, task.score if at else known.score)
             best = trials[0].candidate
         return trials
@@ -174,7 +176,8 @@ class APE(Teleprompter):
     ) -> Sequence[Trial]:
         """Propose, score, keep the best; then, if asked to, resample around them (Algorithm 1)."""
         count = max(1, self._count(len(rows), task.signatures, calls, task.calls_a_row))
-        others = 0 if calls is None else (task.meter.account.calls_left or 0) - calls  # the other predictors' share
+        unspent = task.meter.account.calls_left or 0
+        others = 0 if calls is None else max(0, unspent - calls)  # the other predictors' share
         texts = self._proposals(task, name, seed, rows, pairs, count)
         trials = self._race(task, [seed, *_distinct(task, seed, name, texts)], rows, score)
         for _ in range(self.resample_rounds):

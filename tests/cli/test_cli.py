@@ -277,7 +277,7 @@ def test_a_program_that_always_fails_exits_with_4_and_says_how_to_go_on(
     assert run(["compile", f"{tmp_path}/mine.py:Broken", "--data", str(rows), *LM, *knobs]) == 4
     message = capsys.readouterr().err.replace("\n", " ")
     assert (
-        "2 of 2 rows failed (24 to be scored); the first with: RuntimeError: the line is dead (mine.py, line 7)."
+        "2 of 2 rows failed (12 to be scored); the first with: RuntimeError: the line is dead (mine.py, line 7)."
         in message
     )
     assert f"preceptor resume {tmp_path}/run" in message
