@@ -40,6 +40,7 @@ from preceptor.lm.budget import Account, Budget
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.ledger import Ledger
 from preceptor.lm.meter import Meter, batching_engine
+from preceptor.lm.weights import has_bfloat16
 from preceptor.program import apply
 from preceptor.scoring.evaluate import Counter, Evaluator, Job, held_against
 from preceptor.scoring.metrics import wrap
@@ -375,15 +376,17 @@ def _spent(run: Path) -> dict[str, int]:
 
 def _device() -> str:
     """Return what a model in this process runs on: its results differ a little between kinds."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {platform.machine()}" + (", bfloat16" if has_bfloat16() else "")
 
 
 def _ledger_name(task: str, device: str) -> str:
-    """Return the name of the ledger of a task's test rows: each kind of GPU, whose answers differ, has its own.
+    """Return the name of the ledger of a task's test rows: each kind of device, whose answers differ, has its own.
 
     Example:
-        >>> _ledger_name("trec", "cpu, x86_64"), _ledger_name("trec", "NVIDIA H200")
-        ('trec-test.sqlite', 'trec-test-nvidia-h200.sqlite')
+        >>> [_ledger_name("trec", device) for device in ("cpu, x86_64", "cpu, x86_64, bfloat16", "NVIDIA H200")]
+        ['trec-test.sqlite', 'trec-test-bfloat16.sqlite', 'trec-test-nvidia-h200.sqlite']
     """
-    kind = "" if device.startswith("cpu") else "-" + re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
-    return f"{task}-test{kind}.sqlite"
+    kind = ", ".join(device.split(", ")[2:]) if device.startswith("cpu, ") else device
+    return "-".join([f"{task}-test", *re.findall("[a-z0-9]+", kind.lower())]) + ".sqlite"

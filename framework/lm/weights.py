@@ -66,7 +66,12 @@ def read(model: str, source: str) -> Any:
 
 
 def has_bfloat16() -> bool:
-    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones."""
+    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones, and PyTorch may use that.
+
+    With `ATEN_CPU_CAPABILITY=avx2` in the environment it may not: so one that has it can repeat what others compute.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -72,12 +72,27 @@ def test_a_run_is_scored_on_test_rows_after_its_compile(tmp_path: Path, monkeypa
     assert (last["instructions"], last["test"]) == ({"predict": GOOD}, 1.0)
     assert first["calls"] < last["calls"] == found["calls"] - 2 * found["confirm_rows"]
     assert found["data"] == "upstream"
-    assert found["device"] == (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}"
-    )
+    assert found["device"] == papers._device()
     told = [request.messages[-1].text or "" for request in asked(lm) if system(request)]
     tested = [at for at, text in enumerate(told) if int(text.split()[-1]) >= 64]
     assert tested == [*range(40), *range(len(told) - 40, len(told))]  # the seed's first, the winner's last
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has_bfloat16", "told"),
+    [
+        (None, False, f"cpu, {platform.machine()}"),
+        (None, True, f"cpu, {platform.machine()}, bfloat16"),
+        ("NVIDIA H200", True, "NVIDIA H200"),
+    ],
+)
+def test_a_device_is_told_by_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, gpu: str | None, has_bfloat16: bool, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    monkeypatch.setattr(papers, "has_bfloat16", lambda: has_bfloat16)
+    assert papers._device() == told
 
 
 def test_a_test_row_that_only_the_compiled_program_fails_with_counts_against_it(
