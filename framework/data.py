@@ -28,7 +28,6 @@ _OTHER_MARKS: Final = (";", "\t", "|")
 """What separates values in files named .csv that aren't."""
 
 _LISTS: Final = (list, tuple, set, frozenset)
-_CONTAINERS: Final = (*_LISTS, dict)
 _MOST_TOLD: Final = 10
 """Rows of which a message says what is wrong with them."""
 _TOLD: Final = 400
@@ -114,11 +113,13 @@ def file_in(folder: Path, part: str) -> Path:
     """Return the file of a folder that holds one part of the data.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is none, or several.
     """
-    files = [path for path in sorted(folder.glob(f"{part}.*")) if path.suffix.lower() in READERS]
+    files = [each for each in sorted(folder.iterdir()) if each.stem == part and each.suffix.lower() in READERS]
     if not files:
         raise DataError(f"{folder} has no {part} file ending in {', '.join(READERS)}.")
+    if len(files) > 1:
+        raise DataError(f"{folder} has several {part} files, {', '.join(each.name for each in files)}; name one.")
     return files[0]
 
 
@@ -190,7 +191,7 @@ def _beginning(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, **dialect)
-            header = next(lines, [])
+            header = next(filter(None, lines), [])
             with contextlib.suppress(csv.Error):  # a text longer than csv's limit; pandas has none
                 return header, next(filter(None, lines), [])
             return header, []
@@ -341,7 +342,7 @@ def is_json(kind: Any) -> bool:
     """Return True for lists, mappings and records, which a file of texts holds as JSON."""
     plain = get_origin(kind) or kind
     is_record = isinstance(plain, type) and issubclass(plain, pydantic.BaseModel) and not issubclass(plain, dspy.Type)
-    return is_record or plain in _CONTAINERS
+    return is_record or plain in (*_LISTS, dict)
 
 
 def _parsed(text: str, kind: Any, where: str) -> Any:
@@ -374,8 +375,7 @@ def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> 
     Raises:
         DataError: If there are none, one is no `dspy.Example`, or one lacks an input.
     """
-    found = list(rows)
-    needed = list(inputs)
+    found, needed = list(rows), list(inputs)
     if not found:
         raise DataError(f"{name} is empty.")
     for number, row in enumerate(found, 1):

@@ -26,7 +26,7 @@ from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import Meter, check
 from preceptor.lm.prices import unpriced
-from preceptor.lm.seam import own_models, predictors, state_of
+from preceptor.lm.seam import answering, own_models, predictors, state_of
 from preceptor.report import reported
 from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, Losses, held_against
@@ -236,7 +236,11 @@ class Compile:
             if outcome.kind == "scored" and self.output
         ]
         artifact.save(
-            compiled, task.run.program, evidence={**evidence.stable(), "probes": probes}, lm=self.lm, replace=True
+            compiled,
+            task.run.program,
+            evidence={**evidence.stable(), "probes": probes},
+            lm=answering(self.student, self.lm),
+            replace=True,
         )
         task.run.write_result(evidence.as_dict())
         logger.info("%s", evidence.verdict)
@@ -292,7 +296,7 @@ class Compile:
             lost=account.lost,
             seconds=account.seconds,
             seed=self.method.seed,
-            lm=self.lm.model,
+            lm=answering(self.student, self.lm).model,
             proposer=self.proposer.model,
             stopped=found.stopped,
             copied=found.copied,

@@ -27,42 +27,22 @@ from typing import Any, Final, cast
 import dspy
 
 from preceptor import declared, form, routed, untrusted
+from preceptor.canonical import plain
+from preceptor.copies import apply, candidate_of, copy_of
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
 from preceptor.lm.seam import frozen_predictors, has_address, predictors
-from preceptor.scoring.trial import Candidate
 from preceptor.untrusted import Malformed, shown
 
 __all__ = ["Artifact", "apply", "candidate_of", "copy_of", "load", "read", "save", "type_text"]
 
 SCHEMA: Final = 1
+_LONGEST_PROBE: Final = 100_000
+"""Bytes; a probe that is longer, of pictures perhaps, isn't kept."""
+
 _FILES: Final = ("program.json", "evidence.json")
 _DSPY: Final[Mapping[str, Any]] = {"dspy.Predict": dspy.Predict, "dspy.ChainOfThought": dspy.ChainOfThought}
-
-
-def candidate_of(program: dspy.Module) -> Candidate:
-    """Return a program's instructions."""
-    return Candidate({name: str(predictor.signature.instructions) for name, predictor in predictors(program)})
-
-
-def apply(program: dspy.Module, candidate: Candidate) -> dspy.Module:
-    """Return a copy of `program` with the candidate's instructions and demonstrations; the original stays as it is."""
-    copied = copy_of(program)
-    for name, predictor in predictors(copied):
-        predictor.signature = predictor.signature.with_instructions(candidate.instructions[name])
-        if name in candidate.demos:
-            predictor.demos = [dspy.Example(dict(demo)) for demo in candidate.demos[name]]
-    return copied
-
-
-def copy_of(program: dspy.Module) -> dspy.Module:
-    """Return a copy; DSPy copies one predictor under two names twice where something beside it can't be copied."""
-    copied = program.deepcopy()
-    first: dict[int, str] = {}
-    for name, value in vars(program).items():
-        setattr(copied, name, getattr(copied, first.setdefault(id(value), name)))
-    return copied
 
 
 def save(
@@ -109,7 +89,11 @@ def _reason(error: Exception) -> str:
 def _replayable(evidence: Mapping[str, Any]) -> dict[str, Any]:
     if "probes" not in evidence:
         return dict(evidence)
-    safe = [probe for probe in evidence["probes"] if form.PRIVILEGED.isdisjoint(probe["inputs"])]
+    safe = [
+        probe
+        for probe in evidence["probes"]
+        if form.PRIVILEGED.isdisjoint(probe["inputs"]) and len(_json(probe)) <= _LONGEST_PROBE
+    ]
     return {**evidence, "probes": safe}
 
 
@@ -124,7 +108,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     """Return JSON, the fields in the order they have."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+    return json.dumps(value, indent=2, ensure_ascii=False, default=plain).encode() + b"\n"
 
 
 def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:

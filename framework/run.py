@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
+from preceptor.canonical import plain
 from preceptor.errors import RunError
 from preceptor.lineage import LINEAGE, Birth
 from preceptor.lm.ledger import Ledger
@@ -59,7 +60,7 @@ _KINDS: Final[Mapping[str, type[Any]]] = {"fingerprints": dict, "command": dict,
 
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that differ where the JSON of `value` differs."""
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, default=plain, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors=_HALVES)).hexdigest()[:16]
 
 
@@ -372,7 +373,7 @@ def write_whole(path: Path, value: Mapping[str, Any], *, indent: int | None = 2)
     """Write a JSON file, whole or not at all."""
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("w", encoding="utf-8", errors=_HALVES) as file:
-        json.dump(value, file, indent=indent, sort_keys=True, ensure_ascii=False, default=str)
+        json.dump(value, file, indent=indent, sort_keys=True, ensure_ascii=False, default=plain)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -8,10 +8,10 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import dspy
 
+from preceptor.canonical import plain
 from preceptor.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -83,20 +83,16 @@ def different(rows: Sequence[dspy.Example]) -> int:
 
 def inputs_key(row: dspy.Example) -> str:
     """Return 16 hexadecimal digits that are equal for equal inputs."""
-    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=_plain)
+    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON or text that is equal for equal values only; the text of a large array is shortened."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) -> list[int]:
     """Return a random order of the rows in which every beginning has about the labels' shares."""
     groups: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
-        groups[str(row.get(output, "")) if output else ""].append(at)
+        label = row.get(output, "") if output else ""
+        groups[str(plain(label) if isinstance(label, (set, frozenset)) else label)].append(at)
     placed: list[tuple[float, float, int]] = []
     for label in sorted(groups):
         members = groups[label]

@@ -173,6 +173,8 @@ class Mixture:
     def _program(self) -> Experts:
         default = apply(self.compiling.student, self._default)
         experts = {region: apply(default, candidate) for region, candidate in self.chosen.items()}
+        for part in (default, *experts.values()):  # of a student that was compiled before, it would be frozen
+            part._compiled = False
         return Experts(default, experts, self.layout.router)
 
     @property

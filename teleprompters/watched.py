@@ -23,7 +23,7 @@ from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor
 from preceptor.modules import Classify, Generate
-from preceptor.program import candidate_of
+from preceptor.program import candidate_of, copy_of
 from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
 from preceptor.scoring.metrics import mean
 from preceptor.scoring.texts import text_of
@@ -351,7 +351,7 @@ class Watch:
 
 def _with_models(student: dspy.Module, replaced: Callable[[dspy.LM], dspy.LM]) -> dspy.Module:
     """Return a copy whose predictors' own models, if they have any, are replaced."""
-    copied = student.deepcopy()
+    copied = copy_of(student)
     for _, predictor in every_predictor(copied):
         if predictor.lm is not None:
             predictor.lm = replaced(predictor.lm)

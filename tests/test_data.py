@@ -83,6 +83,15 @@ def test_a_folder_gives_the_part_asked_for(tmp_path: Path) -> None:
     assert load_rows(tmp_path, part="validation") == [{"text": "ho", "label": "b"}]
     with pytest.raises(DataError, match=r"has no test file ending in \.csv, \.tsv, \.jsonl, \.json, \.parquet\.$"):
         load_rows(tmp_path, part="test")
+    written(tmp_path, "train.balanced.csv", "text,label\nhi,c\n")
+    assert load_rows(tmp_path) == [{"text": "hi", "label": "a"}]
+    written(tmp_path, "train.json", "[]")
+    with pytest.raises(DataError, match=r"has several train files, train\.csv, train\.json; name one\.$"):
+        load_rows(tmp_path)
+
+
+def test_blank_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    assert load_rows(written(tmp_path, "a.csv", "\n\ntext,label\nhi,a\n")) == [{"text": "hi", "label": "a"}]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:

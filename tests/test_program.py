@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,8 +13,9 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from preceptor import load
+from preceptor.copies import copy_of
 from preceptor.difference import diff
-from preceptor.errors import ArtifactError
+from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.adapter import declare
 from preceptor.modules import Classify, Generate
 from preceptor.program import apply, candidate_of, read, save, type_text
@@ -203,6 +206,39 @@ def test_a_student_with_another_frozen_part_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "saved", student=made("Judge harshly."))
     with pytest.raises(ArtifactError, match=r"the frozen predictor judge\.predict isn't"):
         load(tmp_path / "saved", student=made("Judge.", is_frozen=False))
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+
+
+def test_a_demonstration_is_saved_as_it_is_shown(tmp_path: Path) -> None:
+    student = dspy.Predict("text -> mood, tags: list[str]")
+    student.demos = [dspy.Example(text="a", mood=Mood.GOOD, tags={"y", "x"})]
+    put(student, tmp_path / "saved")
+    loaded: Any = load(tmp_path / "saved")
+    assert loaded.demos == [dspy.Example(text="a", mood="good", tags=["x", "y"])]
+
+
+def test_a_probe_that_is_very_long_is_left_out(tmp_path: Path) -> None:
+    probes = [{"inputs": {"text": text}, "output": "label", "answer": "a"} for text in ("short", "x" * 100_000)]
+    program = Classify("text -> label: Literal['b', 'a']")
+    save(program, tmp_path / "saved", evidence={"probes": probes}, lm="simulated/model")
+    assert [probe["inputs"]["text"] for probe in read(tmp_path / "saved").evidence["probes"]] == ["short"]
+
+
+class Holding(dspy.Module):
+    """A part that another part has, too, beside what can't be copied."""
+
+    def __init__(self) -> None:
+        self.ask = dspy.Predict("text -> label")
+        self.parts = [self.ask]
+        self.lock = threading.Lock()
+
+
+def test_a_program_whose_copy_would_have_other_predictors_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"the predictors ask became ask, parts\[0\]\. One is shared .* a global"):
+        copy_of(Holding())
 
 
 def test_two_saves_are_equal_byte_for_byte(tmp_path: Path) -> None:

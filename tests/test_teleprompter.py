@@ -497,6 +497,7 @@ def test_predictors_with_models_of_their_own_are_metered_too(tmp_path: Path) -> 
     assert asked(lm) == []
     assert evidence.spent.calls == 1 + len(asked(own)) == 1 + 2 * TRAIN + 2 * CONFIRM
     assert program.get_lm() is own
+    assert evidence.lm == read(Path(evidence.program)).program["lm"] == own.model
 
 
 class Guessing(dspy.Module):

@@ -120,7 +120,11 @@ class Folder:
             raise RunError(f"{self.out} is there already, and from no batch; nothing was overwritten.")
 
     def read(self) -> None:
-        """Find out which shards are finished; make the folders."""
+        """Find out which shards are finished; make the folders.
+
+        Raises:
+            ConfigError: If what is written beside `out` can't be moved there.
+        """
         with writable(self.work):
             self._shards.mkdir(parents=True, exist_ok=True)
             (self.work / "failed").mkdir(exist_ok=True)
@@ -132,6 +136,20 @@ class Folder:
             with suppress(ValueError, TypeError):  # the last one, if it was being written when the process died
                 shard = Shard(**json.loads(line))
                 self.shards[shard.number] = shard
+        self._check_move()
+
+    def _check_move(self) -> None:
+        fresh, moved = self.work / f"move{_NEW}", self._shards / f".move{_NEW}"
+        try:
+            fresh.touch()
+            fresh.replace(moved)
+            moved.unlink()
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{self.out} can't take what is written beside it, in {self.work}: {error.strerror or error}. It has "
+                "to be writable and of the same file system; a folder within it would do."
+            ) from error
 
     @property
     def columns(self) -> Columns:

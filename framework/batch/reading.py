@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -46,6 +46,9 @@ _AT_ONCE: Final = 256
 
 _LONGEST: Final = 2**31 - 1
 """Bytes of one value; Python's own limit for CSV is 128 kB, pandas has none."""
+
+_END: Final = "preceptor: the end"
+"""A row of its own behind the last, unless a quote is still open there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def open_source(name: str, *, part: str = "train") -> Source:
     kind = kind_of(path)
     if kind is not None and not path.is_file():
         raise DataError(f"No file {path}.")
+    if kind is None and path.is_file():
+        raise DataError(f"{path}: rows come from files that end in {', '.join(_KINDS)}, not in {path.suffix!r}.")
     readers = {"csv": _table, "tsv": _table, "jsonl": _lines, "parquet": _parquet}
     try:
         opened = _hub(name, part) if kind is None else readers[kind](name, path, kind)
@@ -123,6 +128,7 @@ def _table(name: str, path: Path, kind: Kind) -> Source:
     if not _is_text("".join(header)):
         raise DataError(f"{path} can't be read as {kind.upper()}: it isn't UTF-8.")
     check_header(path, header)
+    _refuse_open_quote(path)
     digest, lines = _digest(path)
     return Source(name, kind, tuple(header), None, digest, lines - 1, partial(_table_rows, path, header))
 
@@ -130,6 +136,17 @@ def _table(name: str, path: Path, kind: Kind) -> Source:
 def _table_rows(path: Path, header: list[str], start: int) -> Iterator[Row]:
     for number, values in enumerate(islice(_records(path), start + 1, None), start + 1):
         yield Row(number, dict(zip(header, values, strict=False)), _misfit(values, header))
+
+
+def _refuse_open_quote(path: Path) -> None:
+    """Raise if a quote is never closed: all rows behind it would be one."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(chain(file, [_END]), **dialect(path))
+        last, began, ended = list[str](), 1, 0
+        for row in rows:
+            last, began, ended = row, ended + 1, rows.line_num
+    if last != [_END]:
+        raise DataError(f"{path}: a quote in the row that begins in line {began} is never closed.")
 
 
 def _records(path: Path) -> Iterator[list[str]]:
@@ -195,17 +212,28 @@ def _parquet(name: str, path: Path, kind: Kind) -> Source:
             schema, count = file.schema_arrow.remove_metadata(), file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as PARQUET: {error}") from error
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{path}: every column needs a name of its own, got {', '.join(schema.names)}.")
     digest, _ = _digest(path)
     return Source(name, kind, tuple(schema.names), schema, digest, count, partial(_parquet_rows, path))
 
 
 def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
+    read = start
+    try:
+        for values in _parquet_values(path, start):
+            read += 1
+            yield Row(read, values)
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise DataError(f"{path} can't be read from row {read + 1} on: {error}") from error
+
+
+def _parquet_values(path: Path, start: int) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        values = (value for batch in _batches(file, start) for value in batch.to_pylist())
-        for number, each in enumerate(values, start + 1):
-            yield Row(number, each)
+        for batch in _batches(file, start):
+            yield from batch.to_pylist()
 
 
 def _batches(file: Any, start: int) -> Iterator[pa.RecordBatch]:

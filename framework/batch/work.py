@@ -10,13 +10,13 @@ from itertools import chain, islice
 from typing import Any, Final, Literal, TypeAlias
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
 
 from preceptor.batch.folder import Folder, Shard
 from preceptor.batch.reading import Row, Source
 from preceptor.batch.writing import UNWRITABLE, Columns, Write, column_type, print_line, writing
 from preceptor.data import as_fields, typed
-from preceptor.errors import ConfigError, DataError, LMFailed, ParseError, again
+from preceptor.errors import ConfigError, DataError, InputTooLong, LMFailed, ParseError, again
 from preceptor.lm.budget import Budget, Cost, Purse
 from preceptor.lm.dispatch import Patience, reason
 from preceptor.lm.ended import ENDS, ending
@@ -67,10 +67,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
+    """What became of a row; `is_own` is true of a failure that says nothing of the model, only of this row."""
+
     row: Row
     kind: Kind
     reason: str = ""
     answer: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_own: bool = False
 
 
 def column(name: str, source: Source) -> str:
@@ -193,7 +196,7 @@ class Work:
             done = files.write_answered(done, self.columns)
         if done.kind != "answered":
             files.write_failed(done)
-        if done.kind != "input":
+        if done.kind != "input" and not done.is_own:
             self.broken = self.broken + 1 if done.kind == "failed" else 0
         if self.broken == _HOPELESS:
             raise LMFailed(
@@ -238,8 +241,12 @@ class Work:
                 known = ours(error)
                 if isinstance(known, ENDS):
                     raise again(known) from known.__cause__
-                return _Done(row, "failed", reason(known or error))
+                return _Done(row, "failed", reason(known or error), is_own=self._is_own(known or error))
         return _Done(row, "unparsable", told)
+
+    def _is_own(self, error: Exception) -> bool:
+        """Return True if a failure is a row's own: it is too long, or refused by a model that answered others."""
+        return isinstance(error, InputTooLong) or (isinstance(error, LMInvalidRequestError) and bool(self.columns))
 
     def _answered(self, row: Row, prediction: Any) -> _Done:
         if not isinstance(prediction, dspy.Prediction):

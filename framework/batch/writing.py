@@ -37,6 +37,9 @@ _GROUP: Final = 1000
 UNWRITABLE: Final = (TypeError, ValueError, OverflowError, RecursionError)
 """What Arrow and JSON raise for a value of another type or size than a column takes."""
 
+_NO_JSON: Final = ("NaN", "Infinity")
+"""How Python writes numbers that JSON doesn't know."""
+
 _HALVES: Final = "backslashreplace"
 """Half a character, as a cut-off answer may end in, is written as JSON's escape for it."""
 
@@ -96,8 +99,11 @@ def writing(
 
 
 def print_line(file: Any, value: Mapping[str, Any]) -> None:
-    """Write one object as a line of JSON."""
-    file.write(json.dumps(dict(value), ensure_ascii=False, default=serialize_for_json) + "\n")
+    """Write one object as a line of JSON; numbers that JSON doesn't know are null."""
+    text = json.dumps(dict(value), ensure_ascii=False, default=serialize_for_json)
+    if any(name in text for name in _NO_JSON):
+        text = json.dumps(json.loads(text, parse_constant=lambda name: None), ensure_ascii=False)
+    file.write(text + "\n")
 
 
 def _cell(value: Any, is_escaped: bool) -> str:

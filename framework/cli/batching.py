@@ -21,6 +21,7 @@ from preceptor.cli.inputs import (
     DEFAULT_LM,
     Columns,
     budget_of,
+    check_columns,
     columns_of,
     fields_of,
     is_saved,
@@ -76,6 +77,7 @@ def batch(
     if rows.name != source:
         say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
     read_from = columns_of(column)
+    check_columns(read_from, ready)
     inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
     bounds = budget_of(budget, price or (), [model, *(own.model for _, own in own_models(ready))])
     with _progress() as report:

@@ -20,6 +20,7 @@ from preceptor.cli.inputs import (
     DEFAULT_LM,
     Columns,
     budget_of,
+    check_columns,
     columns_of,
     fields_of,
     is_saved,
@@ -119,6 +120,7 @@ def eval_(
     targets = [target] if other is None else [target, other]
     rows = load_rows(data, part=part, columns=columns_of(column))
     entrants = _entrants(targets, instructions or [], rows, data, lm, api_base, student, embedder)
+    check_columns(columns_of(column), *(entrant.program for entrant in entrants))
     measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
     asked = [name for each in entrants for name in (each.lm, *(own.model for _, own in own_models(each.program)))]
     bounds, patience = budget_of(budget, price or (), asked), Patience(timeout=timeout, retries=retries)

@@ -350,6 +350,25 @@ def columns_of(given: Iterable[str] | None) -> dict[str, str]:
     return dict(pair("--column", text) for text in given or ())
 
 
+def check_columns(columns: Mapping[str, str], *programs: dspy.Module) -> None:
+    """Raise if a column is named for a field that no program has: a slip, of which nothing else would tell.
+
+    Where `forward` names what it takes, a label may have any name.
+
+    Raises:
+        ConfigError: Naming the field.
+    """
+    known = dict[str, None]()
+    for program in programs:
+        if forward_inputs(program) is not None:
+            return
+        for _, predictor in predictors(program):
+            known |= dict.fromkeys(predictor.signature.fields)
+    for field in columns:
+        if field not in known:
+            raise ConfigError(f"--column {field}={columns[field]}: the fields are {', '.join(known)}, not {field!r}.")
+
+
 def rows_of(
     program: dspy.Module, source: str, *, part: str = "train", columns: Mapping[str, str] | None = None
 ) -> list[dspy.Example]:
@@ -362,8 +381,10 @@ def rows_of(
         columns: Field -> column, where the names differ.
 
     Raises:
+        ConfigError: If a column is named for what is no field.
         DataError: Naming file, row and field.
     """
+    check_columns(columns or {}, program)
     rows = load_rows(source, part=part, columns=columns)
     inputs, outputs = fields_of(program, rows[0])
     return examples(rows, inputs, outputs, source=source)

@@ -59,6 +59,9 @@ _DRAW: ContextVar[int] = ContextVar("draw", default=0)
 _ROLLOUT: ContextVar[int] = ContextVar("rollout", default=0)
 _NEXT: ContextVar[Iterator[int] | None] = ContextVar("next", default=None)
 _PART: ContextVar[int] = ContextVar("part", default=0)
+_ROLLOUT_NUMBERS: Final = 2**40
+"""Rollouts are told apart by their remainder, for a draw's number has 64 bits in the file."""
+
 _ROLLOUTS: Final = 1_000_000
 """Between the draws of one rollout and those of the next."""
 
@@ -119,7 +122,7 @@ def drawing(number: int) -> Generator[None]:
 @contextmanager
 def rollout(number: int | None) -> Generator[None]:
     """Let what is asked here be draws of a rollout's own, of the same `number` in every run; None or 0 is none."""
-    token = _ROLLOUT.set(_ROLLOUT.get() if number is None else number)
+    token = _ROLLOUT.set(_ROLLOUT.get() if number is None else number % _ROLLOUT_NUMBERS)
     try:
         yield
     finally:

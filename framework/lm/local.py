@@ -22,7 +22,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
-from preceptor.lm.seam import InThread, mean_log_probability, text_of_parts
+from preceptor.lm.seam import InThread, mean_log_probability, only_text, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
 from preceptor.lm.weights import locate, read
 
@@ -243,9 +243,9 @@ class LocalEngine:
         """Render and tokenize a request; its prefix ends where the last message's text begins.
 
         Raises:
-            InputTooLong: If prompt and answer don't fit.
+            InputTooLong: If prompt and answer don't fit; and ConfigError if a message isn't text.
         """
-        messages = [{"role": message.role, "content": message.text or ""} for message in request.messages]
+        messages = [{"role": message.role, "content": only_text(message)} for message in request.messages]
         if request.system:
             messages.insert(0, {"role": "system", "content": text_of_parts(request.system)})
         rendered: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -10,7 +10,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, TextPart
 
-from preceptor.errors import ModelError
+from preceptor.errors import ConfigError, ModelError
 
 _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
 
@@ -35,6 +35,13 @@ def frozen_predictors(program: dspy.Module) -> list[tuple[str, Any]]:
 def own_models(program: dspy.Module) -> list[tuple[str, dspy.LM]]:
     """Return the models that predictors have of their own, by predictor; those of frozen parts, too."""
     return [(name, predictor.lm) for name, predictor in every_predictor(program) if predictor.lm is not None]
+
+
+def answering(program: dspy.Module, lm: dspy.LM) -> dspy.LM:
+    """Return the model that answers: one that all of a program's predictors have of their own, else `lm`."""
+    own = [predictor.lm for _, predictor in every_predictor(program)]
+    is_shared = own and all(each is not None and state_of(each) == state_of(own[0]) for each in own)
+    return own[0] if is_shared else lm
 
 
 def state_of(lm: dspy.LM) -> list[Any]:
@@ -76,6 +83,18 @@ def text_of_parts(parts: Any) -> str:
     if not parts:
         return ""
     return parts if isinstance(parts, str) else "".join(str(part.text) for part in parts)
+
+
+def only_text(message: Message) -> str:
+    """Return a message's text.
+
+    Raises:
+        ConfigError: If it holds something else, such as an image, which a model in this process can't read.
+    """
+    other = next((part.type for part in message.parts if not isinstance(part, TextPart)), None)
+    if other is not None:
+        raise ConfigError(f"A model in this process reads text only, and a message holds a part of type {other}.")
+    return message.text or ""
 
 
 def mean_log_probability(response: Response) -> float:

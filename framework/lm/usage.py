@@ -98,6 +98,8 @@ def taken(lm: dspy.LM, usage: Usage) -> tuple[int | None, int | None]:
 def most_tokens(request: Request) -> int:
     """Return a bound on a prompt's tokens where the tokenizer isn't at hand: its bytes, and room for a template.
 
+    Tools and the schema of the answer are part of it.
+
     Raises:
         ConfigError: If the prompt holds an image or the like.
     """
@@ -107,7 +109,13 @@ def most_tokens(request: Request) -> int:
             f"A budget of tokens or dollars can't bound what a prompt with {media[0]} input takes; "
             "budget calls or minutes."
         )
-    return sum(map(_most, request.messages)) + _most_of_system(request) + len(soft_tokens(request))
+    beside = [*request.tools, request.config.response_format or ""]  # which providers count as they do the prompt
+    return (
+        sum(map(_most, request.messages))
+        + _most_of_system(request)
+        + sum(_bytes(str(each)) for each in beside)
+        + len(soft_tokens(request))
+    )
 
 
 def _most(message: Message) -> int:

@@ -180,14 +180,21 @@ def _brief(example: dspy.Example) -> str:
 
 
 def _accuracy(field: str) -> Metric:
-    return _row_metric("accuracy", lambda gold, answer: folded(as_text(answer)) == folded(as_text(gold)), field)
+    def score(gold: Any, answer: Any) -> bool:
+        if all(type(each) in (int, float) for each in (gold, answer)):
+            return bool(gold == answer)
+        return folded(as_text(answer)) == folded(as_text(gold))
+
+    return _row_metric("accuracy", score, field)
 
 
 def _exact(field: str) -> Metric:
     def score(gold: Any, answer: Any) -> bool:
         accepted = [normalize(reference) for reference in references(gold)]
+        if isinstance(answer, (set, frozenset)):
+            return members(cast("Any", answer)) == set(accepted)
         if isinstance(answer, (list, tuple)):
-            return [normalize(as_text(member)) for member in answer] == accepted
+            return [normalize(as_text(member)) for member in answer] == ([] if gold is None else accepted)
         return normalize(as_text(answer)) in (accepted or [""])
 
     return _row_metric("exact_match", score, field)

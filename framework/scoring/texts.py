@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
-from dspy.adapters.utils import serialize_for_json
-
+from preceptor.canonical import plain
 from preceptor.leaks import CJK
 
 _ARTICLES: Final = frozenset({"a", "an", "the"})
@@ -21,6 +20,8 @@ _NUMBER: Final = re.compile(
     r"""[("'$€£]*([-\u2212+]?)[$€£]?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d+))?[)%"'.,;:!?]*"""
 )
 """A number, with what may stand around it: its sign, its whole part, its decimals."""
+
+_SEVERAL: Final = (list, tuple, set, frozenset)
 
 _WORDS: Final = re.compile(rf"(?:[-.+#]|[^\W{CJK}])+|\S")
 """The words of a normalized text: of Chinese or Japanese each character is one, as of other signs."""
@@ -38,10 +39,10 @@ def as_text(value: Any) -> str:
         >>> as_text({"b": 1, "a": ["x"]}), as_text(True), as_text(None)
         ('{"a": ["x"], "b": 1}', 'True', '')
     """
-    plain = value if type(value) in (str, int, float, bool) else serialize_for_json(value)
-    if isinstance(plain, (list, dict)):
-        return json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
-    return "" if plain is None else str(plain)
+    told = value if type(value) in (str, int, float, bool) else plain(value)
+    if isinstance(told, (list, dict)):
+        return json.dumps(told, sort_keys=True, ensure_ascii=False, default=plain)
+    return "" if told is None else str(told)
 
 
 def normalize(text: str) -> str:
@@ -75,7 +76,7 @@ def references(gold: Any) -> list[str]:
         >>> references(["Paris", "City of Paris"]), references("Paris")
         (['Paris', 'City of Paris'], ['Paris'])
     """
-    return [as_text(member) for member in gold] if isinstance(gold, (list, tuple, set)) else [as_text(gold)]
+    return [as_text(member) for member in gold] if isinstance(gold, _SEVERAL) else [as_text(gold)]
 
 
 def token_f1(answer: str, gold: str) -> float:
@@ -99,7 +100,7 @@ def members(text: Any) -> set[str]:
         >>> sorted(members("cat, Dog ,cat"))
         ['cat', 'dog']
     """
-    parts: Iterable[Any] = text if isinstance(text, (list, tuple, set)) else str(text).split(",")
+    parts: Iterable[Any] = text if isinstance(text, _SEVERAL) else as_text(text).split(",")
     return {normalize(as_text(part)) for part in parts} - {""}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from preceptor.canonical import plain
 from preceptor.constitution import Constitution
 
 Kind = Literal["scored", "unparsable", "failed"]
@@ -36,7 +37,7 @@ class Candidate:
     def key(self) -> str:
         """Equal for equal candidates."""
         demos = {name: [dict(demo) for demo in several] for name, several in self.demos.items()}
-        return json.dumps({"instructions": dict(self.instructions), "demos": demos}, sort_keys=True, default=str)
+        return json.dumps({"instructions": dict(self.instructions), "demos": demos}, sort_keys=True, default=plain)
 
     @property
     def principles(self) -> list[dict[str, Any]]:

@@ -124,19 +124,22 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict(request: Request, inputs: Any) -> Response:
         start = time.perf_counter()
         given = fields.given(inputs)
+        request.scope[TOLD].update(service.shown(inputs=given))
         with service.gate.admitted_request():
             async with while_there(request, service.metrics):
                 answer = await service.answer(given, starting=start)
-        request.scope[TOLD].update(_noted(answer), **_shown(service, inputs=given, outputs=answer.outputs))
+        request.scope[TOLD].update(_noted(answer), **service.shown(outputs=answer.outputs))
         return _json(told(answer))
 
     async def predict_batch(request: Request, batch: Any) -> Response:
         rows = [fields.given(row) for row in batch.rows]
+        request.scope[TOLD].update(service.shown(inputs=rows))
         with service.gate.admitted_request():
             async with while_there(request, service.metrics):
                 found = await _each(service, rows)
         failed = sum(isinstance(each, Refused) for each in found)
-        request.scope[TOLD].update(rows=len(rows), failed=failed, **_shown(service, inputs=rows))
+        outputs = [None if isinstance(each, Refused) else each.outputs for each in found]
+        request.scope[TOLD].update(rows=len(rows), failed=failed, **service.shown(outputs=outputs))
         return _json({"answers": [each.body if isinstance(each, Refused) else told(each) for each in found]})
 
     could = said(400, 401, 408, 413, 415, 421, 422, 429, 502, 503, 504)
@@ -276,11 +279,6 @@ def _add_page(app: FastAPI) -> None:
 def _noted(answer: Answer) -> dict[str, Any]:
     expert = {} if answer.route is None else {"expert": answer.route["expert"]}
     return {**used(answer.tally), **expert, "program": answer.digest}
-
-
-def _shown(service: Service, **texts: Any) -> dict[str, Any]:
-    """Return inputs and outputs for the log, if they are to be there."""
-    return texts if service.logs_inputs else {}
 
 
 def _json(value: Any) -> Response:

@@ -1,8 +1,9 @@
 """OpenAI's chat protocol, so that its clients can ask a compiled program.
 
 The program's own instructions answer, so system messages and earlier turns aren't read, nor are settings of
-the model such as `temperature`. The last user message is the input; where a program takes several fields it
-is a JSON object of them. A program of one output answers with its text, of several with a JSON object.
+the model such as `temperature`. The last user message is the input, in JSON if that is a list or a record; where a
+program takes several fields it is a JSON object of them. A program of one output answers with its text, of several
+with a JSON object.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
+from preceptor.data import is_json
 from preceptor.serving import fields
 from preceptor.serving.door import TOLD
 from preceptor.serving.gone import while_there
@@ -111,6 +113,7 @@ def add_to(app: FastAPI, service: Service, said: dict[int | str, dict[str, Any]]
         start, program = time.perf_counter(), service.current
         _refuse_other_model(asked.model, program)
         inputs = inputs_of(asked, program)
+        request.scope[TOLD].update(service.shown(inputs=inputs))
         head = _head(program)
         if asked.stream:
             answering = _Answering(service, inputs, asked, start)
@@ -123,7 +126,7 @@ def add_to(app: FastAPI, service: Service, said: dict[int | str, dict[str, Any]]
         with service.gate.admitted_request():
             async with while_there(request, service.metrics):
                 answer = await service.answer(inputs, asked.tally(), starting=start)
-        request.scope[TOLD].update(program=answer.digest, **_usage(answer.tally))
+        request.scope[TOLD].update(_noted(service, answer))
         return Response(written(_completion(head, answer, asked)), media_type="application/json")
 
     app.add_api_route("/v1/models", models, methods=["GET"], responses={401: said[401], 421: said[421]})
@@ -131,22 +134,18 @@ def add_to(app: FastAPI, service: Service, said: dict[int | str, dict[str, Any]]
 
 
 def inputs_of(asked: Asked, program: Served) -> dict[str, Any]:
-    """Return the program's inputs: the last user message, or the fields of the JSON object that it is.
+    """Return the program's inputs: the last user message, as JSON where that is what a field holds, or its fields.
 
     Raises:
         Refused: If there is no user message, or it isn't what the program takes.
     """
-    texts = [message.text for message in asked.messages if message.role == "user"]
-    if not texts:
+    last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
+    if last is None:
         raise Refused(400, "messages: there is none of role user.", "invalid_field", param="messages")
-    names = list(program.inputs.model_fields)
-    if len(names) == 1:
-        given: Any = {names[0]: texts[-1]}
-    else:
-        try:
-            given = json.loads(texts[-1])
-        except (ValueError, RecursionError):
-            given = None
+    names, text = list(program.inputs.model_fields), last.text
+    is_text = len(names) == 1 and not is_json(program.inputs.model_fields[names[0]].annotation)
+    found = text if is_text else _parsed(text)
+    given = {names[0]: found} if len(names) == 1 else found
     try:
         return fields.given(program.inputs.model_validate(given))
     except ValidationError as error:
@@ -157,6 +156,14 @@ def inputs_of(asked: Asked, program: Served) -> dict[str, Any]:
             "invalid_field",
             param="messages",
         ) from None
+
+
+def _parsed(text: str) -> Any:
+    """Return what a text says in JSON, None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def text_of(outputs: Mapping[str, Any], *, as_json: bool) -> str:
@@ -176,7 +183,7 @@ class _Answering:
 
     def __init__(self, service: Service, inputs: Mapping[str, Any], asked: Asked, start: float) -> None:
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self._service = service
+        self.service = service
         self._has_text = False
         self._as_json = asked.response_format is not None and asked.response_format.type == "json_object"
         tally = asked.tally()
@@ -187,8 +194,8 @@ class _Answering:
 
     async def _run(self, inputs: Mapping[str, Any], tally: Tally, start: float) -> Answer:
         try:
-            with self._service.gate.admitted_request():
-                return await self._service.answer(inputs, tally, starting=start)
+            with self.service.gate.admitted_request():
+                return await self.service.answer(inputs, tally, starting=start)
         finally:
             self._pieces.put_nowait(None)
 
@@ -226,7 +233,7 @@ class _Answering:
     def leave(self) -> None:
         """Stop asking, if that isn't over; nobody listens any longer."""
         if self._task.cancel():
-            self._service.metrics.failures.labels("client_gone").inc()
+            self.service.metrics.failures.labels("client_gone").inc()
 
 
 async def _streamed(
@@ -239,7 +246,7 @@ async def _streamed(
         async for piece in answering.pieces():
             yield _chunk(common, {"content": piece})
         answer = await answering.answer()
-        told.update(program=answer.digest, **_usage(answer.tally))
+        told.update(_noted(answering.service, answer))
         yield _chunk(common, {}, _reason(answer))
         if asked.has_usage:
             yield _event({**common, "choices": [], "usage": _usage(answer.tally)})
@@ -275,6 +282,10 @@ def _completion(head: Mapping[str, Any], answer: Answer, asked: Asked) -> dict[s
     message = {"role": "assistant", "content": text_of(answer.outputs, as_json=as_json), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(answer)}
     return {**head, "choices": [choice], "usage": _usage(answer.tally)}
+
+
+def _noted(service: Service, answer: Answer) -> dict[str, Any]:
+    return {"program": answer.digest, **_usage(answer.tally), **service.shown(outputs=answer.outputs)}
 
 
 def _reason(answer: Answer) -> str:

@@ -71,6 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
             listening = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen(_BACKLOG)  # from here on clients wait, and no other process takes the port
             stack.pop_all()
     except OSError as error:
         raise ConfigError(

@@ -214,7 +214,7 @@ class Service:
             _refuse_other_fields(self.current, self.shadow)
         self.gate = Gate(self.limits.concurrency, self.limits.queue)
         self.is_ready = False
-        self.logs_inputs = logs_inputs
+        self._logs_inputs = logs_inputs
         self._share = share
         self._rng = rng or random.Random()
         self._behind: set[asyncio.Task[None]] = set()
@@ -240,6 +240,10 @@ class Service:
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+
+    def shown(self, **texts: Any) -> dict[str, Any]:
+        """Return inputs and outputs for the log, if they are to be there."""
+        return texts if self._logs_inputs else {}
 
     async def answer(
         self, inputs: Mapping[str, Any], tally: Tally | None = None, *, starting: float | None = None
@@ -368,9 +372,20 @@ def _refuse_other_fields(known: Served, other: Served) -> None:
 
 
 def _shape(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema's fields and types without their descriptions."""
-    own: dict[str, Any] = schema.get("properties", {})
-    return {
-        name: {key: value for key, value in info.items() if key not in ("description", "title")}
-        for name, info in own.items()
+    """Return a schema's fields and types, and those of the records in them, without their descriptions."""
+    own = {name: schema[name] for name in ("properties", "$defs") if name in schema}
+    return cast("dict[str, Any]", _undescribed(own))
+
+
+def _undescribed(value: Any, *, is_named: bool = True) -> Any:
+    """Return a schema without titles and descriptions; keys are fields' names (`is_named`), or a schema's own."""
+    if isinstance(value, list):
+        return [_undescribed(each, is_named=False) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {
+        name: each
+        for name, each in cast("dict[str, Any]", value).items()
+        if is_named or name not in ("description", "title")
     }
+    return {name: _undescribed(each, is_named=name in ("properties", "$defs")) for name, each in kept.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -203,9 +204,37 @@ def test_a_prompt_too_long_for_the_model_fails_its_row_only(tmp_path: Path) -> N
     assert failures(tmp_path / "out")[0]["reason"] == "InputTooLong: too long"
 
 
+@pytest.mark.parametrize("error", [InputTooLong("too long"), dspy.lm15.InvalidRequestError("its content is filtered")])
+def test_rows_that_fail_by_themselves_dont_count_as_a_broken_model_however_many_there_are(
+    tmp_path: Path, error: Exception
+) -> None:
+    lm = simulated(failing(lambda text: "lunch" in text, error))
+    source = table(tmp_path / "in.csv", ["a prize", *[f"lunch {number}" for number in range(60)], "a prize again"])
+    result = batch(source, tmp_path / "out", lm, threads=1).run()
+    assert (result["answered"], result["failed"], len(failures(tmp_path / "out"))) == (2, 60, 60)
+
+
+def test_a_model_that_refuses_every_request_from_the_first_on_ends_the_batch(tmp_path: Path) -> None:
+    lm = simulated(failing(lambda text: True))
+    with pytest.raises(LMFailed, match="50 rows one after the other failed, the last with: LMInvalidRequestError"):
+        batch(table(tmp_path / "in.csv", texts(60)), tmp_path / "out", lm, threads=1).run()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="No second file system here.")
+def test_an_output_on_another_file_system_is_refused_before_a_call(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("It is the same one.")
+        (tmp_path / "out").symlink_to(other)
+        lm = simulated(judged)
+        with pytest.raises(ConfigError, match=r"out can't take what is written beside it, .*of the same file system"):
+            batch(table(tmp_path / "in.csv", texts(3)), tmp_path / "out", lm).run()
+        assert (asked(lm), list(Path(other).iterdir())) == ([], [])
+
+
 def test_a_model_that_fails_row_after_row_ends_the_batch_and_those_rows_are_asked_again(tmp_path: Path) -> None:
     is_down = [False]
-    lm = simulated(failing(lambda text: is_down[0]))
+    lm = simulated(failing(lambda text: is_down[0], dspy.lm15.ServerError("down")))
     source = table(tmp_path / "in.csv", texts(200))
     first = batch(source, tmp_path / "out", lm, shard_rows=100, threads=1)
 

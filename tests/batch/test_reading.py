@@ -99,6 +99,12 @@ def test_a_part_is_a_file_of_a_folder(tmp_path: Path) -> None:
         ("a.csv", "a;b\n1;2\n", r"a\.csv: one column, 'a;b'\. Values are separated by commas, .* to be ';'\."),
         ("a.csv", "a,a\n1,2\n", "every column needs a name of its own, got a, a"),
         ("a.csv", "a,b\n", "has no rows"),
+        (
+            "a.csv",
+            'text,n\n"two\nlines",1\n"oops,2\nmore,3\n',
+            r"a\.csv: a quote in the row that begins in line 4 is never closed\.$",
+        ),
+        ("a.csv.gz", "a", r"a\.csv\.gz: rows come from files that end in \.csv, .*, not in '\.gz'\."),
         ("a.jsonl", "", "holds no JSON object a line"),
         ("a.json", '[\n{"a": 1}\n]\n', "a list over the whole file won't do"),
         ("a.parquet", "no parquet", "can't be read as PARQUET"),
@@ -107,6 +113,25 @@ def test_a_part_is_a_file_of_a_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         open_source(written(tmp_path / name, content))
+
+
+def test_a_last_row_may_end_in_quotes_and_without_a_line_end(tmp_path: Path) -> None:
+    source = open_source(written(tmp_path / "a.csv", 'text,n\n1,"a ""b"""'))
+    assert values(source) == [{"text": "1", "n": 'a "b"'}]
+
+
+def test_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="every column needs a name of its own, got a, a"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_value_of_a_parquet_file_that_cannot_be_read_is_named_with_its_row(tmp_path: Path) -> None:
+    ends, text = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
+    bad = pa.Array.from_buffers(pa.string(), 2, [None, ends, text])
+    pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet can't be read from row \d on: .*utf-8"):
+        open_source(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

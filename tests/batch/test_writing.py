@@ -85,6 +85,16 @@ def test_json_lines_keep_numbers_lists_and_half_a_character(tmp_path: Path) -> N
     assert second == {"text": "\ud83d"}
 
 
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"text": "NaN is no number", "score": float("nan")}
+    rows = [first, {"text": "x", "score": [float("-inf"), 1.5]}]
+    path = put(tmp_path / "a.jsonl", "jsonl", rows)
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        '{"text": "NaN is no number", "score": null}',
+        '{"text": "x", "score": [null, 1.5]}',
+    ]
+
+
 def test_parquet_keeps_the_types_it_came_with_and_adds_typed_columns(tmp_path: Path) -> None:
     when = datetime.datetime(2024, 1, 1, 10)
     schema = pa.schema([("text", pa.large_string()), ("when", pa.timestamp("us")), ("tags", pa.list_(pa.int8()))])

@@ -94,6 +94,9 @@ def test_a_column_of_another_name_is_read_and_kept_as_it_is(
     assert "belongs to another choice of columns" in " ".join(capsys.readouterr().err.split())
     assert run(command(server, source, tmp_path / "other.csv", "--column", "text=Body")) == 2
     assert "has no column 'Body' to read text from; it has Label, Message Body." in capsys.readouterr().err
+    assert run(command(server, source, tmp_path / "other.csv", "--column", "txt=Message Body")) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--column txt=Message Body: the fields are text, label, not 'txt'." in told
     assert not (tmp_path / "other.csv.batch").exists()
 
 

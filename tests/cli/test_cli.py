@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,16 @@ def test_columns_of_other_names_are_told_by_field(
     assert [told[name] for name in same] == [resumed[name] for name in same] == [plain[name] for name in same]
     assert sum(cell["rows"] for cell in evaluated["confusion"]) == 24
     assert {cell["label"] for cell in evaluated["confusion"]} == {"spam", "mail"}
-    for column, message in [
-        ("text=Body", "has no column 'Body' to read text from; it has id, Message = Body, Queue."),
-        ("Queue", "--column 'Queue' is not name=value."),
+    for columns, message in [
+        (["text=Body"], "has no column 'Body' to read text from; it has id, Message = Body, Queue."),
+        (["Queue"], "--column 'Queue' is not name=value."),
+        (
+            ["text=Message = Body", "label=Queue", "lable=Queue"],
+            "--column lable=Queue: the fields are text, label, not 'lable'.",
+        ),
     ]:
-        assert run(["eval", told["program"], "--data", str(rows), "--column", column]) == 2
+        named = chain(*(["--column", column] for column in columns))
+        assert run(["eval", told["program"], "--data", str(rows), *named]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
 
 

@@ -17,7 +17,7 @@ import pytest
 from dspy.lm15 import Config, Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 from preceptor.errors import RunError
-from preceptor.lm.ledger import Answer, Call, Ledger
+from preceptor.lm.ledger import Answer, Call, Ledger, drawn, rollout
 
 
 def call(text: str, sample: int = 0, **config: Any) -> Call:
@@ -64,6 +64,15 @@ def test_an_answer_comes_back_as_it_was_with_its_log_probabilities(ledger: Ledge
 def test_what_was_never_asked_is_not_found(ledger: Ledger) -> None:
     assert ledger.find(call("never").key) is None
     assert len(ledger) == 0
+
+
+def test_a_rollout_of_any_number_has_a_place_in_the_file(ledger: Ledger) -> None:
+    with rollout(1_790_000_000_123_456_789):
+        asked = call("q", drawn())
+    ledger.write([(asked, answer("yes"))])
+    assert ledger.find(asked.key) == answer("yes")
+    with rollout(3):
+        assert drawn() == 3_000_000
 
 
 def test_equal_requests_have_equal_keys() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import dspy
 import pytest
 import torch
-from dspy.lm15 import Config, Message, Request, Response, TokenLogprob
+from dspy.lm15 import Config, ImagePart, Message, Request, Response, TokenLogprob
 
 import preceptor
-from preceptor.errors import InputTooLong, ModelError
+from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, branch_texts
 from preceptor.lm.seam import mean_log_probability
@@ -174,6 +174,13 @@ def test_an_input_too_long_is_refused_with_both_lengths(engine: LocalEngine) -> 
         r"Shorten the input that begins 'word word word",
     ):
         engine.complete(request("word " * 9000))
+
+
+def test_what_is_no_text_is_refused_and_not_left_out(engine: LocalEngine) -> None:
+    picture = ImagePart(media_type="image/png", url="http://127.0.0.1/x.png")
+    message = Message(role="user", parts=(*Message.user("What is this?").parts, picture))
+    with pytest.raises(ConfigError, match="reads text only, and a message holds a part of type image"):
+        engine.complete(Request(model="m", messages=(message,)))
 
 
 def test_an_input_too_long_does_not_stop_the_others(engine: LocalEngine) -> None:

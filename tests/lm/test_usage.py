@@ -12,7 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Config, ImagePart, Message, Request, ToolCallPart
+from dspy.lm15 import Config, FunctionTool, ImagePart, Message, Request, ToolCallPart
 
 from preceptor.errors import BudgetExhausted, ConfigError
 from preceptor.lm import usage
@@ -167,6 +167,15 @@ def test_an_image_has_no_bound() -> None:
     parts = (*Message.user("What is this?").parts, ImagePart(media_type="image/png", url="http://127.0.0.1/x.png"))
     with pytest.raises(ConfigError, match="can't bound what a prompt with image input takes; budget calls or minutes"):
         usage.most_tokens(Request(model="m", messages=(Message(role="user", parts=parts),)))
+
+
+def test_tools_and_the_answer_s_schema_are_bounded_with_the_prompt() -> None:
+    messages, wide = (Message.user("Well?"),), {"type": "object", "properties": {"x" * 900: {"type": "string"}}}
+    bare = usage.most_tokens(Request(model="m", messages=messages))
+    tool = FunctionTool(name="search", description="Look it up.", parameters=wide)
+    schema = Config(response_format={"type": "json_schema", "schema": wide, "name": "x"})
+    assert usage.most_tokens(Request(model="m", messages=messages, tools=(tool,))) >= bare + 900
+    assert usage.most_tokens(Request(model="m", messages=messages, config=schema)) >= bare + 900
 
 
 def test_text_beside_other_parts_is_bounded_too() -> None:

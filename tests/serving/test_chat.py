@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from preceptor.modules import Generate
 from preceptor.serving.settings import Keys, Limits
+from preceptor.serving.watch import LOGGER, Lines
 from preceptor.testing import ChatServer, Faults, asked, simulated
 
 TOKEN = "a-token-of-the-tests"
@@ -111,6 +113,45 @@ def test_several_fields_come_as_json_and_go_as_json(save: Save, serve: Serve) ->
             with pytest.raises(openai.BadRequestError, match="must be a JSON object of subject, body"):
                 openai_client.chat.completions.create(model="program", messages=said(wrong))
     assert json.loads(made.choices[0].message.content or "") == {"label": "spam", "score": 3}
+
+
+def test_a_list_comes_as_json_and_only_the_last_message_is_read(save: Save, serve: Serve) -> None:
+    lm = simulated(lambda request: "two" if "egg" in (request.messages[-1].text or "") else "none")
+    running = serve(save(Generate("items: list[str] -> count")), lm)
+    picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
+    with client(running) as openai_client:
+        earlier: Any = [{"role": "user", "content": [picture]}, *said('["milk", "eggs"]')]
+        made = openai_client.chat.completions.create(model="program", messages=earlier)
+        assert made.choices[0].message.content == "two"
+        with pytest.raises(openai.BadRequestError, match="must be the program's items"):
+            openai_client.chat.completions.create(model="program", messages=said("milk, eggs"))
+
+
+def test_what_was_asked_in_a_chat_is_logged_where_that_is_wanted(save: Save, serve: Serve) -> None:
+    lines = list[str]()
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(Lines().format(record))
+
+    kept, level = Kept(), LOGGER.level
+    LOGGER.addHandler(kept)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        running = serve(save(), logs_inputs=True)
+        with client(running) as openai_client:
+            openai_client.chat.completions.create(model="program", messages=said("win a prize"))
+            list(openai_client.chat.completions.create(model="program", messages=said("a prize"), stream=True))
+        running.post("/predict/batch", {"rows": [{"text": "prize"}, {"text": "lunch"}]})
+    finally:
+        LOGGER.removeHandler(kept)
+        LOGGER.setLevel(level)
+    told = [line for line in map(json.loads, lines) if line["event"] == "request"]
+    assert [(line["inputs"], line["outputs"]) for line in told] == [
+        ({"text": "win a prize"}, {"label": "spam"}),
+        ({"text": "a prize"}, {"label": "spam"}),
+        ([{"text": "prize"}, {"text": "lunch"}], [{"label": "spam"}, {"label": "mail"}]),
+    ]
 
 
 def test_a_json_object_can_be_asked_for(save: Save, serve: Serve) -> None:

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from preceptor.errors import ConfigError
 from preceptor.serving.door import OPEN
+from preceptor.serving.run import listen
 from preceptor.serving.settings import Keys, Limits, refuse_exposed
 from preceptor.serving.watch import LOGGER, Lines
 
@@ -226,6 +228,14 @@ def test_a_client_that_leaves_while_it_sends_is_noted(save: Save, serve: Serve, 
     with connected(running.url) as leaving:
         leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
     eventually(lambda: running.metric('requests_total{endpoint="/predict",status="408"}') == 1)
+
+
+def test_a_port_takes_connections_before_it_is_announced_and_is_no_second_process_s() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with pytest.raises(ConfigError, match="Address already in use"):
+            listen("127.0.0.1", port)
 
 
 def test_each_request_is_one_line_without_what_was_asked(save: Save, serve: Serve) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import dspy
 import httpx
+import pydantic
 import pytest
 
 from preceptor import load
+from preceptor import program as artifact
 from preceptor.errors import ArtifactError, ConfigError
+from preceptor.lm.adapter import declare
 from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts, Generate
 from preceptor.regions import divided
@@ -292,6 +295,24 @@ def test_a_shadow_of_other_fields_is_refused(save: Save) -> None:
     other = Source(save(Generate("text -> summary"), "other"), lm=lambda name: lm)
     with pytest.raises(ArtifactError, match="has other outputs than the served program"):
         Service(Source(save(), lm=lambda name: lm), shadow=other)
+
+
+def test_a_shadow_whose_records_have_other_fields_is_refused(tmp_path: Path) -> None:
+    def told(kind: Any) -> Source:
+        path = tmp_path / kind.__module__ / "program"
+        student = dspy.Predict(declare("text -> place").with_updated_fields("place", type_=kind))
+        artifact.save(student, path, evidence={}, lm="simulated/model", replace=True)
+        lm = simulated(by_instruction)
+        return Source(path, lm=lambda name: lm, load=lambda path: artifact.load(path, student=student))
+
+    make: Any = pydantic.create_model
+    one, same, other = (
+        make("Place", __module__=name, __doc__=name, **fields)
+        for name, fields in (("a", {"city": str}), ("b", {"city": str}), ("c", {"city": str, "code": int}))
+    )
+    Service(told(one), shadow=told(same))
+    with pytest.raises(ArtifactError, match="has other outputs than the served program"):
+        Service(told(one), shadow=told(other))
 
 
 def test_programs_of_one_model_share_it(save: Save) -> None:

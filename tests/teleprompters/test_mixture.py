@@ -128,6 +128,14 @@ def test_the_program_in_the_run_folder_is_the_one_returned(tmp_path: Path) -> No
         assert all(loaded(**probe["inputs"]).label == probe["answer"] for probe in saved.evidence["probes"])
 
 
+def test_a_program_that_was_compiled_before_has_its_predictors_in_the_mixture_too(tmp_path: Path) -> None:
+    before: Any = Classify(LABELS, SEED)
+    before._compiled = True
+    compiled = mixture(tmp_path).compile(before, trainset=rows(40), valset=rows(64, 40))
+    assert table(compiled) != ["default"] * len(table(compiled))
+    assert [name for name, _ in compiled.named_predictors()] != []
+
+
 def test_a_region_where_nothing_better_is_found_keeps_the_default(tmp_path: Path) -> None:
     compiled = compiled_by(mixture(tmp_path, proposer=simulated(lambda request: OTHER, name="writer")))
 
