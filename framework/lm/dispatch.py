@@ -77,7 +77,7 @@ class Patience:
         timeout: Seconds from sending a request to having its whole answer. An engine object of the
             user's own bounds its calls itself.
         retries: Attempts after the first, for errors that may pass: overload (429), the provider's own
-            failures (5xx), timeouts, broken connections, and answers that came broken.
+            failures (5xx), timeouts and broken connections. Empty and cut answers are asked for three times more.
         first_wait: Seconds before the first retry; doubled for each further one, at most 60, with a
             random half taken off so that calls don't come back all at once. No retry comes before a Retry-After.
 

@@ -170,7 +170,8 @@ def test_an_image_has_no_bound() -> None:
 
 
 def test_tools_and_the_answer_s_schema_are_bounded_with_the_prompt() -> None:
-    messages, wide = (Message.user("Well?"),), {"type": "object", "properties": {"x" * 900: {"type": "string"}}}
+    wide: Any = {"type": "object", "properties": {"x" * 900: {"type": "string"}}}
+    messages = (Message.user("Well?"),)
     bare = usage.most_tokens(Request(model="m", messages=messages))
     tool = FunctionTool(name="search", description="Look it up.", parameters=wide)
     schema = Config(response_format={"type": "json_schema", "schema": wide, "name": "x"})
