@@ -1,8 +1,8 @@
 """The in-process engine: a language model on `transformers`, fast because rows share their work.
 
 `LocalLM("qwen2.5-coder-1.5b")` is a `dspy.LM` like any other. Its engine takes many requests at
-once (`batches`), groups them by shared prefix, scores choices in packed forward passes
-(`packing.py`) and decodes free text in batches (`decoding.py`).
+once (`batches`), scores choices in packed forward passes, those below one prefix together
+(`packing.py`), and decodes free text in batches, whatever its prompts begin with (`decoding.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import copy
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -22,6 +21,8 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
+from preceptor.lm.prompts import Prompt
+from preceptor.lm.sampling import Tokens
 from preceptor.lm.seam import InThread, mean_log_probability, only_text, text_of_parts
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, soft_tokens, with_soft_tokens
 from preceptor.lm.weights import locate, read
@@ -41,22 +42,6 @@ _SHARE: Final = 4
 """What is kept for later batches is at most one part in so many of the memory of one batch."""
 
 Result: TypeAlias = Response | Exception
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A tokenized request: what it may share, what is its own, and the choices if it has any."""
-
-    request: Request
-    prefix: Tokens
-    suffix: Tokens
-    choices: tuple[Tokens, ...]
-    soft: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def length(self) -> int:
-        return len(self.prefix) + len(self.soft) + len(self.suffix)
 
 
 class LocalEngine:
@@ -198,19 +183,20 @@ class LocalEngine:
         """
         with self._lock, torch.inference_mode():
             refused: list[tuple[int, Result]] = []
-            groups: dict[tuple[Tokens, bool, bool], list[tuple[int, _Prompt]]] = defaultdict(list)
+            groups: dict[tuple[Tokens, bool, bool], list[tuple[int, Prompt]]] = defaultdict(list)
             for index, request in enumerate(requests):
                 try:
                     prompt = self._prompt(request)
-                    groups[prompt.prefix, bool(prompt.choices), bool(prompt.soft)].append((index, prompt))
+                    shared = prompt.prefix if prompt.choices or not attention.is_whole(self._model) else ()
+                    groups[shared, bool(prompt.choices), bool(prompt.soft)].append((index, prompt))
                 except (InputTooLong, ConfigError) as error:
                     refused.append((index, error))
             if refused:
                 yield refused
             for (prefix, has_choices, _), members in groups.items():
-                yield from self._choose(prefix, members) if has_choices else self._decode(prefix, members)
+                yield from self._choose(prefix, members) if has_choices else self._decode(members)
 
-    def _choose(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
+    def _choose(self, prefix: Tokens, members: list[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Result]]]:
         prompts = dict(members)
         rows = [(index, packing.Row(prompt.suffix, prompt.choices)) for index, prompt in members]
         for chunk in packing.chunks(rows, _PACK[self._device]):
@@ -221,25 +207,25 @@ class LocalEngine:
                 scores = packing.one_by_one(self._model, prefix, own)
             yield [(index, self._chosen(prompts[index], s)) for (index, _), s in zip(chunk, scores, strict=True)]
 
-    def _decode(self, prefix: Tokens, members: list[tuple[int, _Prompt]]) -> Iterator[list[tuple[int, Result]]]:
-        draws = [(index, prompt, _draw(prompt, self.context)) for index, prompt in members]
-        draws.sort(key=lambda item: (len(item[2].suffix), item[2].suffix, item[2].seed, item[0]))
+    def _decode(self, members: list[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Result]]]:
+        draws = [(index, prompt, prompt.draw(self.context, MAX_TOKENS)) for index, prompt in members]
+        draws.sort(key=lambda item: (*item[1].place, item[2].seed, item[0]))
         while draws:
             longest = max(prompt.length + draw.max_tokens for _, prompt, draw in draws)
             fits = max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
             batch, draws = draws[:fits], draws[fits:]
             own = [draw for _, _, draw in batch]
-            texts = decoding.decode(
-                self._model, self._read(prefix, own), own, ends=self._ends, detokenize=self._detokenize
-            )
+            read = self._read([prompt.prefix for _, prompt, _ in batch], own)
+            texts = decoding.decode(self._model, read, own, ends=self._ends, detokenize=self._detokenize)
             yield [(i, self._decoded(prompt, text)) for (i, prompt, _), text in zip(batch, texts, strict=True)]
 
-    def _read(self, prefix: Tokens, draws: Sequence[sampling.Draw]) -> prefill.Read:
+    def _read(self, prefixes: Sequence[Tokens], draws: Sequence[sampling.Draw]) -> prefill.Read:
         if self._blocks is None or any(draw.soft for draw in draws):
-            return prefill.padded(self._model, copy.deepcopy(self._prefix(prefix)), draws)
-        return self._blocks.read([(*prefix, *draw.suffix) for draw in draws])
+            known = {prefix: self._prefix(prefix) for prefix in dict.fromkeys(prefixes)}
+            return prefill.padded(self._model, [known[prefix] for prefix in prefixes], draws)
+        return self._blocks.read([(*prefix, *draw.suffix) for prefix, draw in zip(prefixes, draws, strict=True)])
 
-    def _prompt(self, request: Request) -> _Prompt:
+    def _prompt(self, request: Request) -> Prompt:
         """Render and tokenize a request; its prefix ends where the last message's text begins.
 
         Raises:
@@ -253,7 +239,7 @@ class LocalEngine:
         cut = max(0, rendered.removesuffix(self._tail).rfind(last)) if last else 0
         choices = branch_texts(self, cast("list[str]", (request.config.extensions or {}).get("choices", [])))
         prefix, suffix = self._tokens(rendered[:cut]), self._tokens(rendered[cut:])
-        prompt = _Prompt(request, prefix, suffix, choices, self._soft(request))
+        prompt = Prompt(request, prefix, suffix, choices, self._soft(request))
         answer = max(map(len, choices)) if choices else 1
         if prompt.length + answer > self.context:
             raise InputTooLong(
@@ -309,7 +295,7 @@ class LocalEngine:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * head * self._model.dtype.itemsize)
 
-    def _chosen(self, prompt: _Prompt, scores: list[float]) -> Response:
+    def _chosen(self, prompt: Prompt, scores: list[float]) -> Response:
         texts = cast("list[str]", (prompt.request.config.extensions or {})["choices"])
         best = max(range(len(texts)), key=lambda at: (scores[at], -at))
         ranked = sorted(range(len(texts)), key=lambda at: (-scores[at], at))
@@ -318,7 +304,7 @@ class LocalEngine:
         )
         return self._response(prompt, texts[best], "stop", len(prompt.choices[best]), (logprobs,))
 
-    def _decoded(self, prompt: _Prompt, text: decoding.Text) -> Response:
+    def _decoded(self, prompt: Prompt, text: decoding.Text) -> Response:
         logprobs: tuple[TokenLogprob, ...] | None = None
         if prompt.request.config.logprobs is not None:
             pairs = zip(text.tokens, text.logprobs, strict=False)
@@ -326,7 +312,7 @@ class LocalEngine:
         return self._response(prompt, text.text, text.reason, len(text.tokens), logprobs)
 
     def _response(
-        self, prompt: _Prompt, text: str, reason: str, output: int, logprobs: tuple[TokenLogprob, ...] | None
+        self, prompt: Prompt, text: str, reason: str, output: int, logprobs: tuple[TokenLogprob, ...] | None
     ) -> Response:
         return Response(
             id=None,
@@ -341,20 +327,6 @@ class LocalEngine:
 def branch_texts(engine: LocalEngine, texts: list[str]) -> tuple[Tokens, ...]:
     """Tokenize choices so that none is the beginning of another."""
     return packing.branch([engine._tokens(text) for text in texts], engine.end) if texts else ()
-
-
-def _draw(prompt: _Prompt, context: int) -> sampling.Draw:
-    config = prompt.request.config
-    return sampling.Draw(
-        suffix=prompt.suffix,
-        max_tokens=min(config.max_tokens or MAX_TOKENS, context - prompt.length),
-        temperature=config.temperature or 0.0,
-        top_p=config.top_p or 1.0,
-        top_k=config.top_k or 0,
-        stop=config.stop,
-        seed=config.seed or 0,
-        soft=prompt.soft,
-    )
 
 
 _LOADED: dict[str, LocalEngine] = {}

@@ -10,6 +10,7 @@ common blocks once, those of a batch and those of later ones, and no answer depe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -186,28 +187,57 @@ def can_share(model: Any) -> bool:
     return is_exact and not has_experts and attention.is_used(model) and attention.is_whole(model)
 
 
-def padded(model: Any, cache: Any, draws: Sequence[Draw]) -> Read:
+def padded(model: Any, before: Sequence[Any], draws: Sequence[Draw]) -> Read:
     """Read every distinct prompt once, left-padded, then give each draw its copy.
 
     Args:
-        model: A causal language model of `transformers`.
-        cache: Keys and values of the shared prefix, batch size 1; used up.
+        model: A causal language model of `transformers`, of whole attention where prefixes differ.
+        before: Keys and values of each draw's prefix, batch size 1, one object for equal ones; they stay as they are.
         draws: What to decode.
     """
     places: dict[Any, int] = {}
-    copied = [places.setdefault((draw.soft, draw.suffix), len(places)) for draw in draws]
-    distinct = [draws[copied.index(place)] for place in range(len(places))]
-    prefix, width = cache.get_seq_length(), max(draw.length for draw in distinct)
+    prompts = [(id(cache), draw.soft, draw.suffix) for cache, draw in zip(before, draws, strict=True)]
+    copied = [places.setdefault(prompt, len(places)) for prompt in prompts]
+    firsts = [copied.index(place) for place in range(len(places))]
+    distinct = [draws[at] for at in firsts]
+    cache, seen = _side_by_side(model, [before[at] for at in firsts])
+    width = max(draw.length for draw in distinct)
     tokens = torch.tensor([[0] * (width - len(draw.suffix)) + list(draw.suffix) for draw in distinct])
     own = torch.tensor([[0] * (width - draw.length) + [1] * draw.length for draw in distinct])
-    mask = torch.cat([torch.ones(len(distinct), prefix, dtype=torch.long), own], dim=1).to(model.device)
-    if prefix:
-        cache.batch_repeat_interleave(len(distinct))
+    mask = torch.cat([seen, own], dim=1).to(model.device)
     fed = tokens.to(model.device)
     logits = forward(model, cache, fed, mask, _embedded(model, fed, distinct))
     copies = torch.tensor(copied, device=model.device)
     cache.batch_select_indices(copies)
     return Read(logits[copies], cache, mask[copies])
+
+
+def _side_by_side(model: Any, caches: Sequence[Any]) -> tuple[Any, torch.Tensor]:
+    """Return one cache of prefixes, a row each, filled up from the left, and its mask."""
+    lengths = [cache.get_seq_length() for cache in caches]
+    width = max(lengths)
+    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths], dtype=torch.long)
+    if len(set(map(id, caches))) == 1:
+        one = copy.deepcopy(caches[0])
+        if width:
+            one.batch_repeat_interleave(len(caches))
+        return one, mask
+    joined = _empty(model)
+    some = next(cache for cache, length in zip(caches, lengths, strict=True) if length)
+    for at in range(len(joined.layers)):
+        parts = [cache.layers[at] if length else None for cache, length in zip(caches, lengths, strict=True)]
+        joined.update(*(_rows(parts, getattr(some.layers[at], side), side, width) for side in ("keys", "values")), at)
+    return joined, mask
+
+
+def _rows(layers: Sequence[Any], like: Any, side: str, width: int) -> Any:
+    """Return keys or values of prefixes in one layer, None for an empty one: shape (rows, heads, tokens, width)."""
+    rows = like.new_zeros(len(layers), like.shape[1], width, like.shape[3])
+    for row, layer in zip(rows, layers, strict=True):
+        if layer is not None:
+            own = getattr(layer, side)[0]
+            row[:, width - own.shape[1] :] = own
+    return rows
 
 
 def forward(model: Any, cache: Any, tokens: Any, mask: Any, embedded: Any = None) -> Any:

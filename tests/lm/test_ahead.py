@@ -53,13 +53,13 @@ def passes(looking: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def texts(engine: LocalEngine, *prompts: str, tokens: int = 20, **settings: Any) -> list[Text]:
     draws = [Draw(engine._tokens(prompt), max_tokens=tokens, **settings) for prompt in prompts]
-    read = engine._read((), draws)
+    read = engine._read([()] * len(draws), draws)
     return decode(engine._model, read, draws, ends=engine._ends, detokenize=engine._detokenize)
 
 
 def one_token_a_step(engine: LocalEngine, prompt: list[int], fed: list[int]) -> list[torch.Tensor]:
     """Return the logits after each of these tokens, fed one after the other."""
-    read = engine._read((), [Draw(tuple(prompt), max_tokens=1)])
+    read = engine._read([()], [Draw(tuple(prompt), max_tokens=1)])
     mask, found = read.mask, []
     for token in fed:
         mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
@@ -74,7 +74,7 @@ def test_the_logits_are_those_of_one_token_a_step_to_the_bit_however_many_guesse
     prompt = list(looking._tokens(REPEATING))
     start = prompt.index(looking._tokens(" ships")[0])
     fed = [*prompt[start : start + agreeing + 1], *looking._tokens(" never ever. The ships"), *prompt[start + 1 :][:4]]
-    read = looking._read((), [Draw(tuple(prompt), max_tokens=1)])
+    read = looking._read([()], [Draw(tuple(prompt), max_tokens=1)])
     steps = Ahead(looking._model, read.cache, prompt, most=len(fed) + 20)
 
     found = [steps.forward(token) for token in fed]
@@ -109,7 +109,7 @@ def test_the_last_text_of_a_batch_goes_on_as_if_it_had_been_alone(looking: Local
     [alone] = texts(looking, REPEATING)
     passes.clear()
     draws = [Draw(looking._tokens(REPEATING), 24), *(Draw(looking._tokens(FREE), tokens) for tokens in (1, 3))]
-    read = looking._read((), draws)
+    read = looking._read([()] * len(draws), draws)
     first, *_ = decode(looking._model, read, draws, ends=looking._ends, detokenize=looking._detokenize)
     assert first.text == alone.text
     assert passes[:2] == [2, 2]
@@ -118,7 +118,7 @@ def test_the_last_text_of_a_batch_goes_on_as_if_it_had_been_alone(looking: Local
 
 def test_places_that_are_filled_up_are_let_go(looking: LocalEngine) -> None:
     draws = [Draw(looking._tokens(prompt), max_tokens=1) for prompt in (REPEATING, FREE)]
-    read = padded(looking._model, prefill._empty(looking._model), draws)
+    read = padded(looking._model, [prefill._empty(looking._model)] * 2, draws)
     read.cache.batch_select_indices(torch.tensor([1]))
     cache = ahead.alone(read.cache, read.mask[1:])
     assert cache.get_seq_length() == len(draws[1].suffix) < len(draws[0].suffix)

@@ -33,7 +33,7 @@ def run(precise: LocalEngine, draws: list[Draw], *, prefix: str = "") -> list[Te
         if prefix:
             tokens = torch.tensor([precise._tokens(prefix)])
             precise._model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        read = padded(precise._model, cache, draws)
+        read = padded(precise._model, [cache] * len(draws), draws)
         return decode(precise._model, read, draws, ends=precise._ends, detokenize=precise._detokenize)
 
 
@@ -140,7 +140,9 @@ def drawn(**settings: Any) -> set[int]:
     """Return the tokens that 64 seeds draw from a model with probabilities .5, .3, .15 and .05."""
     draws = [Draw((1,), max_tokens=1, temperature=1.0, seed=seed, **settings) for seed in range(64)]
     model = Fixed([0.5, 0.3, 0.15, 0.05])
-    texts = decode(model, padded(model, DynamicCache(), draws), draws, ends=frozenset({9}), detokenize=str)
+    texts = decode(
+        model, padded(model, [DynamicCache()] * len(draws), draws), draws, ends=frozenset({9}), detokenize=str
+    )
     return {text.tokens[0] for text in texts}
 
 

@@ -89,7 +89,7 @@ def test_the_next_tokens_odds_are_those_of_the_model_itself(family: tuple[str, L
     prompt = engine._prompt(question(" ".join(TEXTS)))
     assert prompt.length > FAMILIES["windows"][1]["sliding_window"]
     with torch.inference_mode():
-        read = engine._read(prompt.prefix, [Draw(prompt.suffix, max_tokens=1)])
+        read = engine._read([prompt.prefix], [Draw(prompt.suffix, max_tokens=1)])
         plain = engine._model(input_ids=torch.tensor([[*prompt.prefix, *prompt.suffix]]), use_cache=False)
     torch.testing.assert_close(read.logits[0], plain.logits[0, -1].float(), atol=2e-3, rtol=1e-3)
     assert prefill.can_share(engine._model) == (engine._blocks is not None) == (name in SHARED)

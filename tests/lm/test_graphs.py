@@ -26,7 +26,7 @@ def run(precise: LocalEngine, draws: list[Draw]) -> list[Text]:
             [precise._tokens("<|im_start|>system\nBe brief.<|im_end|>\n")], device=precise._model.device
         )
         precise._model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        read = padded(precise._model, cache, draws)
+        read = padded(precise._model, [cache] * len(draws), draws)
         return decode(precise._model, read, draws, ends=precise._ends, detokenize=precise._detokenize)
 
 

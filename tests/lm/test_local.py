@@ -14,6 +14,7 @@ from dspy.lm15 import Config, ImagePart, Message, Request, Response, TokenLogpro
 
 import preceptor
 from preceptor.errors import ConfigError, InputTooLong, ModelError
+from preceptor.lm import decoding
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, branch_texts
 from preceptor.lm.seam import mean_log_probability
@@ -110,6 +111,28 @@ def test_free_text_and_choices_mix_in_one_call(engine: LocalEngine) -> None:
     assert text(results[1]) in {"good", "bad"}
     assert [result.finish_reason for result in results if isinstance(result, Response)] == ["length", "stop", "length"]
     assert [r.usage.output_tokens for r in results if isinstance(r, Response)] == [3, 1, 4]
+
+
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_texts_below_several_prefixes_are_decoded_together_as_one_by_one(
+    precise: LocalEngine, monkeypatch: pytest.MonkeyPatch, has_blocks: bool
+) -> None:
+    if not has_blocks:
+        monkeypatch.setitem(precise.__dict__, "_blocks", None)
+    counts: list[int] = []
+    real = decoding.decode
+
+    def counted(model: Any, read: Any, draws: Any, **settings: Any) -> Any:
+        counts.append(len(draws))
+        return real(model, read, draws, **settings)
+
+    monkeypatch.setattr(decoding, "decode", counted)
+    systems = ("Answer in one word.", "Be brief. Say what is asked, and nothing that isn't.", None)
+    asked = [request(f"What is {n} + {n}?", system=system, max_tokens=9) for system in systems for n in (1, 22)]
+    found = [text(each) for each in together(precise, asked)]
+    assert counts == [6]
+    assert found == [text(precise.complete(each)) for each in asked]
+    assert len(set(found)) > 3
 
 
 def test_free_text_carries_log_probabilities_if_asked(engine: LocalEngine) -> None:
