@@ -10,7 +10,6 @@ below a shared prefix; llama.cpp (xllamacpp, the same GGUF file, 4 slots, prompt
 
 from __future__ import annotations
 
-import copy
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -188,7 +187,7 @@ def _prompts(lm: dspy.LM) -> dict[str, Any]:
     def filled_up() -> None:
         for wave in waves:
             draws = [Draw(prompt.suffix, max_tokens=1) for prompt in wave]
-            prefill.padded(engine._model, copy.deepcopy(engine._prefix(wave[0].prefix)), draws)
+            prefill.padded(engine._model, [engine._prefix(wave[0].prefix)] * len(draws), draws)
 
     with torch.inference_mode():
         ours, plain = (min(_timed(way)[0] for _ in range(2)) for way in (in_blocks, filled_up))

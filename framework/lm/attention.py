@@ -1,6 +1,7 @@
 """Attention row by row, so that a row's bits don't depend on the rows that share its forward pass.
 
-Matrix products and norms on a processor treat each token alone. Fused attention does not: it sums keys
+Matrix products and norms on a processor treat each token alone, but for bfloat16 products on one with
+AMX: those of few rows are summed in another order than those of many. Fused attention does not: it sums keys
 in blocks, and where a row's keys fall in the blocks depends on its neighbours. Rows of one pass see
 only what stands before them and themselves, so attending row by row is also less work.
 """

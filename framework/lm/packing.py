@@ -7,7 +7,7 @@ depth. At most 15 tokens of a pass are padding, and a choice of one token costs 
 
 Off the GPU, attention runs row by row (`attention.py`): every other operation gives a token the same
 bits whoever shares the pass, once there are enough tokens, so a row's answer does not depend on the rows
-beside it.
+beside it; with AMX its bits do (`attention.py`).
 """
 
 from __future__ import annotations
