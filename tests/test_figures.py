@@ -282,6 +282,26 @@ def test_what_a_compile_takes_on_two_cores() -> None:
     assert f"ETHOS took {compiles['ethos', 0]['seconds']} s" in page("protegi")
 
 
+def test_what_is_said_of_the_runs_in_bfloat16() -> None:
+    runs = read(RESULTS / "papers-bfloat16" / "qwen2.5-coder-1.5b-600")
+    assert {run["device"] for run in runs} == {"cpu, x86_64, bfloat16"}
+    compiles = {run["task"]: run for run in runs if run["method"] == "protegi"}
+    assert not any(run["replaced"] for run in compiles.values())
+    told = {task: f"{compiles[task]['seconds']} s ({compiles[task]['calls']} calls)" for task in compiles}
+    assert (
+        f"TREC {told['trec']}, ETHOS {told['ethos']}, subj {told['subj']} and antonyms {told['antonyms']}, "
+        "the prompt kept each time"
+    ) in page("protegi")
+    assert max(run["seconds"] for run in compiles.values()) <= 480
+    plain, labels = ([run for run in runs if run["method"] == name] for name in ("ape", "ape:mode=labels,few_shot=8"))
+    assert {run["task"] for run in (*plain, *labels)} == {"agnews"}
+    assert [run["replaced"] for run in (*plain, *labels)] == [False, False, True, True]
+    scores = [f"{value:.3f}".lstrip("0") for value in (plain[0]["seed_score"], *(run["compiled"] for run in labels))]
+    text = " ".join(page("ape").split())
+    assert f"the prompt has {scores[0]}, the defaults kept it twice" in text
+    assert f"`mode=labels,few_shot=8` came to {scores[1]} and {scores[2]}, both confirmed" in text
+
+
 def test_what_is_said_of_the_runs_on_two_cores() -> None:
     runs = read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600")
     done = [run for run in runs if run["task"] in ("trec", "ethos") and run["method"] in DEFAULT_METHODS]
