@@ -28,5 +28,6 @@ def test_of_chinese_each_character_is_a_word() -> None:
 def test_values_are_equal_texts_where_they_are_equal() -> None:
     mood = enum.Enum("mood", {"GOOD": "good"})
     assert (as_text(mood.GOOD), as_text({"b": [1], "a": None})) == ("good", '{"a": null, "b": [1]}')
-    assert as_text({"b", "a"}) == as_text(frozenset({"a", "b"})) == '["a", "b"]'
+    words = [f"w{number}" for number in range(10)]
+    assert as_text(set(words)) == as_text(frozenset(reversed(words))) == as_text(words)
     assert (members([mood.GOOD, "Bad"]), references((1, "x")), folded(" Yes ")) == ({"good", "bad"}, ["1", "x"], "yes")
