@@ -305,5 +305,5 @@ def test_fingerprints_differ_where_the_json_differs_and_only_there() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
     assert len(fingerprint("ü")) == 16
-    words = [f"word {number}" for number in range(50)]
-    assert fingerprint({"tags": set(words)}) == fingerprint({"tags": set(reversed(words))})
+    words = [f"w{number}" for number in range(10)]
+    assert fingerprint({"tags": set(words)}) == fingerprint({"tags": words})
