@@ -10,12 +10,14 @@ from dspy.adapters.utils import serialize_for_json
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON has no word for as it can be written there, equal for equal values: for `default` of `json`.
+    """Return a value as JSON has it, equal for equal values: a set sorted, an enumeration's value; `default` of `json`.
 
     Example:
         >>> plain({"b", "a"}), plain(frozenset({2, 1}))
         (['a', 'b'], [1, 2])
     """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if isinstance(value, (set, frozenset)):
         members: Iterable[Any] = value
         return sorted(map(plain, members), key=lambda member: json.dumps(member, sort_keys=True, default=str))

@@ -92,7 +92,7 @@ def stratified(rows: Sequence[dspy.Example], output: str, rng: random.Random) ->
     groups: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         label = row.get(output, "") if output else ""
-        groups[str(plain(label) if isinstance(label, (set, frozenset)) else label)].append(at)
+        groups[str(plain(label))].append(at)
     placed: list[tuple[float, float, int]] = []
     for label in sorted(groups):
         members = groups[label]

@@ -39,7 +39,7 @@ def as_text(value: Any) -> str:
         >>> as_text({"b": 1, "a": ["x"]}), as_text(True), as_text(None)
         ('{"a": ["x"], "b": 1}', 'True', '')
     """
-    told = value if type(value) in (str, int, float, bool) else plain(value)
+    told = plain(value)
     if isinstance(told, (list, dict)):
         return json.dumps(told, sort_keys=True, ensure_ascii=False, default=plain)
     return "" if told is None else str(told)

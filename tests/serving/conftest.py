@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from preceptor.serving.app import application
 from preceptor.serving.run import Server, listen
 from preceptor.serving.service import Service, Source
 from preceptor.serving.settings import Keys, Limits
+from preceptor.serving.watch import LOGGER, Lines
 from preceptor.testing import prompt, simulated
 
 SIGNATURE = "text -> label: Literal['spam', 'mail']"
@@ -123,6 +125,25 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Return what waits until something is so."""
     return wait_for
+
+
+@pytest.fixture
+def logged() -> Generator[list[dict[str, Any]]]:
+    """Return what is told of each request, the first first, as it stands in the log."""
+    told = list[dict[str, Any]]()
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = json.loads(Lines().format(record))
+            if line["event"] == "request":
+                told.append(line)
+
+    kept, level = Kept(), LOGGER.level
+    LOGGER.addHandler(kept)
+    LOGGER.setLevel(logging.INFO)
+    yield told
+    LOGGER.removeHandler(kept)
+    LOGGER.setLevel(level)
 
 
 class Model:

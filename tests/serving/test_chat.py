@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 
 from preceptor.modules import Generate
 from preceptor.serving.settings import Keys, Limits
-from preceptor.serving.watch import LOGGER, Lines
 from preceptor.testing import ChatServer, Faults, asked, simulated
 
 TOKEN = "a-token-of-the-tests"
@@ -127,27 +125,17 @@ def test_a_list_comes_as_json_and_only_the_last_message_is_read(save: Save, serv
             openai_client.chat.completions.create(model="program", messages=said("milk, eggs"))
 
 
-def test_what_was_asked_in_a_chat_is_logged_where_that_is_wanted(save: Save, serve: Serve) -> None:
-    lines = list[str]()
-
-    class Kept(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(Lines().format(record))
-
-    kept, level = Kept(), LOGGER.level
-    LOGGER.addHandler(kept)
-    LOGGER.setLevel(logging.INFO)
-    try:
-        running = serve(save(), logs_inputs=True)
-        with client(running) as openai_client:
-            openai_client.chat.completions.create(model="program", messages=said("win a prize"))
-            list(openai_client.chat.completions.create(model="program", messages=said("a prize"), stream=True))
-        running.post("/predict/batch", {"rows": [{"text": "prize"}, {"text": "lunch"}]})
-    finally:
-        LOGGER.removeHandler(kept)
-        LOGGER.setLevel(level)
-    told = [line for line in map(json.loads, lines) if line["event"] == "request"]
-    assert [(line["inputs"], line["outputs"]) for line in told] == [
+def test_what_was_asked_in_a_chat_is_logged_where_that_is_wanted(
+    save: Save, serve: Serve, logged: list[dict[str, Any]], eventually: Any
+) -> None:
+    running = serve(save(), logs_inputs=True)
+    with client(running) as openai_client:
+        openai_client.chat.completions.create(model="program", messages=said("win a prize"))
+        list(openai_client.chat.completions.create(model="program", messages=said("a prize"), stream=True))
+    eventually(lambda: len(logged) == 2)
+    running.post("/predict/batch", {"rows": [{"text": "prize"}, {"text": "lunch"}]})
+    eventually(lambda: len(logged) == 3)
+    assert [(line["inputs"], line["outputs"]) for line in logged] == [
         ({"text": "win a prize"}, {"label": "spam"}),
         ({"text": "a prize"}, {"label": "spam"}),
         ([{"text": "prize"}, {"text": "lunch"}], [{"label": "spam"}, {"label": "mail"}]),

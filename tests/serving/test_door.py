@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from preceptor.errors import ConfigError
 from preceptor.serving.door import OPEN
 from preceptor.serving.run import listen
 from preceptor.serving.settings import Keys, Limits, refuse_exposed
-from preceptor.serving.watch import LOGGER, Lines
 
 TOKEN = "a-token-of-the-tests"
 ALLOWED = {200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 502, 503, 504}
@@ -238,28 +236,17 @@ def test_a_port_takes_connections_before_it_is_announced_and_is_no_second_proces
             listen("127.0.0.1", port)
 
 
-def test_each_request_is_one_line_without_what_was_asked(save: Save, serve: Serve) -> None:
-    lines = list[str]()
-
-    class Kept(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(Lines().format(record))
-
-    kept, level = Kept(), LOGGER.level
-    LOGGER.addHandler(kept)
-    LOGGER.setLevel(logging.INFO)
-    try:
-        path = save()
-        for shown in (False, True):
-            running = serve(path, logs_inputs=shown)
-            running.post("/predict", {"text": "win my private prize"})
-            running.post("/predict", {"txt": "private"})
-            running.client.get("/private")
-    finally:
-        LOGGER.removeHandler(kept)
-        LOGGER.setLevel(level)
-    told = [json.loads(line) for line in lines]
-    quiet, loud = ([each for each in told if each["event"] == "request"][at : at + 3] for at in (0, 3))
+def test_each_request_is_one_line_without_what_was_asked(
+    save: Save, serve: Serve, logged: list[dict[str, Any]], eventually: Any
+) -> None:
+    path = save()
+    for shown in (False, True):
+        running = serve(path, logs_inputs=shown)
+        running.post("/predict", {"text": "win my private prize"})
+        running.post("/predict", {"txt": "private"})
+        running.client.get("/private")
+    eventually(lambda: len(logged) == 6)
+    quiet, loud = logged[:3], logged[3:]
     assert [(each["path"], each["status"], each.get("code")) for each in quiet] == [
         ("/predict", 200, None),
         ("/predict", 422, "invalid_field"),
