@@ -18,7 +18,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from itertools import zip_longest
-from operator import sub
 from typing import Any, ClassVar, Final
 
 import dspy
@@ -104,9 +103,8 @@ class ConstitutionalExperts(Teleprompter):
     and to write the text. A removal takes no request for a text. The edited constitutions race with their parents
     on the same rows; where several beat theirs, all their edits together are scored too. At the end, the beam is
     scored on train rows set aside, a third of all up to 50 (none of fewer than 24), and each principle is left out of
-    the best in turn, the last first: one without which the score is as good is dropped, unless all rows that both were
-    scored on, those of the races included, tell it is worse; one that the user wrote, edited since or not, is dropped
-    only if the score is better.
+    the best in turn, the last first: one without which the score is as good is dropped; one that the user wrote,
+    edited since or not, only if it is better.
 
     A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more for
     edits that are tried together; where no rows are set aside, the ablation costs `principles * rows`. With a budget of
@@ -324,9 +322,8 @@ class ConstitutionalExperts(Teleprompter):
 def _ablated(task: Task, name: str, best: Candidate, known: Known, rows: Sequence[int], others: int) -> Trial:
     """Return the best without the principles that earn nothing on these rows, and what each of the others earns.
 
-    Of one that was found here, on a tie, all rows that both were scored on decide, those of the races included. What
-    one earned before another was dropped isn't told: it may earn more without that one. It ends where only the other
-    predictors' calls are left.
+    What one earned before another was dropped isn't told: it may earn more without that one. It ends where only the
+    other predictors' calls are left.
     """
     [full], worths = known.score([best], rows), dict[int, float]()
     for one in reversed(best.constitutions[name].principles):
@@ -338,9 +335,7 @@ def _ablated(task: Task, name: str, best: Candidate, known: Known, rows: Sequenc
         task.made(without, full.candidate, name, "ablation", f"without: {one.text}")
         [trial] = known.score([without], rows)
         worth = full.score - trial.score
-        is_tie = abs(worth) < _EQUAL and not one.is_users
-        decides = sub(*(each.score for each in known.shared(full.candidate, without))) if is_tie else worth
-        if decides < (_EQUAL if is_tie else -_EQUAL):
+        if worth < -_EQUAL or (worth < _EQUAL and not one.is_users):
             full, worths = trial, {}
         else:
             worths[one.identity] = worth

@@ -42,11 +42,6 @@ class Known:
         """Return a candidate's trial on all rows it was scored on; no call."""
         return self._trial(candidate, list(self._outcomes[candidate.key]))
 
-    def shared(self, one: Candidate, other: Candidate) -> tuple[Trial, Trial]:
-        """Return both candidates' trials on all the rows that both were scored on; no call."""
-        rows = [row for row in self._outcomes[one.key] if row in self._outcomes[other.key]]
-        return self._trial(one, rows), self._trial(other, rows)
-
     def _trial(self, candidate: Candidate, rows: Sequence[int]) -> Trial:
         outcomes = tuple(self._outcomes[candidate.key][row] for row in rows)
         return Trial(candidate, tuple(rows), outcomes, self.aggregate(outcomes))

@@ -30,18 +30,3 @@ def test_only_what_is_not_known_is_asked_for() -> None:
     assert known.score([ONE], [1, 0])[0].score == 0.5
     assert (known.whole(ONE).rows, known.whole(ONE).score) == ((0, 1, 2, 3), 0.5)
     assert len(asked) == 3
-
-
-def test_two_candidates_share_the_rows_that_both_were_scored_on() -> None:
-    def score_each(walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
-        return [
-            Trial(one, tuple(rows), tuple(Outcome("scored", float(one is ONE or row == 4)) for row in rows), 9.0)
-            for one, rows in walks
-        ]
-
-    known = Known(score_each, mean)
-    known.score([ONE], [4, 1, 2, 3])
-    known.score([OTHER], [0, 3, 4])
-    one, other = known.shared(ONE, OTHER)
-    assert (one.candidate, one.rows, one.score) == (ONE, (4, 3), 1.0)
-    assert (other.candidate, other.rows, other.score) == (OTHER, (4, 3), 0.5)

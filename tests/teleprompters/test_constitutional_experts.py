@@ -413,60 +413,21 @@ def test_a_principle_of_the_users_own_is_dropped_only_if_it_harms(tmp_path: Path
     assert principles(compiled.predict.signature.instructions) == ["Never shout.", "red is yes."]
 
 
-def ablated(constitution: Constitution, scores: Mapping[str, float], raced: Mapping[str, float] | None = None) -> Trial:
-    """Return what the ablation leaves, where a constitution scores as told of the first letters of its principles.
-
-    Args:
-        constitution: The best of the search.
-        scores: On the rows set aside.
-        raced: On two rows of the races, of those constitutions that were scored there.
-    """
-
-    def letters_of(candidate: Candidate) -> str:
-        return "".join(one.text[0] for one in candidate.constitutions["predict"].principles)
+def ablated(constitution: Constitution, scores: Mapping[str, float]) -> Trial:
+    """Return what the ablation leaves, where a constitution scores as told of the first letters of its principles."""
 
     def score(walks: Sequence[tuple[Candidate, Sequence[int]]]) -> list[Trial]:
         found: list[Trial] = []
         for candidate, asked_on in walks:
-            values = scores if asked_on[0] < 4 else raced or {}
-            value = values[letters_of(candidate)]
+            held = candidate.constitutions["predict"].principles
+            value = scores["".join(one.text[0] for one in held)]
             found.append(Trial(candidate, tuple(asked_on), (Outcome("scored", value),) * len(asked_on), value))
         return found
 
     account = SimpleNamespace(calls_left=None)
     task: Any = SimpleNamespace(meter=SimpleNamespace(account=account), calls_a_row=1, made=lambda *told: None)
-    best, known = Candidate({"predict": ""}).with_constitution("predict", constitution), Known(score, mean)
-    last = constitution.edited(Edit("remove", (constitution.principles[-1].identity,)))
-    if raced:
-        both = [best, best.with_constitution("predict", last)]
-        known.score([one for one in both if letters_of(one) in raced], [4, 5])
-    return _ablated(task, "predict", best, known, range(4), 0)
-
-
-@pytest.mark.parametrize(
-    ("own", "raced", "left"),
-    [
-        ("", {"AB": 1.0, "A": 0.5}, "AB"),
-        ("", {"AB": 0.5, "A": 0.5}, "A"),
-        ("", {"AB": 0.5, "A": 1.0}, "A"),
-        ("", {"AB": 1.0}, "A"),
-        ("B", {"AB": 0.5, "A": 1.0}, "AB"),
-    ],
-    ids=[
-        "better in the races",
-        "as good in the races",
-        "worse in the races",
-        "never in a race without it",
-        "the user's own",
-    ],
-)
-def test_the_rows_of_the_races_decide_where_the_rows_set_aside_are_tied(
-    own: str, raced: Mapping[str, float], left: str
-) -> None:
-    users = Constitution("", tuple(Principle(at, letter) for at, letter in enumerate("A" + own, 1)))
-    both = users if own else users.edited(Edit("add", text="B"), 2)
-    scores = {"AB": 0.5, "A": 0.5, "B": 0.25, "": 0.25}
-    assert "".join(principles(ablated(both, scores, raced).candidate.instructions["predict"])) == left
+    best = Candidate({"predict": ""}).with_constitution("predict", constitution)
+    return _ablated(task, "predict", best, Known(score, mean), range(4), 0)
 
 
 @pytest.mark.parametrize(
