@@ -31,8 +31,8 @@ def affordable(method: Teleprompter, signatures: Mapping[str, Any], train: int, 
     """
     kept, calls = confirming(method, confirm, len(signatures)), method.budget.calls
     if calls is None:
-        return method.estimate(signatures, train, None)
-    estimate = method.estimate(signatures, train, calls - kept)
+        return method.estimated(signatures, train, None)
+    estimate = method.estimated(signatures, train, calls - kept)
     if calls < kept + estimate.least:
         raise Unaffordable(
             f"{type(method).__name__} needs at least {kept + estimate.least} calls here: {kept} to "
@@ -59,7 +59,7 @@ def _payable(method: Teleprompter, signatures: Mapping[str, Any], train: int, co
 
     def is_too_many(share: int) -> bool:
         kept = confirming(method, confirm * share // _SHARES, len(signatures))
-        return calls < kept + method.estimate(signatures, max(2, train * share // _SHARES), calls - kept).least
+        return calls < kept + method.estimated(signatures, max(2, train * share // _SHARES), calls - kept).least
 
     share = bisect.bisect_left(range(_SHARES), x=True, key=is_too_many) - 1
     fewer, checked = train * share // _SHARES, confirm * share // _SHARES

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from preceptor import demonstrated
 from preceptor.affordable import FEWEST
 from preceptor.checks import (
     check_labels,
@@ -49,6 +50,7 @@ def checked(
         train, confirm = split(train, output, seed=method.seed)
     else:
         confirm = unseen(heard(student, check_examples(valset, inputs, name="valset")), train, name="valset")
+    demonstrated.refuse(method, len(train), len(predictors(student)))
     count = different(confirm)
     if len(train) < 2 or count < FEWEST:
         told = f"{count} of different inputs" if count < len(confirm) else str(count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -17,6 +17,7 @@ import dspy
 from preceptor import program as artifact
 from preceptor.affordable import affordable, confirming, power
 from preceptor.checks import check_module, warn
+from preceptor.demonstrated import demonstrated
 from preceptor.errors import ArtifactError, BudgetExhausted, ConfigError
 from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
@@ -138,11 +139,11 @@ class Compile:
     def _models(self) -> list[dspy.LM]:
         return [self.lm, self.proposer, *(own for _, own in own_models(self.student))]
 
-    def search(self, task: Task, search: Callable[[Task], Sequence[Trial]]) -> Found:
+    def search(self, task: Task, method: Teleprompter) -> Found:
         """Search to the end, or to that of the budget."""
-        stopped = ""
+        stopped, begun = "", demonstrated(task, method)
         try:
-            trials = list(search(task))
+            trials = list(method.search(begun))
         except BudgetExhausted as error:
             stopped = str(error)
             trials = task.ranked or best_so_far(task.scored, self._aggregate(task.scored))

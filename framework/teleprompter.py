@@ -55,9 +55,11 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         patience: Deadline and retries of each call to a provider.
         seed: Equal seeds give equal programs.
         report: Told of progress.
+        few_shot: Train rows shown below the instruction as demonstrations, in the search and in what it finds; it
+            scores none of them (`preceptor.demonstrated`). The winner is confirmed against the student as it is.
 
     Raises:
-        ConfigError: If `threads` is below 1 or `seed` below 0.
+        ConfigError: If `threads` is below 1, `seed` or `few_shot` below 0.
     """
 
     paper: ClassVar[str] = ""
@@ -77,12 +79,12 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     patience: Patience = field(default_factory=Patience)
     seed: int = 0
     report: Report = _quiet
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ConfigError(f"{type(self).__name__} needs threads >= 1, got {self.threads}.")
-        if self.seed < 0:
-            raise ConfigError(f"{type(self).__name__} needs seed >= 0, got {self.seed}.")
+        for name, least in (("threads", 1), ("seed", 0), ("few_shot", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{type(self).__name__} needs {name} >= {least}, got {getattr(self, name)}.")
 
     @property
     def confirmed(self) -> int:
@@ -91,8 +93,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """The settings that decide which path a search takes: the method's own, and the seed."""
-        shared = {field.name for field in dataclasses.fields(Teleprompter)} - {"seed"}
+        """The settings that decide which path a search takes: the method's own, the demonstrations, and the seed."""
+        shared = {field.name for field in dataclasses.fields(Teleprompter)} - {"few_shot", "seed"}
         own = {field.name for field in dataclasses.fields(self)} - shared
         return {name: getattr(self, name) for name in sorted(own)}
 
@@ -116,10 +118,14 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
 
         Args:
             signatures: Of the predictors, by name.
-            rows: Train rows.
+            rows: Train rows to search on, at least 1: those that are shown as demonstrations are left out.
             calls: To be spent on the search; None if they have no bound.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no estimate.")
+
+    def estimated(self, signatures: Mapping[str, Any], train: int, calls: int | None) -> Estimate:
+        """Return the estimate of a search with so many train rows, some of them shown as demonstrations."""
+        return self.estimate(signatures, max(1, train - self.few_shot), calls)
 
     def compile(
         self,
@@ -162,5 +168,5 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search, confirm and save; return the program. A method of several winners has its own."""
         task.meter.account.hold(compiling.confirmation)
-        found = compiling.search(task, self.search)
+        found = compiling.search(task, self)
         return compiling.conclude(task, found)

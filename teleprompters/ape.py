@@ -87,7 +87,6 @@ class APE(Teleprompter):
             candidate), or a template of the user's with `$demos` in it.
         score: `accuracy`, the metric on the model's answers; or `likelihood`, log P of the label, for
             models in this process (both in the paper).
-        few_shot: Demonstrations shown below the instruction when the task runs (the paper's few-shot setting).
         resample_rounds: Rounds of variations of the best candidates (the paper's iterative Monte-Carlo
             search, which it found to gain little after 3 rounds).
         temperature: Of the proposer (0.9 in the published code).
@@ -106,7 +105,6 @@ class APE(Teleprompter):
     subsamples: int = 5
     mode: Literal["forward", "reverse", "labels"] | str = "forward"
     score: Literal["accuracy", "likelihood"] = "accuracy"
-    few_shot: int = 0
     resample_rounds: int = 0
     temperature: float = 0.9
     top_p: float = 0.9
@@ -114,7 +112,7 @@ class APE(Teleprompter):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        least = {"candidates": 1, "demos": 1, "subsamples": 1, "few_shot": 0, "resample_rounds": 0, "max_tokens": 1}
+        least = {"candidates": 1, "demos": 1, "subsamples": 1, "resample_rounds": 0, "max_tokens": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"APE needs {name} >= {bound}, got {getattr(self, name)}.")
@@ -130,12 +128,10 @@ class APE(Teleprompter):
             likelihood.refuse_program(signatures)
         if self.mode == "labels" and not (len(signatures) == 1 and all(map(_picks, signatures.values()))):
             raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
-        if self.few_shot and len(signatures) > 1:
-            raise ConfigError("APE shows demonstrations (few_shot) to programs of one predictor only.")
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls of all predictors' searches; the least is a race of one candidate with the seed."""
-        rows, predictors = rows - self.few_shot, len(signatures)
+        predictors = len(signatures)
         watching = rows * predictors if predictors > 1 else 0
         each = None if calls is None else max(0, (calls - watching) // predictors)
         count = max(1, self._count(rows, signatures, each, predictors))
@@ -148,7 +144,7 @@ class APE(Teleprompter):
         """Improve the predictors' instructions one after the other; return the trials, best first."""
         if self.score == "likelihood":
             task.refuse_likelihood()
-        best, rows = self._seed(task)
+        best, rows = task.seed, list(task.order)
         pairs = demonstrations(task, rows, self.demos)
         known, account = Known(task.score_each, task.metric.aggregate), task.meter.account
         before = account.spent.calls
@@ -252,24 +248,6 @@ class APE(Teleprompter):
         return [
             "\n".join(lines) for lines in zip(*columns, strict=False)
         ]  # what failed, is empty or a copy costs a list
-
-    def _seed(self, task: Task) -> tuple[Candidate, list[int]]:
-        """Return the candidate to start from, and the rows left to score on once its demonstrations are taken."""
-        rows = list(task.order)
-        if not self.few_shot:
-            return task.seed, rows
-        if self.few_shot >= len(rows):
-            raise ConfigError(f"APE needs more train rows than few_shot={self.few_shot}, got {len(rows)}.")
-        [(name, signature)] = task.signatures.items()
-        shown = tuple(
-            {
-                field: task.train[row][field]
-                for field in (*signature.input_fields, *signature.output_fields)
-                if field in task.train[row]
-            }
-            for row in rows[: self.few_shot]
-        )
-        return Candidate(task.seed.instructions, {name: shown}), rows[self.few_shot :]
 
     def _count(self, rows: int, signatures: Mapping[str, Any], calls: int | None, calls_a_row: float) -> int:
         """Return how many candidates can be drawn and raced."""

@@ -63,7 +63,7 @@ class MixtureOfExperts(Teleprompter):
 
     Args:
         method: The method; given the same metric, models and seed as this.
-        settings: Of the method.
+        settings: Of the method; `few_shot` may be one of them.
         regions: Their number; 0 takes as many as the inputs fall into (`preceptor.regions.divided`).
         least_rows: Train rows of a region below which it isn't searched.
         embedder: A model of the catalogue, a hub id, a folder, or one of the user's.
@@ -110,14 +110,18 @@ class MixtureOfExperts(Teleprompter):
         Where the number of regions isn't given, there may be one: then no less than a search of the method alone.
         """
         inner, count = self._inner, self.regions or GUESS
-        least = inner.estimate(signatures, rows, 1).least
-        whole = inner.estimate(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
+        least = inner.estimated(signatures, rows, 1).least
+        whole = inner.estimated(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
         each = None if calls is None else (calls - whole.expected) // count
-        region = inner.estimate(signatures, max(2, rows // count), each)
+        region = inner.estimated(signatures, max(2, rows // count), each)
         afforded = each is None or each >= region.least
         expected = whole.expected + (count * region.expected if afforded else 0)
-        alone = 0 if self.regions else inner.estimate(signatures, rows, calls).expected
+        alone = 0 if self.regions else inner.estimated(signatures, rows, calls).expected
         return Estimate(least, max(expected, alone))
+
+    def estimated(self, signatures: Mapping[str, Any], train: int, calls: int | None) -> Estimate:
+        """Return the estimate with so many train rows; the method knows how many of them it shows."""
+        return self.estimate(signatures, train, calls)
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search on all rows and on each region's, confirm the experts, then the mixture; save and return it."""
@@ -127,9 +131,9 @@ class MixtureOfExperts(Teleprompter):
         account = task.meter.account
         account.hold(compiling.confirmation)
         whole, calls = self._inner, account.calls_left
-        least = whole.estimate(task.signatures, len(task.train), 1).least
+        least = whole.estimated(task.signatures, len(task.train), 1).least
         share = Share(account, FIRST, None if calls is None else max(least, int(FIRST * calls)))
-        found = compiling.search(_within(task, share), whole.search)
+        found = compiling.search(_within(task, share), whole)
         default = found.candidate(task.seed) or task.seed
         based = replace(task, student=apply(task.student, default))
         seed = replace(candidate_of(based.student), constitutions=default.constitutions)
@@ -140,14 +144,15 @@ class MixtureOfExperts(Teleprompter):
         """Search once, with the whole budget, and confirm as the method alone does: there is nothing to route."""
         whole, [only] = self._inner, layout.names
         task.meter.account.hold(replace(compiling, method=whole).confirmation)
-        found = compiling.search(replace(task, confirms=whole.confirmed), whole.search)
+        found = compiling.search(replace(task, confirms=whole.confirmed), whole)
         return concluded(compiling, task, found, [Expert(only, why="there is no other region")], layout)
 
     @property
     def _inner(self) -> Teleprompter:
         shared = ("metric", "lm", "proposer", "budget", "threads", "patience", "seed", "report")
         try:
-            return self.method(**{name: getattr(self, name) for name in shared}, **self.settings)
+            given = {"few_shot": self.few_shot, **self.settings}
+            return self.method(**{name: getattr(self, name) for name in shared}, **given)
         except TypeError as error:
             raise ConfigError(f"{getattr(self.method, '__name__', self.method)}: {error}.") from error
 
@@ -164,7 +169,7 @@ class MixtureOfExperts(Teleprompter):
         def searched(name: str) -> Expert:
             with task.run.part(name.replace(" ", "-")) as run:
                 own = self._region(task, layout.train[name], afforded[name], name)
-                found = compiling.search(replace(own, run=run), self._inner.search)
+                found = compiling.search(replace(own, run=run), self._inner)
             return Expert(name, found.candidate(own.seed), found.stopped)
 
         def searched_or_refused(name: str) -> Expert:
@@ -203,7 +208,7 @@ class MixtureOfExperts(Teleprompter):
         return {}
 
     def _can_pay(self, task: Task, rows: int, calls: int | None) -> bool:
-        return calls is None or (calls > 0 and self._inner.estimate(task.signatures, rows, calls).least <= calls)
+        return calls is None or (calls > 0 and self._inner.estimated(task.signatures, rows, calls).least <= calls)
 
     def _region(self, task: Task, rows: Sequence[int], share: Share, name: str) -> Task:
         """Return the task of one region: its rows, its share of the budget, randomness of its own."""

@@ -217,6 +217,10 @@ class Watch:
             if candidate.key != self._task.seed.key
         ]
 
+    def candidate(self, program: dspy.Module) -> Candidate:
+        """Return what tells one of the optimizer's programs from the others; they keep the seed's demonstrations."""
+        return dataclasses.replace(self._task.seed, instructions=candidate_of(program).instructions, constitutions={})
+
     @property
     def calls_left(self) -> int | None:
         """What the budget leaves to the search; None if calls aren't bounded."""
@@ -296,7 +300,7 @@ class Watch:
 
     def _answer(self, program: dspy.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> dspy.Prediction:
         """Run the program on one row; where no answer came, return an empty prediction."""
-        note, trace = _Note(candidate_of(program)), dspy.settings.trace
+        note, trace = _Note(self.candidate(program)), dspy.settings.trace
         trace = [] if trace is None else trace
         begun, prediction = len(trace), cast("Any", dspy.Prediction())
         if not self._is_original(note.candidate):

@@ -30,7 +30,6 @@ import dspy
 
 from preceptor.errors import ConfigError
 from preceptor.lm.meter import batching_engine
-from preceptor.program import candidate_of
 from preceptor.scoring.trial import Trial
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
@@ -70,7 +69,7 @@ class _Wrapped(Teleprompter):
         trials = [watch.seed, *watch.trials()]
         if watch.error is not None:
             raise watch.error
-        key = candidate_of(chosen).key if chosen is not None else ""
+        key = watch.candidate(chosen).key if chosen is not None else ""
         return sorted(trials, key=lambda trial: (-len(trial.rows), -trial.score, trial.candidate.key != key))
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:

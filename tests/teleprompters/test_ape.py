@@ -257,14 +257,6 @@ def test_few_shot_demonstrations_go_to_the_program_and_their_rows_are_not_scored
     assert compiled.evidence.as_dict()["demos"] == 2
 
 
-@pytest.mark.parametrize("few_shot", [TRAIN, TRAIN + 1])
-def test_few_shot_must_leave_rows_to_score(tmp_path: Path, few_shot: int) -> None:
-    proposer = scripted([])
-    with pytest.raises(ConfigError, match=rf"^APE needs more train rows than few_shot={few_shot}, got 12\.$"):
-        compiled_by(ape(tmp_path, proposer, candidates=1, few_shot=few_shot))
-    assert asked(proposer) == []
-
-
 class Twice(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +270,6 @@ class Twice(dspy.Module):
 @pytest.mark.parametrize(
     ("settings", "program", "message"),
     [
-        ({"few_shot": 1}, Twice(), r"^APE shows demonstrations \(few_shot\) to programs of one predictor only\.$"),
         ({"mode": "labels"}, Twice(), r"^APE's mode labels needs a program of one predictor that picks a label"),
         (
             {"mode": "labels"},
@@ -349,7 +340,6 @@ def test_the_likelihood_of_a_label_that_the_rows_lack_is_refused_before_the_firs
         ({"candidates": 0}, r"^APE needs candidates >= 1, got 0\.$"),
         ({"demos": 0}, r"^APE needs demos >= 1, got 0\.$"),
         ({"subsamples": 0}, r"^APE needs subsamples >= 1, got 0\.$"),
-        ({"few_shot": -1}, r"^APE needs few_shot >= 0, got -1\.$"),
         ({"resample_rounds": -1}, r"^APE needs resample_rounds >= 0, got -1\.$"),
         ({"max_tokens": 0}, r"^APE needs max_tokens >= 1, got 0\.$"),
         ({"threads": 0}, r"^APE needs threads >= 1, got 0\.$"),
@@ -448,7 +438,7 @@ def test_a_search_takes_the_calls_that_were_estimated(
 ) -> None:
     budget = Budget(calls=calls)
     method = ape(tmp_path, unique(), budget=budget, **settings)
-    estimate = method.estimate(ONE, TRAIN, None if calls is None else calls - 2 * CONFIRM)
+    estimate = method.estimated(ONE, TRAIN, None if calls is None else calls - 2 * CONFIRM)
 
     evidence = compiled_by(method).evidence
 
