@@ -1,7 +1,8 @@
 """Methods against each other, in runs of `preceptor bench papers` of one group: equal model, equal budget of all calls.
 
 Runs are paired: methods are compared on the tasks and seeds that both have. Those of one task are averaged over seeds
-first: tasks, not runs, are what a claim generalizes over, so intervals and tests are over tasks.
+first: tasks, not runs, are what a claim generalizes over, so intervals and tests are over tasks. Of two methods on
+these very tasks there is an interval over test rows too.
 """
 
 from __future__ import annotations
@@ -215,6 +216,32 @@ def by_task(scores: Scores, one: str, other: str) -> dict[str, float]:
     return gaps
 
 
+def over_rows(runs: Sequence[Run], one: str, other: str, tasks: Iterable[str]) -> float:
+    """Return half of a 95 % interval, over test rows, of the mean gap between two methods on these very tasks.
+
+    Of other test rows, not of other tasks or seeds: both methods' programs are taken as they are.
+    The files hold each program's interval against the prompt. Half of one between two programs is at most the sum of
+    theirs, which is taken; a program that is the prompt has none. Seeds of a task share its rows: theirs are averaged.
+
+    Example:
+        >>> kept = {"task": "a", "method": "x", "replaced": False, "compiled": 0.5, "low": -0.02, "high": 0.02}
+        >>> found = kept | {"method": "y", "replaced": True, "low": 0.1, "high": 0.3}
+        >>> round(over_rows([kept, found], "y", "x", ["a"]), 3)
+        0.1
+    """
+    halves = {
+        (run["task"], run["method"], run.get("seed", 0)): (run["high"] - run["low"]) / 2 if run["replaced"] else 0.0
+        for run in made(runs)
+        if "high" in run
+    }
+    scores, wide = scored(runs), list[float]()
+    for task in tasks:
+        seeds = set(scores[task, one]) & set(scores[task, other])
+        both = [halves.get((task, each, seed), math.nan) for each in (one, other) for seed in seeds]
+        wide.append(2 * fmean(both))
+    return math.hypot(*wide) / len(wide) if wide else math.nan
+
+
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each comparison: best against best, ConstitutionalExperts' F1, what a mixture adds."""
     lines = [*_best(runs), _line("constitutional_experts against the mean of the peers", "F1", f1_over(runs, PEERS))]
@@ -222,7 +249,9 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
         added = mixed(runs, score)
         if len(added) > 1:
             lines.append(_line(f"a mixture against none, mean of {len(added)} methods", name, mean_of_tasks(added)))
-        lines += [_line(f"{one}{MIXTURE} against {one}", name, list(gaps.values())) for one, gaps in added.items()]
+        for one, gaps in added.items():
+            half = over_rows(runs, one + MIXTURE, one, gaps) if score == "compiled" else math.nan
+            lines.append(_line(f"{one}{MIXTURE} against {one}", name, list(gaps.values()), half))
     return [line for line in lines if line["tasks"]]
 
 
@@ -265,7 +294,8 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
             ours, theirs = (_best_of(scores, side, chosen_on) for side in sides)
             says = f"{ours}, best of {len(sides[0])} of ours, against {theirs}, best of {len(sides[1])} peers"
             gaps = [settled(scores[task][ours] - scores[task][theirs]) for task in tested_on]
-            lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps))
+            half = over_rows(runs, ours, theirs, tested_on)
+            lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps, half))
     return lines
 
 
@@ -273,7 +303,10 @@ def _best_of(scores: Mapping[str, Mapping[str, float]], methods: Sequence[str], 
     return max(methods, key=lambda method: round(fmean(scores[task][method] for task in tasks), DIGITS))
 
 
-def _line(says: str, score: str, gaps: Sequence[float]) -> dict[str, Any]:
+def _line(says: str, score: str, gaps: Sequence[float], half: float = math.nan) -> dict[str, Any]:
+    """Return a comparison's line: the gain with its interval over tasks, and with that over rows of these tasks."""
     low, high = interval(gaps)
     gain = fmean(gaps) if gaps else math.nan
-    return {"comparison": says, "of": score, "tasks": len(gaps), "gain": gain, "low": low, "high": high}
+    line = {"comparison": says, "of": score, "tasks": len(gaps), "gain": gain, "low": low, "high": high}
+    rows_low, rows_high = (math.nan, math.nan) if math.isnan(half) else (gain - half, gain + half)
+    return {**line, "rows_low": rows_low, "rows_high": rows_high}

@@ -296,8 +296,8 @@ def test_what_is_said_of_the_runs_in_bfloat16() -> None:
     plain, labels = ([run for run in runs if run["method"] == name] for name in ("ape", "ape:mode=labels,few_shot=8"))
     announced = [run for run in (*plain, *labels) if run["task"] in ("agnews", "liar", "openai_moderation")]
     assert len(announced) == 12
-    told = [line for line in page("ape").splitlines() if line.startswith(("| agnews, ", "| liar, ", "| openai_mod"))]
-    assert told == [announced_line(announced, task) for task in ("agnews", "liar", "openai_moderation")]
+    lines = [line for line in page("ape").splitlines() if line.startswith(("| agnews, ", "| liar, ", "| openai_mod"))]
+    assert lines == [announced_line(announced, task) for task in ("agnews", "liar", "openai_moderation")]
     [duel] = [line for line in duels(announced) if line["method"] == "ape"]
     text, gain = " ".join(page("ape").split()), [-100 * duel[name] for name in ("gain", "high", "low")]
     assert f"{gain[0]:+.1f} points ({gain[1]:+.1f} to {gain[2]:+.1f}, {duel['tasks']} tasks;" in text

@@ -15,6 +15,7 @@ from preceptor.benchmarks.compared import (
     is_ours,
     measured,
     mixed,
+    over_rows,
     ranks,
     scored,
     together,
@@ -150,6 +151,32 @@ def test_the_best_of_ours_and_of_the_peers_are_chosen_on_half_of_the_tasks_and_t
         same["comparison"] == "protegi, best of 2 of ours, against copro, best of 2 peers; chosen on the same 4 tasks"
     )
     assert (same["tasks"], same["gain"]) == (4, pytest.approx((0.2 + 0.0 + 0.2 + 0.0) / 4))
+
+
+def test_an_interval_over_rows_is_that_of_both_programs_and_narrower_with_more_tasks() -> None:
+    """Two tasks of (0.1 + 0.2) and (0.1 + 0): the root of 0.3^2 + 0.1^2, by 2."""
+    made = runs(("a", "ape", 0.9), ("a", "gepa", 0.6), ("b", "ape", 0.7), ("b", "gepa", 0.5))
+    halves = (0.1, 0.2, 0.1, 0.3)
+    told = [
+        {**run, "low": 0.2 - half, "high": 0.2 + half, "replaced": at < 3}
+        for at, (run, half) in enumerate(zip(made, halves, strict=True))
+    ]
+    assert over_rows(told, "ape", "gepa", ["a", "b"]) == pytest.approx(0.1**0.5 / 2)
+    [other, same] = comparisons(told)
+    assert (same["rows_low"], same["rows_high"]) == (
+        pytest.approx(0.25 - 0.1**0.5 / 2),
+        pytest.approx(0.25 + 0.1**0.5 / 2),
+    )
+    assert (other["tasks"], other["rows_high"] - other["gain"]) == (1, pytest.approx(0.1)), "the last program is as was"
+
+
+def test_seeds_share_their_rows_and_only_those_count_that_both_methods_have() -> None:
+    first, second = (runs(("a", "ape", 0.9), ("a", "gepa", 0.6), seed=seed) for seed in (0, 1))
+    made = [*first, *second, *runs(("a", "ape", 0.9), seed=2)]
+    halves = (0.1, 0.2, 0.3, 0.4, 0.9)
+    told = [{**run, "low": -half, "high": half, "replaced": True} for run, half in zip(made, halves, strict=True)]
+    assert over_rows(told, "ape", "gepa", ["a"]) == pytest.approx(((0.1 + 0.2) + (0.3 + 0.4)) / 2)
+    assert math.isnan(over_rows(first, "ape", "gepa", ["a"])), "their files tell no interval"
 
 
 def test_mixtures_are_compared_with_what_they_are_of_and_experts_with_the_mean_peer_in_f1() -> None:
