@@ -397,6 +397,24 @@ def test_the_runs_of_peers_and_constitutional_experts_on_two_cores(place: int, f
     assert f"{len(runs)} compiles so far, of which {replaced or 'none'} replaced the prompt" in BENCHMARKS
 
 
+def test_what_demonstrations_do_for_constitutional_experts() -> None:
+    runs, _ = of_peers_and_principles("papers-bfloat16")
+    of = {(run["task"], run["method"].partition(":")[2]): run for run in runs if base(run["method"]) not in PEERS}
+    lines: list[str] = []
+    for task, score in (("ethos", "F1"), ("trec", "accuracy"), ("tickets", "accuracy")):
+        plain, shown = of[task, ""], of[task, "few_shot=8"]
+        lines.append(f"| {task}, {score} | {plain['seed_score']:.3f} | {verdict(plain)} | {verdict(shown)} |")
+        assert shown["instructions"] == made_with(plain, runs), "all of the gain is the demonstrations'"
+    table = page("constitutional_experts").split("| task | the prompt | without | `few_shot=8` |")[1].split("\n\n")[0]
+    assert table.strip().splitlines()[1:] == lines
+
+
+def verdict(run: dict[str, Any]) -> str:
+    """Return the score of what a compile gave back, and whether that is new."""
+    gain, low, high = (f"{100 * run[name]:+.1f}" for name in ("gain", "low", "high"))
+    return f"{run['compiled']:.3f}, {gain} ({low} to {high})" if run["replaced"] else "kept"
+
+
 def test_what_is_said_of_instruct_zero_redrawn() -> None:
     runs = read(RESULTS / "papers-two-cores" / "qwen2.5-coder-1.5b-600")
     of = {(run["task"], run["method"]): run for run in runs if run["seed"] == 0}
