@@ -164,9 +164,10 @@ def duels(runs: Sequence[Run]) -> list[dict[str, Any]]:
             behind = sum(gap < 0 for gap in gaps)
             p = _signed_rank(gaps) if ahead + behind else None
             low, high = interval(gaps)
+            arms = over_rows(runs, one, other, _seeds(scores, (one, other)))
             lines.append(
                 {"method": one, "against": other, "tasks": len(gaps), "wins": ahead, "losses": behind}
-                | {"gain": fmean(gaps), "low": low, "high": high, "p_value": p}
+                | {"gain": fmean(gaps), "low": low, "high": high, **_ends(fmean(gaps), arms), "p_value": p}
             )
     known = {str(at): line["p_value"] for at, line in enumerate(lines) if line["p_value"] is not None}
     corrected = holm(known)
@@ -216,30 +217,49 @@ def by_task(scores: Scores, one: str, other: str) -> dict[str, float]:
     return gaps
 
 
-def over_rows(runs: Sequence[Run], one: str, other: str, tasks: Iterable[str]) -> float:
-    """Return half of a 95 % interval, over test rows, of the mean gap between two methods on these very tasks.
+Arms = tuple[float, float]
+"""How far an interval reaches below and above a value; nan if that isn't known."""
 
-    Of other test rows, not of other tasks or seeds: both methods' programs are taken as they are.
-    The files hold each program's interval against the prompt. Half of one between two programs is at most the sum of
-    theirs, which is taken; a program that is the prompt has none. Seeds of a task share its rows: theirs are averaged.
+UNKNOWN: Final[Arms] = (math.nan, math.nan)
+
+
+def over_rows(runs: Sequence[Run], one: str, other: str, seeds: Mapping[str, Iterable[int]]) -> Arms:
+    """Return how far a 95 % interval over test rows reaches on both sides of the mean gap on these very tasks.
+
+    Of other test rows, not of other tasks or seeds: both methods' programs are taken as they are. The files hold each
+    program's interval against the prompt. What lies between two of these is at most the sum of their arms, which is
+    taken; a program that is the prompt has none. Seeds of a task share its rows: theirs are averaged.
+
+    Args:
+        runs: Of both methods.
+        one: Ahead, if the gap is above zero.
+        other: Behind.
+        seeds: Task -> seeds.
 
     Example:
-        >>> kept = {"task": "a", "method": "x", "replaced": False, "compiled": 0.5, "low": -0.02, "high": 0.02}
-        >>> found = kept | {"method": "y", "replaced": True, "low": 0.1, "high": 0.3}
-        >>> round(over_rows([kept, found], "y", "x", ["a"]), 3)
-        0.1
+        >>> kept = {"task": "a", "method": "x", "replaced": False, "gain": 0.0, "low": -0.02, "high": 0.02}
+        >>> found = {"task": "a", "method": "y", "replaced": True, "gain": 0.2, "low": 0.125, "high": 0.25}
+        >>> [round(arm, 3) for arm in over_rows([kept, found], "y", "x", {"a": [0]})]
+        [0.075, 0.05]
     """
-    halves = {
-        (run["task"], run["method"], run.get("seed", 0)): (run["high"] - run["low"]) / 2 if run["replaced"] else 0.0
-        for run in made(runs)
-        if "high" in run
-    }
-    scores, wide = scored(runs), list[float]()
-    for task in tasks:
-        seeds = set(scores[task, one]) & set(scores[task, other])
-        both = [halves.get((task, each, seed), math.nan) for each in (one, other) for seed in seeds]
-        wide.append(2 * fmean(both))
-    return math.hypot(*wide) / len(wide) if wide else math.nan
+    known = {(run["task"], run["method"], run.get("seed", 0)): _arms(run) for run in made(runs)}
+    below, above = list[float](), list[float]()
+    for task, drawn in seeds.items():
+        pairs = [(known[task, one, seed], known[task, other, seed]) for seed in drawn]
+        below.append(fmean(ours[0] + theirs[1] for ours, theirs in pairs))
+        above.append(fmean(ours[1] + theirs[0] for ours, theirs in pairs))
+    return (math.hypot(*below) / len(below), math.hypot(*above) / len(above)) if below else UNKNOWN
+
+
+def _arms(run: Run) -> Arms:
+    if "low" not in run:
+        return UNKNOWN
+    return (run["gain"] - run["low"], run["high"] - run["gain"]) if run["replaced"] else (0.0, 0.0)
+
+
+def _shared(runs: Sequence[Run], methods: Sequence[str], tasks: Iterable[str]) -> dict[str, set[int]]:
+    found = _seeds(scored(runs), methods)
+    return {task: found[task] for task in tasks}
 
 
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -250,8 +270,9 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if len(added) > 1:
             lines.append(_line(f"a mixture against none, mean of {len(added)} methods", name, mean_of_tasks(added)))
         for one, gaps in added.items():
-            half = over_rows(runs, one + MIXTURE, one, gaps) if score == "compiled" else math.nan
-            lines.append(_line(f"{one}{MIXTURE} against {one}", name, list(gaps.values()), half))
+            pair = (one + MIXTURE, one)
+            arms = over_rows(runs, *pair, _shared(runs, pair, gaps)) if score == "compiled" else UNKNOWN
+            lines.append(_line(f"{one}{MIXTURE} against {one}", name, list(gaps.values()), arms))
     return [line for line in lines if line["tasks"]]
 
 
@@ -294,8 +315,8 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
             ours, theirs = (_best_of(scores, side, chosen_on) for side in sides)
             says = f"{ours}, best of {len(sides[0])} of ours, against {theirs}, best of {len(sides[1])} peers"
             gaps = [settled(scores[task][ours] - scores[task][theirs]) for task in tested_on]
-            half = over_rows(runs, ours, theirs, tested_on)
-            lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps, half))
+            arms = over_rows(runs, ours, theirs, _shared(runs, [*sides[0], *sides[1]], tested_on))
+            lines.append(_line(f"{says}; chosen on the {which} {len(chosen_on)} tasks", "score", gaps, arms))
     return lines
 
 
@@ -303,10 +324,14 @@ def _best_of(scores: Mapping[str, Mapping[str, float]], methods: Sequence[str], 
     return max(methods, key=lambda method: round(fmean(scores[task][method] for task in tasks), DIGITS))
 
 
-def _line(says: str, score: str, gaps: Sequence[float], half: float = math.nan) -> dict[str, Any]:
-    """Return a comparison's line: the gain with its interval over tasks, and with that over rows of these tasks."""
+def _line(says: str, score: str, gaps: Sequence[float], arms: Arms = UNKNOWN) -> dict[str, Any]:
     low, high = interval(gaps)
     gain = fmean(gaps) if gaps else math.nan
     line = {"comparison": says, "of": score, "tasks": len(gaps), "gain": gain, "low": low, "high": high}
-    rows_low, rows_high = (math.nan, math.nan) if math.isnan(half) else (gain - half, gain + half)
-    return {**line, "rows_low": rows_low, "rows_high": rows_high}
+    return {**line, **_ends(gain, arms)}
+
+
+def _ends(gain: float, arms: Arms) -> dict[str, float]:
+    """Return the interval over rows; where it isn't known, the one nan there is, so that equal lines are equal."""
+    low, high = UNKNOWN if any(map(math.isnan, arms)) else (gain - arms[0], gain + arms[1])
+    return {"rows_low": low, "rows_high": high}

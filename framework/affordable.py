@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from preceptor.demonstrated import LEFT
 from preceptor.errors import Unaffordable
 from preceptor.scoring.statistics import smallest_gain
 
@@ -56,12 +57,13 @@ def power(rows: int) -> str:
 
 def _payable(method: Teleprompter, signatures: Mapping[str, Any], train: int, confirm: int, calls: int) -> str:
     """Return how many rows, in these proportions, so many calls are enough for; "" if for none."""
+    least = LEFT + method.shown
 
     def is_too_many(share: int) -> bool:
         kept = confirming(method, confirm * share // _SHARES, len(signatures))
-        return calls < kept + method.estimated(signatures, max(2, train * share // _SHARES), calls - kept).least
+        return calls < kept + method.estimated(signatures, max(least, train * share // _SHARES), calls - kept).least
 
     share = bisect.bisect_left(range(_SHARES), x=True, key=is_too_many) - 1
     fewer, checked = train * share // _SHARES, confirm * share // _SHARES
-    is_enough = fewer >= 2 and checked >= FEWEST
+    is_enough = fewer >= least and checked >= FEWEST
     return f": {fewer} to search on and {checked} to confirm on can be paid" if is_enough else ""

@@ -7,7 +7,10 @@ the search sees to the instructions. What is confirmed in the end is both togeth
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import dspy
 
 from preceptor.copies import apply
 from preceptor.errors import ConfigError
@@ -17,40 +20,72 @@ if TYPE_CHECKING:
     from preceptor.task import Task
     from preceptor.teleprompter import Teleprompter
 
+LEFT: Final = 2
+"""Train rows that a search needs beside those it shows."""
+
 
 def demonstrated(task: Task, method: Teleprompter) -> Task:
     """Return the task of a search: with the first of its rows, in their stratified order, shown and not scored.
 
-    A student's own demonstrations are replaced. No call.
+    A student's own demonstrations are replaced. Of several accepted labels, where one is written, the first is shown.
+    No call.
 
     Args:
         task: The compile's, or a region's.
         method: With `few_shot`; 0 gives the task itself.
 
     Raises:
-        ConfigError: If no row is left to score, or the program has several predictors.
+        ConfigError: As `refuse`.
     """
     count, rows = method.few_shot, task.order
     if not count:
         return task
-    refuse(method, len(rows), len(task.signatures))
+    refuse(method, [task.train[row] for row in rows], task.signatures)
     [(name, signature)] = task.signatures.items()
-    fields = [*signature.input_fields, *signature.output_fields]
-    shown = tuple(
-        {field: task.train[row][field] for field in fields if field in task.train[row]} for row in rows[:count]
+    seed = Candidate(
+        task.seed.instructions,
+        {name: tuple(_shown(task.train[row], signature) for row in rows[:count])},
+        task.seed.constitutions,
     )
-    seed = Candidate(task.seed.instructions, {name: shown}, task.seed.constitutions)
     return dataclasses.replace(task, student=apply(task.student, seed), seed=seed, order=rows[count:])
 
 
-def refuse(method: Teleprompter, train: int, predictors: int) -> None:
-    """Raise if demonstrations leave nothing to search on, or it isn't clear whose they are.
+def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapping[str, type[dspy.Signature]]) -> None:
+    """Raise if rows can't be shown to a program, or leave too few to search on.
 
     Raises:
         ConfigError: Saying which.
     """
-    name = type(method).__name__
-    if method.few_shot and predictors > 1:
+    name, count = type(method).__name__, method.shown
+    if not count:
+        return
+    if len(signatures) > 1:
         raise ConfigError(f"{name} shows demonstrations (few_shot) to programs of one predictor only.")
-    if method.few_shot >= train:
-        raise ConfigError(f"{name} needs more train rows than few_shot={method.few_shot}, got {train}.")
+    if len(train) < count + LEFT:
+        raise ConfigError(
+            f"{name} needs {count + LEFT} train rows or more: {count} to show (few_shot), {LEFT} to search on. "
+            f"There are {len(train)}."
+        )
+    [signature] = signatures.values()
+    for number, row in enumerate(train, 1):
+        for fields in (signature.input_fields, signature.output_fields):
+            if all(row.get(field) is None for field in fields):
+                raise ConfigError(
+                    f"{name} can't show train row {number} as a demonstration (few_shot): it has nothing for "
+                    f"{', '.join(map(repr, fields))} of the predictor."
+                )
+
+
+def _shown(row: dspy.Example, signature: type[dspy.Signature]) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = {**signature.input_fields, **signature.output_fields}
+    return {name: _first(row[name], fields[name].annotation) for name in fields if name in row}
+
+
+def _first(value: Any, kind: Any) -> Any:
+    """Return the first of several accepted labels where a text is written, else the value.
+
+    Example:
+        >>> _first(["big", "large"], str), _first(["big", "large"], list[str])
+        ('big', ['big', 'large'])
+    """
+    return value[0] if kind is str and isinstance(value, list | tuple) and value else value

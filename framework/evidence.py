@@ -28,7 +28,7 @@ class Evidence:
         baseline_ci: 95 % interval of the seed's score.
         compiled_ci: 95 % interval of the returned program's score.
         replaced: True if the user's instructions were replaced.
-        has_candidate: False if the search found nothing better than the seed.
+        has_candidate: False if the search found nothing better than the seed; demonstrations make another of it.
         train_rows: Rows the search could see.
         smallest_gain: Smallest true gain the confirmation rows confirm four times in five.
         search_score: The winner's score in the search: it was selected for being high, so it is no estimate.

@@ -50,7 +50,6 @@ def checked(
         train, confirm = split(train, output, seed=method.seed)
     else:
         confirm = unseen(heard(student, check_examples(valset, inputs, name="valset")), train, name="valset")
-    demonstrated.refuse(method, len(train), len(predictors(student)))
     count = different(confirm)
     if len(train) < 2 or count < FEWEST:
         told = f"{count} of different inputs" if count < len(confirm) else str(count)
@@ -58,6 +57,7 @@ def checked(
             f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
             "fewer can't tell a gain from chance, however large it is."
         )
+    demonstrated.refuse(method, train, {name: predictor.signature for name, predictor in predictors(student)})
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
         check_present(metric, rows, output, name)

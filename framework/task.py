@@ -56,9 +56,9 @@ class Task:
 
     Attributes:
         student: The program whose instructions are to be improved.
-        seed: Its instructions as the user wrote them.
+        seed: Its instructions as the user wrote them; in a search that shows some, with demonstrations.
         train: Rows to read errors from and to race candidates on.
-        order: A stratified random order of the train rows; every beginning is a fair sample.
+        order: Train rows that may be scored, in a stratified random order; every beginning is a fair sample.
         output: The field that holds the label, "" if there is none.
         metric: Scores outcomes.
         lm: The task's model, metered.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import dspy
 
+from preceptor.demonstrated import LEFT
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, MetricError, RunError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
@@ -56,7 +57,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         seed: Equal seeds give equal programs.
         report: Told of progress.
         few_shot: Train rows shown below the instruction as demonstrations, in the search and in what it finds; it
-            scores none of them (`preceptor.demonstrated`). The winner is confirmed against the student as it is.
+            scores none of them (`preceptor.demonstrated`). The winner is confirmed against the student as it is. For
+            programs of one predictor.
 
     Raises:
         ConfigError: If `threads` is below 1, `seed` or `few_shot` below 0.
@@ -92,6 +94,11 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         return self.confirms
 
     @property
+    def shown(self) -> int:
+        """Train rows that each search shows as demonstrations, with these settings."""
+        return self.few_shot
+
+    @property
     def knobs(self) -> dict[str, Any]:
         """The settings that decide which path a search takes: the method's own, the demonstrations, and the seed."""
         shared = {field.name for field in dataclasses.fields(Teleprompter)} - {"few_shot", "seed"}
@@ -118,14 +125,14 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
 
         Args:
             signatures: Of the predictors, by name.
-            rows: Train rows to search on, at least 1: those that are shown as demonstrations are left out.
+            rows: Train rows to search on, at least 2: those that are shown as demonstrations are left out.
             calls: To be spent on the search; None if they have no bound.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no estimate.")
 
     def estimated(self, signatures: Mapping[str, Any], train: int, calls: int | None) -> Estimate:
         """Return the estimate of a search with so many train rows, some of them shown as demonstrations."""
-        return self.estimate(signatures, max(1, train - self.few_shot), calls)
+        return self.estimate(signatures, max(LEFT, train - self.few_shot), calls)
 
     def compile(
         self,

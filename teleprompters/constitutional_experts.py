@@ -187,14 +187,18 @@ class ConstitutionalExperts(Teleprompter):
         Edits that are tried together and the ablation come on top where the budget has room; they may take more than
         races save. So a search may take more than this, but never more than there is.
         """
-        if self.regions != 1:
-            return self._mixture().estimate(signatures, rows, calls)
         predictors = len(signatures)
         own = max(len(Constitution.parsed(str(one.instructions)).principles) for one in signatures.values())
         least = self._cost(self._plans(rows)[-1], 1, own, predictors)
         each = None if calls is None else max(least, calls // predictors)
         plan, steps = self._affordable(rows, each, own, predictors) or (self._plans(rows)[-1], 1)
         return Estimate(predictors * least, predictors * self._cost(plan, steps, own, predictors))
+
+    def estimated(self, signatures: Mapping[str, Any], train: int, calls: int | None) -> Estimate:
+        """Return the estimate of one search, or of those on all rows and on each region's."""
+        if self.regions == 1:
+            return Teleprompter.estimated(self, signatures, train, calls)
+        return self._mixture().estimated(signatures, train, calls)
 
     def carry_out(self, compiling: Compile, task: Task) -> dspy.Module:
         """Search, confirm and save, once for all rows, or with the experts of the regions."""

@@ -35,7 +35,8 @@ class Expert:
 
     Attributes:
         region: Its name.
-        candidate: Better than the default on the region's train rows; None if nothing was.
+        candidate: What the region's search holds for best, None if that is the default; demonstrations of the region's
+            make it another.
         stopped: Why the search ended early, "" if it didn't.
         why: Why there was no search, "" if there was one.
     """

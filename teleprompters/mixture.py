@@ -65,7 +65,7 @@ class MixtureOfExperts(Teleprompter):
         method: The method; given the same metric, models and seed as this.
         settings: Of the method; `few_shot` may be one of them.
         regions: Their number; 0 takes as many as the inputs fall into (`preceptor.regions.divided`).
-        least_rows: Train rows of a region below which it isn't searched.
+        least_rows: Train rows of a region, beside those it shows, below which it isn't searched.
         embedder: A model of the catalogue, a hub id, a folder, or one of the user's.
 
     Raises:
@@ -92,6 +92,11 @@ class MixtureOfExperts(Teleprompter):
         embedder_of(self.embedder)
         if self._inner.confirmed > Teleprompter.confirms:
             raise ConfigError("A mixture of mixtures has no router of its own; wrap another method.")
+
+    @property
+    def shown(self) -> int:
+        """Train rows that each search shows as demonstrations, with these settings."""
+        return self._inner.shown
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -151,7 +156,7 @@ class MixtureOfExperts(Teleprompter):
     def _inner(self) -> Teleprompter:
         shared = ("metric", "lm", "proposer", "budget", "threads", "patience", "seed", "report")
         try:
-            given = {"few_shot": self.few_shot, **self.settings}
+            given = {**({"few_shot": self.few_shot} if self.few_shot else {}), **self.settings}
             return self.method(**{name: getattr(self, name) for name in shared}, **given)
         except TypeError as error:
             raise ConfigError(f"{getattr(self.method, '__name__', self.method)}: {error}.") from error
@@ -162,7 +167,8 @@ class MixtureOfExperts(Teleprompter):
 
     def _experts(self, compiling: Compile, task: Task, layout: Layout) -> list[Expert]:
         """Search on every region that could be confirmed and paid for; return what came of each region."""
-        large = [name for name in layout.names if len(layout.train[name]) >= self.least_rows]
+        least = self.least_rows + self.shown
+        large = [name for name in layout.names if len(layout.train[name]) >= least]
         able = confirmable({name: different([compiling.confirm[row] for row in layout.gate(name)]) for name in large})
         afforded = self._afforded(task, {name: len(layout.train[name]) for name in able})
 
@@ -187,7 +193,7 @@ class MixtureOfExperts(Teleprompter):
                 strict=True,
             )
         )
-        why = dict.fromkeys(layout.names, f"fewer than {self.least_rows} train rows")
+        why = dict.fromkeys(layout.names, f"fewer than {least} train rows")
         why |= dict.fromkeys(large, "too few confirmation rows") | dict.fromkeys(able, "the budget is too small")
         return [made.get(name) or Expert(name, why=why[name]) for name in layout.names]
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 
-from preceptor.errors import ConfigError
+from preceptor.errors import ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
-from preceptor.teleprompters import APE, ConstitutionalExperts, MixtureOfExperts, ProTeGi
+from preceptor.teleprompters import APE, COPRO, GEPA, ConstitutionalExperts, MIPROv2, MixtureOfExperts, ProTeGi
 from preceptor.testing import toy
 from preceptor.testing.toy import Models
 
@@ -23,24 +26,86 @@ def compiled_by(method: Any, program: dspy.Module | None = None) -> Any:
     return method.compile(program or toy.Sorter(), trainset=toy.rows(TRAIN), valset=toy.rows(CONFIRM, TRAIN))
 
 
-@pytest.mark.parametrize("method", [APE, ConstitutionalExperts, ProTeGi, MixtureOfExperts])
+class Document(dspy.Module):
+    """Is given what its predictor isn't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = toy.Sorter()
+
+    def forward(self, letter: str) -> Any:
+        return self.sort(text=letter)
+
+
+def made(method: Any, of: Models, place: Path, **settings: Any) -> Any:
+    return method(**{"metric": "accuracy", "lm": of.lm, "proposer": of.proposer, "run_dir": place, **settings})
+
+
+@pytest.mark.parametrize("method", [APE, ConstitutionalExperts, ProTeGi, MIPROv2, MixtureOfExperts])
 @pytest.mark.parametrize(
     ("few_shot", "program", "message"),
     [
-        (TRAIN, toy.Sorter(), rf"needs more train rows than few_shot={TRAIN}, got {TRAIN}\."),
-        (TRAIN + 1, toy.Sorter(), rf"needs more train rows than few_shot={TRAIN + 1}, got {TRAIN}\."),
+        (
+            TRAIN - 1,
+            toy.Sorter(),
+            rf"needs {TRAIN + 1} train rows or more: {TRAIN - 1} to show \(few_shot\), 2 to search on\. "
+            rf"There are {TRAIN}\.",
+        ),
         (1, toy.Chain(), r"shows demonstrations \(few_shot\) to programs of one predictor only\."),
+        (
+            1,
+            Document(),
+            r"can't show train row 1 as a demonstration \(few_shot\): it has nothing for 'text' of the predictor\.",
+        ),
     ],
 )
 def test_demonstrations_that_cant_be_are_refused_before_the_first_call(
     tmp_path: Path, method: Any, few_shot: int, program: dspy.Module, message: str
 ) -> None:
-    of = models()
-    with pytest.raises(ConfigError, match=f"^{method.__name__} {message}$"):
-        compiled_by(
-            method(metric="accuracy", lm=of.lm, proposer=of.proposer, run_dir=tmp_path, few_shot=few_shot), program
+    of, train, confirm = models(), toy.rows(TRAIN), toy.rows(CONFIRM, TRAIN)
+    if isinstance(program, Document):
+        train, confirm = (
+            [dspy.Example(letter=row.text, label=row.label).with_inputs("letter") for row in rows]
+            for rows in (train, confirm)
         )
+    settings = {"settings": {"few_shot": few_shot}} if method is MixtureOfExperts else {"few_shot": few_shot}
+    with pytest.raises(ConfigError, match=f"^{method.__name__} {message}$"):
+        made(method, of, tmp_path, **settings).compile(program, trainset=train, valset=confirm)
     assert of.calls == 0
+
+
+@pytest.mark.parametrize("method", [APE, ConstitutionalExperts, GEPA, COPRO, MIPROv2])
+def test_two_rows_are_enough_to_search_on(tmp_path: Path, method: Any) -> None:
+    compiled = compiled_by(made(method, models(), tmp_path, few_shot=TRAIN - 2))
+
+    assert (compiled.evidence.stopped, compiled.evidence.baseline) == ("", 0.5)
+    trials = (tmp_path / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["demos"] for line in trials} == {TRAIN - 2}
+
+
+def test_of_several_accepted_labels_the_first_is_shown(tmp_path: Path) -> None:
+    program = toy.Sorter("text -> label")
+    train = [row.copy(label=[row.label, "maybe"]) for row in toy.rows(TRAIN)]
+
+    compiled = made(APE, models(), tmp_path, metric="exact_match", candidates=1, few_shot=2).compile(
+        program, trainset=train, valset=toy.rows(CONFIRM, TRAIN)
+    )
+
+    assert sorted(demo["label"] for demo in compiled.predict.demos) == ["no", "yes"]
+
+
+def test_what_can_be_paid_counts_the_rows_that_are_shown(tmp_path: Path) -> None:
+    of = models()
+    with pytest.raises(Unaffordable, match=r"The budget has 40\. .*: \d+ to search on and \d+ to confirm on") as told:
+        compiled_by(made(APE, of, tmp_path, few_shot=6, budget=Budget(calls=40)))
+    rows, confirm = map(int, re.findall(r"(\d+) to search on and (\d+) to confirm", str(told.value))[-1])
+
+    assert rows >= 6 + 2
+    fewer = made(APE, of, tmp_path, few_shot=6, budget=Budget(calls=40))
+    paid = fewer.compile(toy.Sorter(), trainset=toy.rows(rows), valset=toy.rows(confirm, TRAIN))
+    assert paid.evidence.spent.calls <= 40
+    with pytest.raises(Unaffordable, match=r"Raise the budget or give fewer rows\.$"):
+        compiled_by(made(MIPROv2, of, tmp_path, few_shot=6, budget=Budget(calls=10)))
 
 
 @pytest.mark.parametrize("method", [APE, MixtureOfExperts])
@@ -68,6 +133,8 @@ def test_the_students_own_demonstrations_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_mixture_hands_its_demonstrations_to_the_method_and_a_setting_wins() -> None:
+    own = MixtureOfExperts(metric="accuracy", method=partial(APE, few_shot=4))
+    assert (own.knobs["settings"]["few_shot"], own.shown) == (4, 4)
     mixture = MixtureOfExperts(metric="accuracy", method=APE, few_shot=3)
     assert mixture.knobs["settings"]["few_shot"] == 3
     told = MixtureOfExperts(metric="accuracy", method=APE, few_shot=3, settings={"few_shot": 5})
@@ -82,6 +149,9 @@ def test_an_estimate_is_of_the_rows_that_are_left(few_shot: int) -> None:
     for method in (APE, ProTeGi, ConstitutionalExperts):
         made: Any = method(metric="accuracy", few_shot=few_shot)
         assert made.estimated(signatures, 40, 300) == made.estimate(signatures, 40 - few_shot, 300)
+    experts = ConstitutionalExperts(metric="accuracy", few_shot=few_shot, regions=2)
+    same = MixtureOfExperts(metric="accuracy", method=ConstitutionalExperts, few_shot=few_shot, regions=2)
+    assert experts.estimated(signatures, 40, 300) == same.estimated(signatures, 40, 300)
     mixture = MixtureOfExperts(metric="accuracy", method=ProTeGi, few_shot=few_shot, regions=2)
     alone = ProTeGi(metric="accuracy", few_shot=few_shot)
     assert mixture.estimated(signatures, 40, 300).least == alone.estimated(signatures, 40, 1).least

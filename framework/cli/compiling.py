@@ -352,14 +352,14 @@ def _configured(command: Command) -> tuple[Any, dict[str, Any]]:
 
 
 def _settable(kind: Any) -> dict[str, Any]:
-    """Return the types of a method's own settings that can be written as text."""
+    """Return the types of a method's settings that can be written as text, its own first."""
     try:
         hints = get_type_hints(kind)
     except NameError:  # of a third party's, with types imported for checkers only
         hints = {}
     return {
         field.name: str if field.default is None else type(field.default)
-        for field in dataclasses.fields(kind)
+        for field in sorted(dataclasses.fields(kind), key=lambda each: each.name == "few_shot")
         if field.name not in _CONTRACT
         and (isinstance(field.default, (str, int, float)) or _may_be_a_word(hints.get(field.name)))
     }

@@ -95,6 +95,7 @@ def _view(found: Findings) -> dict[str, Any]:
         "has_candidate": bool(result) and (result["replaced"] or result.get("has_candidate", True)),
         "charts": [(name, one) for name, one in drawn if one is not None],
         "frame": curves.FRAME,
+        "is_shown": any(one.demos for search in found.searches for one in search.scored[:1]),
         "size": (places.WIDTH, places.HEIGHT),
         "marks": places.MARKS,
         "changes": _changes(found),
@@ -126,8 +127,12 @@ def _roles(found: Findings, search: Search) -> dict[str, str]:
     else:
         own = found.candidates.get("") or found.candidates.get(DEFAULT)
         began, ended = "yours", "compiled" if found.result.get("replaced") else "best candidate"
-    first = {key_of(one.instructions): began for one in search.scored[:1]}
-    return {**({key_of(own): ended} if own else {}), **first}
+    last = {key_of(own): ended} if own else {}
+    for one in search.scored[:1]:
+        if not one.demos:
+            return {**last, key_of(one.instructions): began}
+        return {key_of(one.instructions): f"{began}, with demonstrations", **last}  # all candidates have them
+    return last
 
 
 def _changes(found: Findings) -> list[tuple[str, list[difference.Edit]]]:

@@ -100,7 +100,7 @@ class Conformance:
 
     def least(self, method: Teleprompter) -> int:
         """Return the fewest calls a compile of the toy task needs."""
-        return method.estimate(toy.signatures(toy.Sorter()), TRAIN, 1).least + self.held
+        return method.estimated(toy.signatures(toy.Sorter()), TRAIN, 1).least + self.held
 
     def test_it_says_what_it_costs_and_needs(self) -> None:
         """`preceptor methods` shows both."""
@@ -189,7 +189,7 @@ class Conformance:
         models = self.models(toy.unheard)
         calls = None if room is None else self.least(self.made(models, tmp_path)) + room
         method = self.made(models, tmp_path, budget=Budget(calls=calls))
-        estimate = method.estimate(toy.signatures(toy.Sorter()), TRAIN, None if calls is None else calls - self.held)
+        estimate = method.estimated(toy.signatures(toy.Sorter()), TRAIN, None if calls is None else calls - self.held)
 
         evidence = self.compiled(models, tmp_path, budget=Budget(calls=calls)).evidence
 

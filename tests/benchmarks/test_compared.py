@@ -154,29 +154,30 @@ def test_the_best_of_ours_and_of_the_peers_are_chosen_on_half_of_the_tasks_and_t
 
 
 def test_an_interval_over_rows_is_that_of_both_programs_and_narrower_with_more_tasks() -> None:
-    """Two tasks of (0.1 + 0.2) and (0.1 + 0): the root of 0.3^2 + 0.1^2, by 2."""
+    """Below: (0.1 + 0.3) and 0.2, the root of 0.16 + 0.04; above: (0.2 + 0.1) and 0.1, of 0.09 + 0.01; both by 2."""
     made = runs(("a", "ape", 0.9), ("a", "gepa", 0.6), ("b", "ape", 0.7), ("b", "gepa", 0.5))
-    halves = (0.1, 0.2, 0.1, 0.3)
+    arms = ((0.1, 0.2), (0.1, 0.3), (0.2, 0.1), (0.8, 0.8))
     told = [
-        {**run, "low": 0.2 - half, "high": 0.2 + half, "replaced": at < 3}
-        for at, (run, half) in enumerate(zip(made, halves, strict=True))
+        {**run, "gain": 0.2, "low": 0.2 - below, "high": 0.2 + above, "replaced": at < 3}
+        for at, (run, (below, above)) in enumerate(zip(made, arms, strict=True))
     ]
-    assert over_rows(told, "ape", "gepa", ["a", "b"]) == pytest.approx(0.1**0.5 / 2)
+    expected = pytest.approx((0.2**0.5 / 2, 0.1**0.5 / 2))
+    assert over_rows(told, "ape", "gepa", {"a": [0], "b": [0]}) == expected
     [other, same] = comparisons(told)
-    assert (same["rows_low"], same["rows_high"]) == (
-        pytest.approx(0.25 - 0.1**0.5 / 2),
-        pytest.approx(0.25 + 0.1**0.5 / 2),
-    )
-    assert (other["tasks"], other["rows_high"] - other["gain"]) == (1, pytest.approx(0.1)), "the last program is as was"
+    assert (same["gain"] - same["rows_low"], same["rows_high"] - same["gain"]) == expected
+    assert (other["tasks"], other["gain"] - other["rows_low"]) == (1, pytest.approx(0.2)), "the last one is the prompt"
+    [duel] = duels(told)
+    assert (duel["gain"] - duel["rows_low"], duel["rows_high"] - duel["gain"]) == expected
 
 
 def test_seeds_share_their_rows_and_only_those_count_that_both_methods_have() -> None:
     first, second = (runs(("a", "ape", 0.9), ("a", "gepa", 0.6), seed=seed) for seed in (0, 1))
     made = [*first, *second, *runs(("a", "ape", 0.9), seed=2)]
-    halves = (0.1, 0.2, 0.3, 0.4, 0.9)
-    told = [{**run, "low": -half, "high": half, "replaced": True} for run, half in zip(made, halves, strict=True)]
-    assert over_rows(told, "ape", "gepa", ["a"]) == pytest.approx(((0.1 + 0.2) + (0.3 + 0.4)) / 2)
-    assert math.isnan(over_rows(first, "ape", "gepa", ["a"])), "their files tell no interval"
+    wide = zip(made, (0.1, 0.2, 0.3, 0.4, 0.9), strict=True)
+    told = [{**run, "gain": 0.0, "low": -half, "high": half, "replaced": True} for run, half in wide]
+    [duel] = duels(told)
+    assert duel["rows_high"] - duel["gain"] == pytest.approx(((0.1 + 0.2) + (0.3 + 0.4)) / 2)
+    assert math.isnan(duels(first)[0]["rows_low"]), "their files tell no interval"
 
 
 def test_mixtures_are_compared_with_what_they_are_of_and_experts_with_the_mean_peer_in_f1() -> None:

@@ -186,6 +186,39 @@ def test_the_page_runs_no_script_and_asks_for_nothing(run: str, request: pytest.
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
 
 
+def of_demonstrations(place: Path, rule: str) -> str:
+    """Return the page's text of a compile that shows two rows, to a model that obeys them or a rule."""
+
+    def shown(request: Request) -> str:
+        is_told = rule in system(request) if rule else len(request.messages) > 1
+        return prompt(request).split()[-1] if is_told else "no"
+
+    APE(
+        metric="accuracy",
+        lm=simulated(shown, name="task"),
+        proposer=simulated(lambda request: toy.RIGHT, name="writer"),
+        run_dir=place,
+        candidates=1,
+        few_shot=2,
+    ).compile(Classify("text -> label: Literal['yes', 'no']", toy.SEED), trainset=toy.rows(16), valset=toy.rows(24, 16))
+    return Page(page(place)).text
+
+
+def test_the_users_words_below_which_demonstrations_won_are_what_was_compiled(tmp_path: Path) -> None:
+    text = of_demonstrations(tmp_path / "run", "")
+    assert "The words are yours still." in text
+    assert "Below them stand 2 demonstrations from the train rows, which are part of the gain." in text
+    assert f"compiled {toy.SEED} and 2 demonstrations" in text
+    assert "your instructions, with the demonstrations" in text
+    assert f"yours {toy.SEED}" not in text
+
+
+def test_where_an_instruction_won_the_users_words_are_told_with_their_demonstrations(tmp_path: Path) -> None:
+    text = of_demonstrations(tmp_path / "run", toy.RIGHT)
+    assert f"compiled {toy.RIGHT} and 2 demonstrations" in text
+    assert f"yours, with demonstrations {toy.SEED} and 2 demonstrations" in text
+
+
 def test_what_users_and_models_wrote_is_shown_as_text(replaced: Path) -> None:
     shown = Page(page(replaced)).text
     assert "<script>alert('instruction')</script>" in shown, "an instruction"

@@ -30,6 +30,7 @@ from preceptor.lm.embedding import Embedder
 from preceptor.modules import Classify, Experts
 from preceptor.program import read
 from preceptor.regions import divided
+from preceptor.scoring.trial import Trial
 from preceptor.task import Task
 from preceptor.teleprompter import Estimate, Teleprompter
 from preceptor.teleprompters import APE, GEPA, ConstitutionalExperts, MixtureOfExperts
@@ -487,9 +488,20 @@ def test_where_no_prompt_can_help_no_expert_is_adopted(tmp_path: Path) -> None:
     assert adopted == []
 
 
+def test_a_region_of_too_few_rows_beside_its_demonstrations_keeps_the_default_and_has_no_share(tmp_path: Path) -> None:
+    compiled = compiled_by(mixture(tmp_path, settings={"candidates": 4, "few_shot": 11}), trainset=rows(40))
+    assert table(compiled) == 2 * ["default: fewer than 21 train rows"]
+
+
 def test_a_region_whose_search_refuses_its_rows_keeps_the_default(tmp_path: Path) -> None:
-    compiled = compiled_by(mixture(tmp_path, settings={"candidates": 4, "few_shot": 20}), trainset=rows(40))
-    assert table(compiled) == 2 * ["default: APE needs more train rows than few_shot=20, got 20."]
+    class Picky(APE):
+        def search(self, task: Task) -> Sequence[Trial]:
+            if len(task.train) < 40:
+                raise ConfigError(f"Picky needs 40 rows, got {len(task.train)}.")
+            return super().search(task)
+
+    compiled = compiled_by(mixture(tmp_path, method=Picky, settings={"candidates": 4}), trainset=rows(40))
+    assert table(compiled) == 2 * ["default: Picky needs 40 rows, got 20."]
 
 
 def test_demonstrations_of_an_expert_are_from_its_region(tmp_path: Path) -> None:
