@@ -57,7 +57,7 @@ def power(rows: int) -> str:
 
 def _payable(method: Teleprompter, signatures: Mapping[str, Any], train: int, confirm: int, calls: int) -> str:
     """Return how many rows, in these proportions, so many calls are enough for; "" if for none."""
-    least = LEFT + method.shown
+    least = LEFT + method.demonstration_rows
 
     def is_too_many(share: int) -> bool:
         kept = confirming(method, confirm * share // _SHARES, len(signatures))

@@ -56,7 +56,7 @@ def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapp
     Raises:
         ConfigError: Saying which.
     """
-    name, count = type(method).__name__, method.shown
+    name, count = type(method).__name__, method.demonstration_rows
     if not count:
         return
     if len(signatures) > 1:

@@ -94,7 +94,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         return self.confirms
 
     @property
-    def shown(self) -> int:
+    def demonstration_rows(self) -> int:
         """Train rows that each search shows as demonstrations, with these settings."""
         return self.few_shot
 

@@ -94,9 +94,9 @@ class MixtureOfExperts(Teleprompter):
             raise ConfigError("A mixture of mixtures has no router of its own; wrap another method.")
 
     @property
-    def shown(self) -> int:
+    def demonstration_rows(self) -> int:
         """Train rows that each search shows as demonstrations, with these settings."""
-        return self._inner.shown
+        return self._inner.demonstration_rows
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class MixtureOfExperts(Teleprompter):
 
     def _experts(self, compiling: Compile, task: Task, layout: Layout) -> list[Expert]:
         """Search on every region that could be confirmed and paid for; return what came of each region."""
-        least = self.least_rows + self.shown
+        least = self.least_rows + self.demonstration_rows
         large = [name for name in layout.names if len(layout.train[name]) >= least]
         able = confirmable({name: different([compiling.confirm[row] for row in layout.gate(name)]) for name in large})
         afforded = self._afforded(task, {name: len(layout.train[name]) for name in able})

@@ -134,7 +134,7 @@ def test_the_students_own_demonstrations_are_replaced(tmp_path: Path) -> None:
 
 def test_a_mixture_hands_its_demonstrations_to_the_method_and_a_setting_wins() -> None:
     own = MixtureOfExperts(metric="accuracy", method=partial(APE, few_shot=4))
-    assert (own.knobs["settings"]["few_shot"], own.shown) == (4, 4)
+    assert (own.knobs["settings"]["few_shot"], own.demonstration_rows) == (4, 4)
     mixture = MixtureOfExperts(metric="accuracy", method=APE, few_shot=3)
     assert mixture.knobs["settings"]["few_shot"] == 3
     told = MixtureOfExperts(metric="accuracy", method=APE, few_shot=3, settings={"few_shot": 5})
