@@ -47,7 +47,8 @@ def demonstrated(task: Task, method: Teleprompter) -> Task:
         {name: tuple(_shown(task.train[row], signature) for row in rows[:count])},
         task.seed.constitutions,
     )
-    return dataclasses.replace(task, student=apply(task.student, seed), seed=seed, order=rows[count:])
+    student, shown = apply(task.student, seed), tuple(rows[:count])
+    return dataclasses.replace(task, student=student, seed=seed, demonstrated=shown, order=rows[count:])
 
 
 def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapping[str, type[dspy.Signature]]) -> None:

@@ -70,8 +70,8 @@ class Task:
         report: Told of progress.
         scored: Every trial so far, in the order it was scored.
         confirm_rows, confirms: Rows kept for the confirmation, and how many programs are asked them.
-        ranked: What the method would return if it had to stop now, best first (see `hold`); while empty, those that saw
-            most rows.
+        demonstrated: Train rows that are shown, not scored; they stood before `order`.
+        ranked: What the method would return now, best first (see `hold`); while empty, those that saw most rows.
         drawn: Prompt -> how often the proposer was asked it.
         born: Keys of the candidates whose origin is written down.
         answered: Proposals that came, each time some were asked for.
@@ -94,6 +94,7 @@ class Task:
     report: Report
     confirm_rows: int = 0
     confirms: int = 2
+    demonstrated: Sequence[int] = ()
     scored: list[Trial] = field(default_factory=list[Trial])
     ranked: list[Trial] = field(default_factory=list[Trial])
     drawn: Tally[str] = field(default_factory=Tally[str])
@@ -178,9 +179,8 @@ class Task:
             for row in rows
         ]
         self.report(f"likelihood of {len(candidates)} candidates on {len(rows)} rows", 0, len(calls))
-        results = self.meter.ask(lm, calls)
-        walks = [(candidate, rows) for candidate in candidates]
-        return self._trials(walks, [likelihood.outcome(result) for result in results])
+        outcomes = [likelihood.outcome(result) for result in self.meter.ask(lm, calls)]
+        return self._trials([(candidate, rows) for candidate in candidates], outcomes)
 
     def refuse_likelihood(self) -> None:
         """Raise unless log-probabilities of given answers can be had.
@@ -333,7 +333,7 @@ class Task:
     @property
     def rng_seed(self) -> str:
         """Ties each proposal's draw to the order of the rows, which the compile's seed decides."""
-        return ",".join(map(str, self.order[:8]))
+        return ",".join(map(str, [*self.demonstrated, *self.order][:8]))
 
     def _counted(self, scorer: Evaluator, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs, and keep back for the confirmation what rows have been seen to take."""

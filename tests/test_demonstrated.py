@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from preceptor.errors import ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
+from preceptor.scoring.trial import Trial
+from preceptor.task import Task
 from preceptor.teleprompters import APE, COPRO, GEPA, ConstitutionalExperts, MIPROv2, MixtureOfExperts, ProTeGi
 from preceptor.testing import toy
 from preceptor.testing.toy import Models
@@ -106,6 +109,20 @@ def test_what_can_be_paid_counts_the_rows_that_are_shown(tmp_path: Path) -> None
     assert paid.evidence.spent.calls <= 40
     with pytest.raises(Unaffordable, match=r"Raise the budget or give fewer rows\.$"):
         compiled_by(made(MIPROv2, of, tmp_path, few_shot=6, budget=Budget(calls=10)))
+
+
+def test_proposals_are_drawn_as_without_demonstrations(tmp_path: Path) -> None:
+    """What a proposer writes is tied to the seed and the rows, whichever of them are shown."""
+    drawn: list[str] = []
+
+    class Watched(APE):
+        def search(self, task: Task) -> Sequence[Trial]:
+            drawn.append(task.rng_seed)
+            return super().search(task)
+
+    for few_shot in (0, 3, 9):
+        compiled_by(made(Watched, models(), tmp_path / str(few_shot), candidates=1, few_shot=few_shot))
+    assert (len(drawn), len({*drawn}), len(drawn[0].split(","))) == (3, 1, 8)
 
 
 @pytest.mark.parametrize("method", [APE, MixtureOfExperts])
