@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dspy.adapters.utils import serialize_for_json
@@ -22,3 +22,16 @@ def plain(value: Any) -> Any:
         members: Iterable[Any] = value
         return sorted(map(plain, members), key=lambda member: json.dumps(member, sort_keys=True, default=str))
     return value.tolist() if hasattr(value, "tolist") else serialize_for_json(value)
+
+
+def written(value: Mapping[str, Any]) -> bytes:
+    r"""Return JSON for people to read, the fields in the order they have.
+
+    Example:
+        >>> written({"b": {2, 1}, "a": "é"}).decode()
+        '{\n  "b": [\n    1,\n    2\n  ],\n  "a": "é"\n}\n'
+
+    Raises:
+        ValueError: If a text holds half a character.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, default=plain).encode() + b"\n"

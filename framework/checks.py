@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import dspy
 
 from preceptor.errors import ConfigError, DataError, MetricError
+from preceptor.form import PRIVILEGED
 from preceptor.lm.adapter import labels_of, takes_none
 from preceptor.lm.redaction import refuse_secrets
 from preceptor.lm.seam import every_predictor, predictors
@@ -100,13 +101,28 @@ def check_settings(student: dspy.Module) -> None:
 
     Raises:
         ConfigError: If it can only be awaited; if a predictor holds a secret, which would be recorded with each of
-            its calls; or as `check_models`.
+            its calls; or as `check_models` and `refuse_steering`.
     """
     if not hasattr(type(student), "forward"):
         raise ConfigError(f"{type(student).__name__} has no `forward`: it can only be awaited. Define one.")
     check_models(student)
     for name, predictor in every_predictor(student):
+        refuse_steering(name, predictor.signature.input_fields)
         refuse_secrets(f"The predictor {name}", predictor.config)
+
+
+def refuse_steering(name: str, fields: Iterable[str]) -> None:
+    """Raise if a predictor has a field that DSPy would take for a setting of its call.
+
+    Raises:
+        ConfigError: Naming the field, and what to do.
+    """
+    steering = sorted(PRIVILEGED.intersection(fields))
+    if steering:
+        raise ConfigError(
+            f"The predictor {name} has a field {steering[0]!r}, which DSPy takes for a setting of the call. Rename the "
+            f"field; its column may keep its name: --column NEW={steering[0]}."
+        )
 
 
 def check_models(student: dspy.Module) -> None:

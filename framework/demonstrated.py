@@ -7,7 +7,7 @@ the search sees to the instructions. What is confirmed in the end is both togeth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import dspy
@@ -15,6 +15,7 @@ import dspy
 from preceptor.copies import apply
 from preceptor.errors import ConfigError
 from preceptor.scoring.trial import Candidate
+from preceptor.splits import different, inputs_key
 
 if TYPE_CHECKING:
     from preceptor.task import Task
@@ -27,8 +28,8 @@ LEFT: Final = 2
 def demonstrated(task: Task, method: Teleprompter) -> Task:
     """Return the task of a search: with the first of its rows, in their stratified order, shown and not scored.
 
-    A student's own demonstrations are replaced. Of several accepted labels, where one is written, the first is shown.
-    No call.
+    Of rows with equal inputs one is shown, and none of them scored. A student's own demonstrations are replaced. Of
+    several accepted labels, where one is written, the first is shown. No call.
 
     Args:
         task: The compile's, or a region's.
@@ -41,14 +42,22 @@ def demonstrated(task: Task, method: Teleprompter) -> Task:
     if not count:
         return task
     refuse(method, [task.train[row] for row in rows], task.signatures)
-    [(name, signature)] = task.signatures.items()
-    seed = Candidate(
-        task.seed.instructions,
-        {name: tuple(_shown(task.train[row], signature) for row in rows[:count])},
-        task.seed.constitutions,
+    first: dict[str, int] = {}
+    for row in rows:
+        first.setdefault(inputs_key(task.train[row]), row)
+    taken = dict(list(first.items())[:count])
+    left = [row for row in rows if inputs_key(task.train[row]) not in taken]
+    seed, shown = (
+        showing(task.seed, task.signatures, [task.train[row] for row in taken.values()]),
+        tuple(taken.values()),
     )
-    student, shown = apply(task.student, seed), tuple(rows[:count])
-    return dataclasses.replace(task, student=student, seed=seed, demonstrated=shown, order=rows[count:])
+    return dataclasses.replace(task, student=apply(task.student, seed), seed=seed, demonstrated=shown, order=left)
+
+
+def showing(seed: Candidate, signatures: Mapping[str, type[dspy.Signature]], rows: Iterable[dspy.Example]) -> Candidate:
+    """Return the candidate with these rows as the demonstrations of its only predictor."""
+    [(name, signature)] = signatures.items()
+    return Candidate(seed.instructions, {name: tuple(_shown(row, signature) for row in rows)}, seed.constitutions)
 
 
 def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapping[str, type[dspy.Signature]]) -> None:
@@ -62,10 +71,11 @@ def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapp
         return
     if len(signatures) > 1:
         raise ConfigError(f"{name} shows demonstrations (few_shot) to programs of one predictor only.")
-    if len(train) < count + LEFT:
+    if (found := different(train)) < count + LEFT:
+        told = f"{found} of different inputs" if found < len(train) else str(found)
         raise ConfigError(
             f"{name} needs {count + LEFT} train rows or more: {count} to show (few_shot), {LEFT} to search on. "
-            f"There are {len(train)}."
+            f"There are {told}."
         )
     [signature] = signatures.values()
     for number, row in enumerate(train, 1):
@@ -78,8 +88,8 @@ def refuse(method: Teleprompter, train: Sequence[dspy.Example], signatures: Mapp
 
 
 def _shown(row: dspy.Example, signature: type[dspy.Signature]) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = {**signature.input_fields, **signature.output_fields}
-    return {name: _first(row[name], fields[name].annotation) for name in fields if name in row}
+    labels = {name: _first(row[name], info.annotation) for name, info in signature.output_fields.items() if name in row}
+    return {name: row[name] for name in signature.input_fields if name in row} | labels
 
 
 def _first(value: Any, kind: Any) -> Any:

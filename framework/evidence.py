@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -233,3 +234,27 @@ class Evidence:
             "program": self.program,
             **({"later": self.later} if self.later else {}),
         }
+
+
+def scored_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return True if one and the same answer of the seed to a row had another score before: by another metric.
+
+    Args:
+        before: What `confirmation.json` says of an earlier confirmation on the same rows.
+        now: The same of this one.
+
+    Example:
+        >>> def told(score):
+        ...     return {"rows": [{"inputs": {"x": "1"}, "gold": "a", "before": {"answer": "b", "score": score}}]}
+        >>> [scored_otherwise(before, told(1.0)) for before in (told(1.0), told(0.0), {})]
+        [False, True, False]
+    """
+
+    def scores(told: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            json.dumps([row.get("inputs"), row.get("gold"), row["before"].get("answer")]): row["before"].get("score")
+            for row in told.get("rows", [])
+        }
+
+    known = scores(before)
+    return any(known.get(answer, score) != score for answer, score in scores(now).items())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sized
 from typing import Any, Final, TypeVar
 
-from preceptor.untrusted import Malformed, shown
+from preceptor.canonical import written
+from preceptor.untrusted import Malformed, json_object, shown
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ SETTINGS: Final = (
 )
 """Settings of a predictor's calls that are taken from a file."""
 
+_LONGEST_PROBE: Final = 100_000
+"""Bytes; a probe that is longer, of pictures perhaps, isn't kept."""
 _LARGEST: Final = 1e300
 """Whole numbers above it can't be written as decimals."""
 _WORDS: Final[Mapping[type, str]] = {str: "a text", dict: "an object", list: "a list", bool: "true or false"}
@@ -40,6 +43,24 @@ _OF_A_VERDICT: Final = (
     *("metric", "baseline", "baseline_ci", "compiled", "compiled_ci", "gain", "replaced", "rows"),
     *("search_score", "calls", "tokens", "dollars", "instructions", "seed_instructions"),
 )
+
+
+def replayable(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return evidence with those of its probes that can be kept, read and asked safely again."""
+    if "probes" not in evidence:
+        return dict(evidence)
+    safe = [each for each in evidence["probes"] if PRIVILEGED.isdisjoint(each["inputs"]) and _can_be_kept(each)]
+    return {**evidence, "probes": safe}
+
+
+def _can_be_kept(probe: Mapping[str, Any]) -> bool:
+    """Return False for one that is too long, or holds half a character, as a cut-off answer may end in."""
+    try:
+        text = written({"probes": [probe]})
+        json_object(text)
+    except ValueError:
+        return False
+    return len(text) <= _LONGEST_PROBE
 
 
 def check_program(saved: Mapping[str, Any]) -> None:

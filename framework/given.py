@@ -19,9 +19,11 @@ from preceptor.checks import (
     label_field,
     needed_inputs,
 )
+from preceptor.copies import apply, candidate_of
 from preceptor.data import check_examples
 from preceptor.errors import ConfigError
 from preceptor.lm.seam import frozen_predictors, predictors, state_of
+from preceptor.program import check_savable
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.splits import different, split, unseen
 
@@ -57,7 +59,7 @@ def checked(
             f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
             "fewer can't tell a gain from chance, however large it is."
         )
-    demonstrated.refuse(method, train, {name: predictor.signature for name, predictor in predictors(student)})
+    _refuse_unsavable(method, student, train)
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
         check_present(metric, rows, output, name)
@@ -65,6 +67,17 @@ def checked(
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
     return train, confirm, output, metric
+
+
+def _refuse_unsavable(method: Teleprompter, student: dspy.Module, train: Sequence[dspy.Example]) -> None:
+    """Raise if the rows can't be shown as the method says, or what it compiles couldn't be saved in the end."""
+    signatures = {name: predictor.signature for name, predictor in predictors(student)}
+    demonstrated.refuse(method, train, signatures)
+    seed, regions = candidate_of(student), getattr(method, "regions", 1)
+    if method.demonstration_rows:
+        longest = sorted(train, key=lambda row: -len(str(row.toDict())))[: method.demonstration_rows]
+        seed = demonstrated.showing(seed, signatures, longest)
+    check_savable(apply(student, seed), copies=1 if regions == 1 else regions + 1)
 
 
 def parts_of(

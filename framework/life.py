@@ -19,12 +19,13 @@ from preceptor.affordable import affordable, confirming, power
 from preceptor.checks import check_module, warn
 from preceptor.demonstrated import demonstrated
 from preceptor.errors import ArtifactError, BudgetExhausted, ConfigError
-from preceptor.evidence import Evidence
+from preceptor.evidence import Evidence, scored_otherwise
 from preceptor.given import checked, parts_of
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.credentials import check_key
+from preceptor.lm.embedding import embedder_of
 from preceptor.lm.meter import Meter, check
 from preceptor.lm.prices import unpriced
 from preceptor.lm.seam import answering, own_models, predictors, state_of
@@ -226,7 +227,7 @@ class Compile:
         answered: Mapping[str, Any],
     ) -> dspy.Module:
         """Save a program with what was measured, and its first answers; return it, or the one confirmed before."""
-        if not evidence.replaced and (kept := self._confirmed_before(task, evidence)) is not None:
+        if not evidence.replaced and (kept := self._confirmed_before(task, evidence, answered)) is not None:
             return kept
         task.run.keep(CONFIRMATION, answered)
         compiled._compiled = True
@@ -247,16 +248,23 @@ class Compile:
         logger.info("%s", evidence.verdict)
         return compiled
 
-    def _confirmed_before(self, task: Task, later: Evidence) -> dspy.Module | None:
+    def _confirmed_before(self, task: Task, later: Evidence, answered: Mapping[str, Any]) -> dspy.Module | None:
         """Return the program that this run has confirmed with a smaller budget, None if it has confirmed none.
 
-        It stays as it is in the run folder, and so does what confirmed it.
+        It stays as it is in the run folder, and so does what confirmed it; unless another metric of the same name did.
         """
         told, embedder = task.run.result(), getattr(self.method, "embedder", None)
         if not told.get("replaced"):
             return None
+        if scored_otherwise(task.run.kept(CONFIRMATION), answered):
+            logger.warning(
+                "What %s has confirmed before was scored by another metric of the name %s, and is overwritten.",
+                task.run.folder,
+                self.metric.name,
+            )
+            return None
         try:
-            own, before = None if isinstance(embedder, str) else embedder, Evidence.told(told)
+            own, before = None if embedder is None else embedder_of(embedder), Evidence.told(told)
             program = artifact.load(task.run.program, student=self.student, embedder=own)
         except (ArtifactError, LookupError, TypeError) as error:
             logger.warning("What %s has confirmed before can't be read, and is overwritten: %r", task.run.folder, error)

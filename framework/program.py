@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,8 @@ from typing import Any, Final, cast
 import dspy
 
 from preceptor import declared, form, routed, untrusted
-from preceptor.canonical import plain
+from preceptor.canonical import written
+from preceptor.checks import refuse_steering
 from preceptor.copies import apply, candidate_of, copy_of
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
@@ -38,9 +38,6 @@ from preceptor.untrusted import Malformed, shown
 __all__ = ["Artifact", "apply", "candidate_of", "copy_of", "load", "read", "save", "type_text"]
 
 SCHEMA: Final = 1
-_LONGEST_PROBE: Final = 100_000
-"""Bytes; a probe that is longer, of pictures perhaps, isn't kept."""
-
 _FILES: Final = ("program.json", "evidence.json")
 _DSPY: Final[Mapping[str, Any]] = {"dspy.Predict": dspy.Predict, "dspy.ChainOfThought": dspy.ChainOfThought}
 
@@ -66,7 +63,7 @@ def save(
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        files = {"program.json": _json(_described(program, lm)), "evidence.json": _json(_replayable(evidence))}
+        files = {"program.json": written(_described(program, lm)), "evidence.json": written(form.replayable(evidence))}
         _write(fresh, files | ({routed.FILE: routed.written(program)} if _is_routed(program) else {}))
         _read(fresh)
         if path.exists():
@@ -82,33 +79,40 @@ def save(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def check_savable(program: dspy.Module, *, copies: int = 1) -> None:
+    """Raise if a program, or one of so many experts as large as it, couldn't be saved; nothing is written.
+
+    Raises:
+        ConfigError: Saying why not.
+    """
+    if (kind := _module_name(program)) in _DSPY or kind in _installed():  # loaded without the user's class
+        for name, predictor in predictors(program):
+            refuse_steering(name, predictor.signature.fields)
+    try:
+        content = written(_described(program, "any/model"))
+        form.check_program(untrusted.json_object(content))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"A program like {type(program).__name__} couldn't be saved: program.json {error}."
+        ) from error
+    if len(content) * copies > untrusted.MOST_BYTES:
+        raise ConfigError(
+            f"The compiled program couldn't be saved: with its demonstrations it has about {len(content) * copies:,} "
+            f"bytes, and a file may have {untrusted.MOST_BYTES:,}. Show fewer or shorter rows."
+        )
+
+
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _replayable(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    if "probes" not in evidence:
-        return dict(evidence)
-    safe = [
-        probe
-        for probe in evidence["probes"]
-        if form.PRIVILEGED.isdisjoint(probe["inputs"]) and len(_json(probe)) <= _LONGEST_PROBE
-    ]
-    return {**evidence, "probes": safe}
-
-
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    for name, content in {**files, "manifest.json": _json(manifest)}.items():
+    for name, content in {**files, "manifest.json": written(manifest)}.items():
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    """Return JSON, the fields in the order they have."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=plain).encode() + b"\n"
 
 
 def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
@@ -137,8 +141,8 @@ def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
 def _frozen(program: dspy.Module) -> dict[str, str]:
     """Return what tells one version of each frozen predictor from another; the user's class brings them itself."""
     others = frozen_predictors(program)
-    written = {name: {**declared.described(one), "demos": [dict(demo) for demo in one.demos]} for name, one in others}
-    return {name: hashlib.sha256(_json(one)).hexdigest()[:16] for name, one in written.items()}
+    parts = {name: {**declared.described(one), "demos": [dict(demo) for demo in one.demos]} for name, one in others}
+    return {name: hashlib.sha256(written(one)).hexdigest()[:16] for name, one in parts.items()}
 
 
 def _module_name(program: dspy.Module) -> str:

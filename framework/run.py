@@ -173,8 +173,12 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Return what `result.json` says, {} if it isn't there or can't be read."""
+        return self.kept("result.json")
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file of the run says, {} if it isn't there or can't be read."""
         try:
-            told: Any = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            told: Any = json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         return told if isinstance(told, dict) else {}
@@ -297,7 +301,9 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
         return {}
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
-    changed = [name for name, value in prints.items() if name in before and before[name] != value]
+    known_of = {} if is_run or not before else dict.fromkeys(prints, fingerprint({}))  # what a batch lacks is empty
+    known_of |= before
+    changed = [name for name, value in prints.items() if name in known_of and known_of[name] != value]
     if changed and (not is_run or is_begun(folder)):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "

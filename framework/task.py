@@ -159,8 +159,8 @@ class Task:
 
     def hold(self, trials: Sequence[Trial]) -> None:
         """Return these trials, best first, if the search has to stop now; the best is written down. No call."""
-        self.ranked[:] = trials
         if trials:
+            self.ranked[:] = trials
             self.run.write_held(trials[0], self.meter.account.spent.calls)
 
     def likelihood(self, candidates: Sequence[Candidate], rows: Sequence[int]) -> list[Trial]:

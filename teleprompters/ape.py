@@ -130,7 +130,10 @@ class APE(Teleprompter):
             raise ConfigError("APE's mode labels needs a program of one predictor that picks a label (Classify).")
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of all predictors' searches; the least is a race of one candidate with the seed."""
+        """Return the calls of all predictors' searches; the least is a race of one candidate with the seed.
+
+        A program of one predictor whose rows lack its fields takes a call a row more: it is watched first.
+        """
         predictors = len(signatures)
         watching = rows * predictors if predictors > 1 else 0
         each = None if calls is None else max(0, (calls - watching) // predictors)

@@ -73,7 +73,7 @@ class InstructZero(Teleprompter):
         max_tokens: Of an instruction (128 in the published code).
 
     Raises:
-        ConfigError: If a number is out of range, or the sampler is an object.
+        ConfigError: If a number is out of range, or the sampler is an object, or has no name that lasts.
     """
 
     paper: ClassVar[str] = "arXiv:2306.03082"
@@ -105,9 +105,17 @@ class InstructZero(Teleprompter):
                 f"InstructZero makes its sampler anew for each search: pass the class {type(self.sampler).__name__}, "
                 "or functools.partial(...) of it, not an object."
             )
+        if " at 0x" in str(self.sampler):
+            raise ConfigError(
+                f"InstructZero couldn't tell a run with the sampler {self.sampler} from others when it is resumed: its "
+                "name is another one in each process. Pass a class, or functools.partial(...) of one with plain values."
+            )
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of all predictors' searches if no instruction comes twice; the least is one point each."""
+        """Return the calls of all predictors' searches if no instruction comes twice; the least is one point each.
+
+        A program of one predictor whose rows lack its fields takes a call more for each exemplar: it is watched first.
+        """
         predictors = len(signatures)
         watching = self._watching(rows, predictors)
         each = None if calls is None else max(0, (calls - watching) // predictors)

@@ -234,7 +234,7 @@ class ProTeGi(Teleprompter):
             known = max((trial.score for trial in winners), default=0.0)
             is_new = all(trial.candidate.key != beam[0].key for trial in winners)
             winners += task.score(beam[:1], held_out) if held_out and is_new else []
-            task.hold(_best_first(winners))
+            task.hold(_best_first(winners) or ranked)
             stale = 0 if winners and winners[-1].score > known else stale + 1
             logger.info("Round %d: %d new candidates, %d rounds without a gain", number + 1, len(fresh), stale)
         return _best_first(winners) or ranked

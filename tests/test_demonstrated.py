@@ -29,6 +29,10 @@ def compiled_by(method: Any, program: dspy.Module | None = None) -> Any:
     return method.compile(program or toy.Sorter(), trainset=toy.rows(TRAIN), valset=toy.rows(CONFIRM, TRAIN))
 
 
+def lines_of(place: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 class Document(dspy.Module):
     """Is given what its predictor isn't."""
 
@@ -95,6 +99,58 @@ def test_of_several_accepted_labels_the_first_is_shown(tmp_path: Path) -> None:
     )
 
     assert sorted(demo["label"] for demo in compiled.predict.demos) == ["no", "yes"]
+
+
+def test_an_input_of_several_texts_is_shown_whole(tmp_path: Path) -> None:
+    train = [row.copy(text=["first page", row.text]) for row in toy.rows(TRAIN)]
+
+    shown: list[Any] = []
+
+    class Watched(APE):
+        def search(self, task: Task) -> Sequence[Trial]:
+            shown.extend(task.seed.demos["predict"])
+            return super().search(task)
+
+    made(Watched, models(), tmp_path, candidates=1, few_shot=2).compile(
+        toy.Sorter(), trainset=train, valset=toy.rows(CONFIRM, TRAIN)
+    )
+
+    assert [(demo["text"][0], len(demo["text"])) for demo in shown] == [("first page", 2)] * 2
+
+
+def test_of_rows_with_equal_inputs_one_is_shown_and_none_is_scored(tmp_path: Path) -> None:
+    train = [row for row in toy.rows(TRAIN) for _ in range(3)]
+
+    compiled = made(APE, models(), tmp_path, candidates=1, few_shot=4).compile(
+        toy.Sorter(), trainset=train, valset=toy.rows(CONFIRM, TRAIN)
+    )
+
+    shown = {demo["text"] for demo in compiled.predict.demos}
+    scored = {row for line in lines_of(tmp_path) for row in line["rows"]}
+    assert len(shown) == 4
+    assert scored == {number for number, row in enumerate(train) if row.text not in shown}
+
+
+def test_rows_with_equal_inputs_count_once_among_those_that_have_to_be_left(tmp_path: Path) -> None:
+    train = [row for row in toy.rows(5) for _ in range(3)]
+    with pytest.raises(ConfigError, match=r"needs 6 train rows or more: .* There are 5 of different inputs\.$"):
+        made(APE, models(), tmp_path, few_shot=4).compile(toy.Sorter(), trainset=train, valset=toy.rows(CONFIRM, TRAIN))
+
+
+@pytest.mark.parametrize(("method", "size"), [(APE, 5_000_000), (MixtureOfExperts, 2_000_000)])
+def test_demonstrations_too_long_to_be_saved_are_refused_before_the_first_call(
+    tmp_path: Path, method: Any, size: int
+) -> None:
+    of, train = models(), toy.rows(TRAIN)
+    long = [row.copy(text=size * "x" + row.text) if at >= TRAIN - 4 else row for at, row in enumerate(train)]
+    settings = {"regions": 2} if method is MixtureOfExperts else {}
+    with pytest.raises(
+        ConfigError, match=r"^The compiled program couldn't be saved: with its demonstrations .* Show fewer"
+    ):
+        made(method, of, tmp_path, few_shot=4, **settings).compile(
+            toy.Sorter(), trainset=long, valset=toy.rows(CONFIRM, TRAIN)
+        )
+    assert of.calls == 0
 
 
 def test_what_can_be_paid_counts_the_rows_that_are_shown(tmp_path: Path) -> None:

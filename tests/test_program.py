@@ -228,6 +228,13 @@ def test_a_probe_that_is_very_long_is_left_out(tmp_path: Path) -> None:
     assert [probe["inputs"]["text"] for probe in read(tmp_path / "saved").evidence["probes"]] == ["short"]
 
 
+@pytest.mark.parametrize("answer", ["cut \ud83d", json.loads(40 * "[" + 40 * "]")])
+def test_a_probe_that_couldnt_be_read_again_is_left_out(tmp_path: Path, answer: Any) -> None:
+    probes = [{"inputs": {"text": text}, "output": "label", "answer": text} for text in ("first", answer)]
+    save(Classify("text -> label: Literal['b', 'a']"), tmp_path / "saved", evidence={"probes": probes}, lm="m")
+    assert [probe["inputs"]["text"] for probe in read(tmp_path / "saved").evidence["probes"]] == ["first"]
+
+
 class Holding(dspy.Module):
     """A part that another part has, too, beside what can't be copied."""
 

@@ -460,6 +460,28 @@ def test_what_was_confirmed_stays_when_a_search_with_a_larger_budget_confirms_no
     assert [told for told in caplog.messages if "has confirmed before can't be read, and is overwritten" in told]
 
 
+def test_what_another_metric_of_the_same_name_confirmed_doesnt_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def judged(gold: Any, predicted: Any, least: int) -> bool:
+        return predicted.label == gold.label and int(gold.text.split()[1]) >= least
+
+    def compiled(least: int, text: str) -> Any:
+        @dataclass(frozen=True, kw_only=True)
+        class Given(Idle):
+            def search(self, task: Task) -> Sequence[Trial]:
+                return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+        metric = partial(judged, least=least)
+        return compiled_by(Given(metric=metric, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
+
+    assert compiled(0, RIGHT).replaced
+    assert compiled(0, USELESS).replaced, "the same metric's stays"
+    assert not compiled(30, USELESS).replaced
+    told = "was scored by another metric of the name partial, and is overwritten."
+    assert [message for message in caplog.messages if message.endswith(told)]
+
+
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:
     lm = simulated(answer)
     method = tries(tmp_path, lm, RIGHT, budget=Budget(calls=2 * CONFIRM + TRAIN - 1))

@@ -120,5 +120,5 @@ class Batch:
             "program": [self.identity, parts, *([models] if models else [])],
             "model": state_of(self.lm),
             "number of rows a shard": self.shard_rows,
-            **({"choice of columns": dict(sorted(self.read_from.items()))} if self.read_from else {}),
+            "choice of columns": dict(sorted(self.read_from.items())),
         }

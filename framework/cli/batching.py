@@ -15,7 +15,8 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
-from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
+from preceptor.cli.command import DEFAULT
+from preceptor.cli.compiling import Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
 from preceptor.cli.evaluating import Embedding, Student, load
 from preceptor.cli.inputs import (
     DEFAULT_LM,

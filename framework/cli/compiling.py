@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import dspy
 import typer
@@ -14,6 +14,7 @@ from preceptor import demo as demo_task
 from preceptor import run as runs
 from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
+from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
 from preceptor.cli.planning import check_model, check_own, embedders, plan, tell_plan
 from preceptor.cli.view import print_json, print_verdict, progress, say
@@ -23,7 +24,6 @@ from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
-from preceptor.lm.embedding import MODELS
 from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.report import REPORT
 from preceptor.resuming import remembered
@@ -32,11 +32,6 @@ from preceptor.splits import drawn
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}
-
-DEFAULT: Final = Patience()
-
-_EMBEDDER: Final = "embedder"
-"""The setting that may be a folder."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
@@ -59,34 +54,6 @@ def add_to(app: typer.Typer) -> None:
     app.command()(demo)
     app.command("compile")(compile_)
     app.command()(resume)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What a compile was asked; kept in the run folder, for `resume`."""
-
-    target: str
-    data: str
-    validation: str | None = None
-    rows: int | None = None
-    columns: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
-    instructions: str | None = None
-    method: str = "ape"
-    mixture: int | None = None
-    lm: str = DEFAULT_LM
-    api_base: str | None = None
-    max_tokens: int | None = None
-    proposer: str | None = None
-    proposer_api_base: str | None = None
-    metric: str | None = None
-    budget: str | None = None
-    seed: int = 0
-    threads: int = 8
-    workers: str | None = None
-    timeout: float = DEFAULT.timeout
-    retries: int = DEFAULT.retries
-    prices: list[str] = dataclasses.field(default_factory=list[str])
-    knobs: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
 
 def demo(
@@ -157,10 +124,10 @@ def compile_(
         instructions=instructions,
         method=method,
         mixture=mixture,
-        lm=lm,
+        lm=model_from_anywhere(lm),
         api_base=api_base,
         max_tokens=max_tokens,
-        proposer=proposer,
+        proposer=model_from_anywhere(proposer) if proposer else None,
         proposer_api_base=proposer_api_base,
         metric=metric,
         budget=budget,
@@ -187,31 +154,14 @@ def resume(
     retries: Annotated[
         int | None, typer.Option(help="Further attempts where a call fails in a way that may pass.")
     ] = None,
+    price: Price = None,
     json: Json = False,
 ) -> None:
     """Go on with a run that was stopped; answers it has are not asked for again."""
-    asked = {"budget": budget, "threads": threads, "timeout": timeout, "retries": retries}
-    asked |= {"api_base": api_base, "proposer_api_base": proposer_api_base}
+    asked: dict[str, Any] = {"budget": budget, "threads": threads, "timeout": timeout, "retries": retries}
+    asked |= {"api_base": api_base, "proposer_api_base": proposer_api_base, "prices": price or None}
     given = {name: value for name, value in asked.items() if value is not None}
-    _show(_run(dataclasses.replace(_remembered(run), **cast("dict[str, Any]", given)), run), json)
-
-
-def _remembered(run: Path) -> Command:
-    """Return the command that a run was started by.
-
-    Raises:
-        ConfigError: If it wasn't started by one, or by one of another version.
-    """
-    known: dict[str, Any] | None = runs.read_run(run).get("command")
-    if not known:
-        raise ConfigError(f"{run} was not started from the command line; call compile again with run_dir={str(run)!r}.")
-    known = {"proposer_api_base": known.get("api_base"), **known}  # it used to have the address of --lm
-    try:
-        return Command(**known)
-    except TypeError as error:
-        raise ConfigError(
-            f"{run} was started by another version of preceptor: {error}. Compile again with --run {run}."
-        ) from error
+    _show(_run(dataclasses.replace(remembered_in(run), **given), run), json)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -254,35 +204,13 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
 def _run(command: Command, folder: Path | None) -> Evidence:
     """Compile as the command says; every input is checked before the model is loaded."""
     given = _given(command, folder)
-    with remembered(given.folder, dataclasses.asdict(_from_anywhere(command))):
+    with remembered(given.folder, dataclasses.asdict(from_anywhere(command))):
         lm = lm_on(command.workers, command.lm, command.api_base, command.max_tokens)
         proposer = lm_of(command.proposer, command.proposer_api_base) if command.proposer else None
         with progress() as report:
             ready = dataclasses.replace(given.method, lm=lm, proposer=proposer, run_dir=given.folder, report=report)
             evidence: Evidence = ready.compile(given.program, trainset=given.train, valset=given.confirm).evidence
             return evidence
-
-
-def _from_anywhere(command: Command) -> Command:
-    """Return the command with its files' whole paths: a run may be resumed from another folder."""
-    return dataclasses.replace(
-        command,
-        target=_whole(command.target),
-        data=_whole(command.data),
-        validation=command.validation and _whole(command.validation),
-        metric=_whole(command.metric) if command.metric and ".py:" in command.metric else command.metric,
-        knobs={
-            name: _whole(value) if name == _EMBEDDER and value not in MODELS else value
-            for name, value in command.knobs.items()
-        },
-    )
-
-
-def _whole(text: str) -> str:
-    if "->" in text:  # a signature
-        return text
-    file, colon, name = text.rpartition(":") if ".py:" in text else (text, "", "")
-    return f"{Path(file).absolute()}{colon}{name}" if Path(file).exists() else text
 
 
 def _some(command: Command, program: dspy.Module, source: str, part: str = "train") -> list[dspy.Example]:
@@ -315,7 +243,7 @@ def _place(
     """Return a run folder of the cache that is named after all that the answers depend on."""
     settings = ("target", "method", "mixture", "metric", "seed", "lm", "max_tokens", "proposer")
     known = {
-        name: method.knobs.get(name, value) if name == _EMBEDDER else value for name, value in command.knobs.items()
+        name: method.knobs.get(name, value) if name == EMBEDDER else value for name, value in command.knobs.items()
     }
     parts = {
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},

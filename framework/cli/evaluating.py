@@ -15,7 +15,8 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.checks import check_metric, check_models, check_positive, label_field
-from preceptor.cli.compiling import DEFAULT, Bound, Json, MaxTokens, Price, Retries, Timeout
+from preceptor.cli.command import DEFAULT
+from preceptor.cli.compiling import Bound, Json, MaxTokens, Price, Retries, Timeout
 from preceptor.cli.inputs import (
     DEFAULT_LM,
     Columns,
@@ -31,7 +32,7 @@ from preceptor.cli.inputs import (
 )
 from preceptor.cli.view import out, plain, print_json, print_table, progress, say
 from preceptor.data import examples, load_rows
-from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError
+from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError, RunError
 from preceptor.lm.budget import Account, Budget, Cost
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
@@ -242,7 +243,7 @@ def _metered(
         "models": [[models[entrant.lm].model, models[entrant.lm].kwargs.get("api_base")] for entrant in entrants],
     }
     folder = cache_folder() / "evals" / fingerprint(parts)
-    with open_ledger(folder, parts) as ledger:
+    with _in_cache(), open_ledger(folder, parts) as ledger:
         if len(ledger):
             say(f"  {len(ledger)} answers are of an earlier eval, kept in {folder}; delete it to ask anew")
         try:
@@ -251,6 +252,15 @@ def _metered(
             raise BudgetExhausted(f"{error} {_KEPT} with a larger budget goes on.") from error
         except LMFailed as error:
             raise LMFailed(f"{error} {_KEPT} goes on.") from error
+
+
+@contextmanager
+def _in_cache() -> Generator[None]:
+    """Say of a folder that can't be had how to get another one: no option names it."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{error} An eval's folder is one of the cache; PRECEPTOR_CACHE names another cache.") from error
 
 
 def _state(entrant: Entrant) -> list[Any]:

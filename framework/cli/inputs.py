@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, get_origin
 import dspy
 import typer
 
-from preceptor.checks import forward_inputs
+from preceptor.checks import forward_inputs, refuse_steering
 from preceptor.cli.view import download
 from preceptor.data import examples, is_json, load_rows
 from preceptor.errors import ConfigError
@@ -94,6 +94,7 @@ def _signature(text: str) -> Any:
     try:
         found: Any = dspy.ensure_signature(text)
     except (ValueError, SyntaxError, TypeError) as error:
+        refuse_steering(text, re.findall(r"\w+", text))
         raise ConfigError(
             f"{text!r} is no signature: {error}. Write it as \"text -> label: Literal['a','b']\"."
         ) from error
@@ -104,6 +105,7 @@ def _signature(text: str) -> Any:
 
 
 def _declared(signature: Any, instructions: str | None) -> dspy.Module:
+    refuse_steering("predict", signature.fields)
     name = "classify" if is_direct(signature) and choices(signature) else "generate"
     program: dspy.Module = entries("modules")[name].load()(signature, instructions)
     return program
@@ -178,7 +180,7 @@ def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None)
     if name.startswith("local/"):
         from preceptor.lm.local import LocalLM  # torch, which no other model needs
 
-        return _pinned(LocalLM(_local(name), progress=download(), max_tokens=max_tokens or MAX_TOKENS), name)
+        return _pinned(LocalLM(local_id(name), progress=download(), max_tokens=max_tokens or MAX_TOKENS), name)
     if api_base is not None and api_base != without_credentials(api_base):
         raise ConfigError(
             f"--api-base {without_credentials(api_base)} came with a user, a password or a query, which aren't sent. "
@@ -217,7 +219,7 @@ def _reasoning(name: str, max_tokens: int, settings: Mapping[str, Any]) -> dspy.
         ) from error
 
 
-def _local(name: str) -> str:
+def local_id(name: str) -> str:
     """Return the id of `local/<id>` or `local/<id>@<fingerprint>`."""
     return _PRINT.sub("", name.removeprefix("local/"))
 
@@ -225,7 +227,7 @@ def _local(name: str) -> str:
 def _pinned(lm: dspy.LM, name: str) -> dspy.LM:
     """Return the model if its weights are those that the name pins, or the name pins none."""
     if _PRINT.search(name) and lm.model != name:
-        bare = f"local/{_local(name)}"
+        bare = f"local/{local_id(name)}"
         raise ConfigError(
             f"The weights of {bare} are others than those that are asked for: they are {lm.model}, not {name}. "
             f"Get those back, or go on with these: --lm {bare}."
@@ -252,7 +254,7 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
     from preceptor.lm.local import LocalLM
     from preceptor.lm.workers import RayLM
 
-    made = partial(LocalLM, _local(name), max_tokens=max_tokens or MAX_TOKENS)
+    made = partial(LocalLM, local_id(name), max_tokens=max_tokens or MAX_TOKENS)
     return _pinned(RayLM(made, int(number) if number else None), name)
 
 

@@ -40,6 +40,7 @@ def plan(
         "confirm_calls": kept,
         "least_calls": search.least + kept,
         "train_rows": len(train),
+        "shown_rows": method.demonstration_rows,
         "confirm_rows": len(confirm),
         "different_rows": count,
         "smallest_gain": smallest_gain(count),
@@ -52,9 +53,10 @@ def tell_plan(planned: Mapping[str, Any], folder: Path, models: Sequence[str], *
     if as_json:
         print_json({**planned, "run": str(folder), "to_fetch": missing})
         return
+    shown = f" ({planned['shown_rows']} shown as demonstrations)" if planned["shown_rows"] else ""
     told = [
         f"About {planned['calls']} calls, {planned['least_calls']} at least; none was made.",
-        f"  {counted(planned['train_rows'], 'row')} to search on, about {planned['search_calls']} calls",
+        f"  {counted(planned['train_rows'], 'row')} to search on{shown}, about {planned['search_calls']} calls",
         f"  {counted(planned['confirm_rows'], 'row')} to confirm on, {planned['confirm_calls']} calls at most",
         f"  {power(planned['different_rows'])}",
         *(f"  {name} isn't here yet: {_megabytes(name)} MB are fetched first" for name in missing),

@@ -96,10 +96,10 @@ def _in_cohort(pool: ThreadPoolExecutor, wave: list[T], does: Callable[[T], R]) 
 
     try:
         futures = [submit(pool, seated, row, item) for row, item in enumerate(wave)]
-    except BaseException:  # Ctrl-C: the rows begun would wait for the others for ever
+        wait(futures)
+    except BaseException:  # Ctrl-C: the rows begun would wait for the others for ever, or ask for more
         cohort.abandon()
         raise
-    wait(futures)
     return [future.result() for future in futures]
 
 

@@ -73,9 +73,10 @@ def listen(host: str, port: int) -> socket.socket:
             listening.bind(address)
             listening.listen(_BACKLOG)  # from here on clients wait, and no other process takes the port
             stack.pop_all()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter where a name can't be one
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(
-            f"Can't listen on {host}:{port}: {error.strerror or error}. Choose another --port."
+            f"Can't listen on {host}:{port}: {reason}. Choose another --port, or --host, an address of this machine."
         ) from error
     listening.set_inheritable(True)
     return listening

@@ -29,6 +29,7 @@ from preceptor.serving.model import Counted, Tally, counting, serve_own_models, 
 from preceptor.serving.refused import Refused, refusal
 from preceptor.serving.settings import Limits
 from preceptor.serving.watch import Metrics, note, place_of, since
+from preceptor.untrusted import Malformed, content
 
 _SHADOWS: Final = 8
 """Rows the shadow answers at a time; further ones are left out, so that it never holds up the served program."""
@@ -154,8 +155,8 @@ def _name(path: Path) -> str:
 def _digest(path: Path) -> str:
     """Return what tells one version of an artifact from another; "" where there is none to be read."""
     try:
-        return hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:12]
-    except OSError:
+        return hashlib.sha256(content(path / "manifest.json")).hexdigest()[:12]
+    except (OSError, Malformed):  # of which reading the artifact tells
         return ""
 
 

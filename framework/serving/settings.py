@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             least, value = _LEAST.get(name, 1), getattr(self, name)
-            if not value >= least:
-                raise ConfigError(f"A server needs {name} >= {least:g}, got {value:g}.")
+            if not math.inf > value >= least:
+                raise ConfigError(f"A server needs {name} >= {least:g} and finite, got {value:g}.")
 
 
 @dataclass(frozen=True, slots=True)

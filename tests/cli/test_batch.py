@@ -100,6 +100,28 @@ def test_a_column_of_another_name_is_read_and_kept_as_it_is(
     assert not (tmp_path / "other.csv.batch").exists()
 
 
+@pytest.mark.parametrize("first", [[], ["--column", "text=body"]])
+def test_a_batch_that_was_begun_is_not_gone_on_with_from_another_column(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str], first: list[str]
+) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text,body\na prize,lunch\nlunch,a prize\n", encoding="utf-8")
+    second = [] if first else ["--column", "text=body"]
+    assert run(command(server, source, out, *first)) == 0
+    before = out.read_bytes()
+
+    assert run(command(server, source, out, *second)) == 2
+    assert "belongs to another choice of columns; nothing was overwritten" in " ".join(capsys.readouterr().err.split())
+    assert out.read_bytes() == before
+    if not first:  # as folders of earlier versions have none
+        path = Path(f"{out}.batch") / "run.json"
+        known = json.loads(path.read_text(encoding="utf-8"))
+        del known["fingerprints"]["choice of columns"]
+        path.write_text(json.dumps(known), encoding="utf-8")
+        assert run(command(server, source, out, *second)) == 2
+    assert run(command(server, source, out, *first)) == 0
+
+
 def test_a_budget_stops_with_3_and_a_broken_server_with_4_and_both_go_on(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

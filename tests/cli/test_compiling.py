@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from preceptor.cli import run
-from preceptor.cli.compiling import Command, _from_anywhere, _knobs
+from preceptor.cli.command import Command, from_anywhere, model_from_anywhere
+from preceptor.cli.compiling import _knobs
 from preceptor.errors import ConfigError
 from preceptor.lm.embedding import MODELS
 from preceptor.run import read_run
@@ -232,8 +233,49 @@ def test_a_run_by_an_embedder_in_a_folder_has_its_whole_path_and_a_place_of_its_
         places.append(compiled(capsys, *command)["run"])
 
     assert places[0] == places[1] != places[2]
-    remembered = _from_anywhere(Command(target="", data="", knobs={"embedder": "encoder", "candidates": "4"}))
+    remembered = from_anywhere(Command(target="", data="", knobs={"embedder": "encoder", "candidates": "4"}))
     assert remembered.knobs == {"embedder": str(tmp_path / "encoder"), "candidates": "4"}
+    assert server.count == 0
+
+
+def test_a_model_in_a_folder_has_its_whole_path_and_others_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "tuned").mkdir(parents=True)
+    (tmp_path / "models" / "tuned" / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    whole = f"local/{tmp_path}/models/tuned"
+    assert model_from_anywhere("local/models/tuned") == model_from_anywhere(whole) == whole
+    assert model_from_anywhere("local/models/tuned@0123456789ab") == f"{whole}@0123456789ab"
+    for name in ("local/smollm2-135m", "local/org/model", "openai/models/tuned"):
+        assert model_from_anywhere(name) == name
+
+
+def test_a_run_goes_on_in_dollars_at_a_price_that_is_given_then(
+    rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = compiled(capsys, *arguments(rows, server))["run"]
+    assert run(["resume", folder, "--budget", "dollars=5"]) == 2
+    assert "--price openai/m=0.5/1.5" in " ".join(capsys.readouterr().err.split())
+    resumed = compiled(capsys, "resume", folder, "--budget", "dollars=5", "--price", "openai/m=1/1")
+    assert (resumed["run"], resumed["billed_calls"]) == (folder, 0)
+    assert read_run(Path(folder))["command"]["prices"] == ["openai/m=1/1"]
+
+
+@pytest.mark.filterwarnings("ignore:Field name .* shadows an attribute in parent:UserWarning")
+@pytest.mark.parametrize(
+    ("signature", "field"),
+    [("config -> label", "config"), ("text -> demos: list[str]", "demos"), ("text -> signature", "signature")],
+)
+def test_a_field_that_would_steer_the_call_is_refused_before_any_call(
+    rows: Path, server: ChatServer, capsys: pytest.CaptureFixture[str], signature: str, field: str
+) -> None:
+    command = arguments(rows, server, "--dry-run")
+    command[1] = signature
+    assert run(command) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"has a field {field!r}, which DSPy takes for a setting of the call." in told
+    assert f"--column NEW={field}" in told
     assert server.count == 0
 
 
@@ -280,4 +322,4 @@ def test_an_embedder_of_the_catalogue_keeps_its_name_whatever_folder_there_is(
         Path(name).mkdir()
         command = Command(target=SPAM, data="rows.csv", knobs={"embedder": name, "regions": "2"})
         whole = name if name in MODELS else str(tmp_path / name)
-        assert _from_anywhere(command).knobs == {"embedder": whole, "regions": "2"}
+        assert from_anywhere(command).knobs == {"embedder": whole, "regions": "2"}

@@ -12,6 +12,7 @@ import pytest
 from preceptor import program as artifact
 from preceptor.cli import run
 from preceptor.modules import Classify
+from preceptor.run import locked
 from preceptor.testing import ChatServer, Faults
 
 LM = ["--lm", "local/smollm2-135m"]
@@ -273,6 +274,19 @@ def test_an_eval_goes_on_with_the_answers_it_has(here: Path, capsys: pytest.Capt
 
         told = evaluated(capsys, *hosted(here, server, "--instructions", "Is it spam?"))
         assert (told["rows"], server.count) == (40, 80)  # other requests have other answers
+
+
+def test_a_second_eval_of_the_same_rows_at_once_is_told_how_to_get_a_folder_of_its_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", f"{here}/rules.py:Mail", "--data", str(here / "rows.csv"), *LM]
+    assert run(command) == 0
+    [folder] = (here / "cache" / "evals").iterdir()
+    with locked(folder):
+        assert run(command) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Another process is using the run folder" in told
+    assert "PRECEPTOR_CACHE names another cache." in told
 
 
 def test_an_eval_whose_model_failed_goes_on_with_the_answers_it_has(

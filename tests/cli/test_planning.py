@@ -40,6 +40,7 @@ def test_the_calls_are_told_and_neither_a_model_nor_a_folder_is_made(
         "confirm_calls": 24,
         "least_calls": 49,
         "train_rows": 12,
+        "shown_rows": 0,
         "confirm_rows": 12,
         "different_rows": 12,
         "smallest_gain": pytest.approx(0.757, abs=0.001),
@@ -63,6 +64,11 @@ def test_people_are_told_in_lines_and_what_would_be_fetched_first(
         f"  local/qwen2.5-coder-1.5b isn't here yet: {size} MB are fetched first",
         f"Run      {tmp_path / 'run'}",
     ]
+
+
+def test_rows_that_are_shown_and_not_scored_are_told(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--set", "few_shot=4"]) == 0
+    assert "  12 rows to search on (4 shown as demonstrations), about 17 calls" in capsys.readouterr().out.splitlines()
 
 
 def test_rows_of_one_label_are_warned_of(command: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from preceptor.cli import app, run
-from preceptor.cli.compiling import Command
+from preceptor.cli.command import Command
 from preceptor.report import REPORT
 from preceptor.report.repeat import command
 from preceptor.teleprompters import APE

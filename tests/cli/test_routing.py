@@ -11,7 +11,8 @@ import dspy
 import pytest
 
 from preceptor.cli import run
-from preceptor.cli.compiling import Command, _configured
+from preceptor.cli.command import Command
+from preceptor.cli.compiling import _configured
 from preceptor.cli.serving import _program
 from preceptor.lm.embedding import embedder_of
 from preceptor.modules import Classify, Experts

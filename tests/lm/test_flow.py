@@ -110,3 +110,31 @@ def test_ctrl_c_while_rows_that_wait_for_each_other_are_begun_ends_them(
     with pytest.raises(KeyboardInterrupt):
         list(in_order(smollm, range(8), asks, 1))
     assert begun == [0, 1, 2]
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_while_a_batch_is_answered_begins_no_other(monkeypatch: pytest.MonkeyPatch, smollm: dspy.LM) -> None:
+    asked: list[int] = []
+    is_asked = threading.Event()
+
+    def interrupted(futures: Any) -> None:
+        assert is_asked.wait(30)
+        raise KeyboardInterrupt
+
+    def together(questions: Any) -> list[str]:
+        asked.append(len(questions))
+        is_asked.set()
+        time.sleep(0.2)  # it is under way when the wait is interrupted
+        return ["a"] * len(questions)
+
+    def asks(item: int) -> None:
+        seat = current()
+        assert seat is not None
+        for number in range(4):
+            seat[0].ask(seat[1], number)
+
+    monkeypatch.setattr(flow, "ask_cohort", together)
+    monkeypatch.setattr(flow, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(smollm, range(8), asks, 1))
+    assert asked == [8]

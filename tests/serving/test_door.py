@@ -236,6 +236,14 @@ def test_a_port_takes_connections_before_it_is_announced_and_is_no_second_proces
             listen("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["x..y", f"{64 * 'a'}.example"])
+def test_a_host_that_can_be_none_is_told_with_what_to_change(host: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^Can't listen on {host}:8000: .*Choose another --port, or --host, an addr"
+    ):
+        listen(host, 8000)
+
+
 def test_each_request_is_one_line_without_what_was_asked(
     save: Save, serve: Serve, logged: list[dict[str, Any]], eventually: Any
 ) -> None:

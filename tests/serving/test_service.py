@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -329,13 +331,31 @@ def test_programs_of_one_model_share_it(save: Save) -> None:
     assert first.digest == second.digest
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_manifest_that_is_no_file_of_its_own_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "program").mkdir()
+    manifest = tmp_path / "program" / "manifest.json"
+    os.mkfifo(manifest) if kind == "pipe" else manifest.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="is no regular file" if kind == "pipe" else "is a symbolic link"):
+        Service(Source(tmp_path / "program", lm=lambda name: simulated(by_instruction)))
+
+
 def test_a_program_that_isnt_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"is no saved program: it has no manifest\.json"):
         Service(Source(tmp_path / "nothing", lm=lambda name: simulated(by_instruction)))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"concurrency": 0}, {"queue": -1}, {"seconds": 0.0}, {"output_tokens": 0}, {"drain_seconds": -1.0}]
+    "wrong",
+    [
+        {"concurrency": 0},
+        {"queue": -1},
+        {"seconds": 0.0},
+        {"output_tokens": 0},
+        {"drain_seconds": -1.0},
+        {"drain_seconds": math.inf},
+    ],
 )
 def test_limits_that_let_nobody_in_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"A server needs {next(iter(wrong))}"):

@@ -278,6 +278,10 @@ def test_any_sampler_of_optuna_can_search(tmp_path: Path, sampler: Any) -> None:
             {"sampler": RandomSampler(seed=0)},
             r"^InstructZero makes its sampler anew for each search: pass the class Ran",
         ),
+        (
+            {"sampler": functools.partial(TPESampler, gamma=lambda count: count)},
+            r"^InstructZero couldn't tell a run with the sampler functools\.partial.* from others when it is resumed: ",
+        ),
     ],
 )
 def test_a_knob_out_of_range_is_refused_when_it_is_set(settings: dict[str, Any], message: str) -> None:

@@ -678,6 +678,25 @@ def test_a_folders_model_that_was_trained_further_is_another_run(
         compiled_by(mixture(tmp_path / "run", embedder=encoder))
 
 
+def test_a_confirmed_mixture_with_a_folders_embedder_stays_when_a_larger_budget_confirms_nothing(
+    tmp_path: Path, save_encoder: Callable[[Path, Mapping[str, Sequence[float]]], Path]
+) -> None:
+    class Lavish(APE):
+        def search(self, task: Task) -> Sequence[Trial]:
+            return super().search(task) if (self.budget.calls or 0) < 3000 else []
+
+    encoder = str(save_encoder(tmp_path / "encoder", {"fruit": [1.0, 0.0], "tools": [0.0, 1.0], "fox": [1.0, 1.0]}))
+    first, second = (
+        compiled_by(mixture(tmp_path / "run", embedder=encoder, method=Lavish, budget=Budget(calls=calls)))
+        for calls in (2000, 4000)
+    )
+
+    assert (first.evidence.compiled, second.evidence.compiled) == (1.0, 1.0)
+    assert "A search that went on from there confirmed nothing else" in second.evidence.verdict
+    assert isinstance(second, Experts)
+    assert read(tmp_path / "run" / "program").is_routed
+
+
 def test_rows_that_repeat_count_once_where_regions_are_chosen(tmp_path: Path) -> None:
     method = mixture(tmp_path, regions=0, least_rows=30)
     compiled = compiled_by(method, trainset=[*rows(40), *rows(40)])

@@ -579,6 +579,21 @@ def test_stopped_by_its_budget_of_tokens_the_winner_on_the_rows_set_aside_is_con
     assert evidence.instructions == [line["instructions"] for line in aside if line["score"] == best][-1]
 
 
+def test_stopped_by_its_budget_without_rows_set_aside_the_best_of_the_last_selection_is_confirmed(
+    tmp_path: Path,
+) -> None:
+    lm, proposer = simulated(level).copy(max_tokens=8), climbing().copy(max_tokens=256)
+    method = protegi(tmp_path, proposer, lm=lm, budget=Budget(tokens=50_000), stale_rounds=0, evaluations=20)
+
+    evidence = compiled_by(method, 100, valset=rows(50, 100)).evidence
+
+    held = lines(tmp_path, "held.jsonl")
+    assert "tokens" in evidence.stopped
+    assert [line["instructions"] for line in held][-1] == evidence.instructions
+    assert evidence.search_score == held[-1]["score"]
+    assert evidence.replaced
+
+
 def test_a_budget_below_one_small_round_is_refused(tmp_path: Path) -> None:
     proposer = unhelpful()
     # 10 rows aside, a minibatch of 16, 2 requests, 2 candidates on 12 rows, the winner on 10
