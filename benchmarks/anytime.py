@@ -29,6 +29,7 @@ from preceptor.benchmarks.compared import (
     means_by_task,
 )
 from preceptor.run import CONFIRMATION, HELD, REGIONS
+from preceptor.scoring.trial import Candidate
 
 TESTED: Final = 6
 """Instructions of a curve that are scored on test rows, at most: the first, the last and others between them."""
@@ -74,6 +75,20 @@ def curve(run: Path) -> list[Point]:
     scored = [*({**line, "score": line["so_far"]} for line in lines), *best]
     score = next((line["score"] for line in reversed(scored) if line["instructions"] == winner), None)
     return [*points, Point(lines[-1]["calls"], winner, score)]
+
+
+def held_last(run: Path) -> Candidate | None:
+    """Return what a run's search held for best in the end, confirmed or not: the seed if it found nothing.
+
+    None of a mixture, which has many searches, and of a run that was made before demonstrations were written down.
+    """
+    lines = _lines(run / "trials.jsonl")
+    told = json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))
+    demos = told.get("demos", {}).get("", {})
+    if (run / REGIONS).is_file() or not lines or (any(line["demos"] for line in lines) and not demos):
+        return None
+    seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
+    return Candidate(told["candidates"].get("", seed), {name: tuple(shown) for name, shown in demos.items()})
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -290,25 +290,21 @@ class _Bench:
     def _compiled(
         self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
     ) -> dict[str, Any]:
-        """Return what a compile has come to, and what its search held for best, confirmed or not.
-
-        That is known by its text, or was returned; one with demonstrations, or a mixture, that was not confirmed has no
-        score here, for its text alone is not all of it.
-        """
+        """Return what a compile has come to, and what its search, if there was one, held for best, confirmed or not."""
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
 
-        def tested(instructions: Mapping[str, str]) -> Sequence[Outcome]:
-            return self._scored(apply(student, Candidate(instructions)), test)
+        def tested(candidate: Candidate) -> Sequence[Outcome]:
+            return self._scored(apply(student, candidate), test)
 
         run, curve = Path(evidence.run), []
         if self.with_curve:
             curve = anytime.scored_on_test(
-                run, lambda texts: compare(before, held_against(before, tested(texts)), self.metric).after
+                run, lambda texts: compare(before, held_against(before, tested(Candidate(texts))), self.metric).after
             )
         after, candidate = self._scored(program, test), dict[str, Any]()
-        if points := anytime.curve(run):
-            best = points[-1].instructions
-            candidate = {**self._of_candidate(before, tested(best)), "best_candidate": best}
+        if (held := anytime.held_last(run)) is not None:
+            shown = {"best_demos": count} if (count := sum(map(len, held.demos.values()))) else {}
+            candidate = {**self._of_candidate(before, tested(held)), "best_candidate": dict(held.instructions), **shown}
         elif evidence.replaced:
             candidate = self._of_candidate(before, after)
         return {

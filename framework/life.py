@@ -181,7 +181,12 @@ class Compile:
             {**place, "inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
             for row, old, new, place in zip(self.confirm, before, after, places or repeat({}), strict=False)
         ]
-        return {"candidates": {name: dict(each.instructions) for name, each in candidates.items()}, "rows": rows}
+        demos = {name: each.demos for name, each in candidates.items() if any(each.demos.values())}
+        return {
+            "candidates": {name: dict(each.instructions) for name, each in candidates.items()},
+            **({"demos": demos} if demos else {}),
+            "rows": rows,
+        }
 
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""

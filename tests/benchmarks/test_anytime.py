@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.anytime import Point, curve, ratios, reached, scored_on_test, speeds, steps
+from preceptor.benchmarks.anytime import Point, curve, held_last, ratios, reached, scored_on_test, speeds, steps
+from preceptor.scoring.trial import Candidate
 
 
 def trial(name: str, calls: int, seen: int, so_far: float, demos: int = 0) -> dict[str, Any]:
@@ -76,8 +77,20 @@ def test_there_is_a_point_where_the_search_first_could_have_returned_anything(tm
 def test_mixtures_and_candidates_with_demonstrations_have_no_curve(tmp_path: Path) -> None:
     assert curve(folder(tmp_path / "demos", [trial("seed", 9, 9, 0.5), trial("shown", 18, 9, 0.9, demos=4)])) == []
     place = folder(tmp_path / "mixture", RACE, "good")
+    assert held_last(place) == Candidate({"predict": "good"})
     (place / "regions.json").write_text("{}")
     assert curve(place) == []
+    assert held_last(place) is None
+
+
+def test_what_was_held_last_is_the_winner_with_its_demonstrations_or_the_seed(tmp_path: Path) -> None:
+    assert held_last(folder(tmp_path / "none", RACE)) == Candidate({"predict": "seed"})
+    place = folder(tmp_path / "demos", [trial("shown", 18, 9, 0.9, demos=2)], "shown")
+    assert held_last(place) is None, "as in runs made before demonstrations were written down"
+    demos = {"predict": [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]}
+    told = {"candidates": {"": {"predict": "shown"}}, "demos": {"": demos}}
+    (place / "confirmation.json").write_text(json.dumps(told))
+    assert held_last(place) == Candidate({"predict": "shown"}, {"predict": tuple(demos["predict"])})
 
 
 def test_six_instructions_of_a_curve_are_scored_the_first_and_the_last_among_them(tmp_path: Path) -> None:

@@ -297,27 +297,19 @@ def test_results_of_equal_model_and_budget_go_into_one_folder() -> None:
     assert dataclasses.replace(run, test_rows=50).group == "qwen2.5-coder-1.5b-600-of-50"
 
 
-def test_a_candidate_with_demonstrations_is_scored_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = model()
-
-    found = bench(lm, monkeypatch, tmp_path).measure(
-        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
-    )
-
-    assert (found["replaced"], found["curve"]) == (True, [])
-    scores = [found[name] for name in ("compiled", "gain", "low", "high")]
-    assert [found[f"candidate{end}"] for end in ("", "_gain", "_low", "_high")] == scores
-    assert "best_candidate" not in found  # a text is not all of it
-
-
-def test_a_candidate_that_is_known_by_its_text_alone_and_was_not_confirmed_has_no_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("power", "is_new"), [(1.0, True), (0.4, False)])
+def test_a_candidate_with_demonstrations_is_scored_with_them_confirmed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power: float, is_new: bool
 ) -> None:
-    lm = graded({row.text: row.side for row in rows(0, 104)}, {GOOD: 0.4}, default=0.4, name="toss")
+    lm = model() if is_new else graded({row.text: row.side for row in rows(0, 104)}, {GOOD: power}, default=power)
 
     found = bench(lm, monkeypatch, tmp_path).measure(
         Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
     )
 
-    assert found["replaced"] is False
-    assert not found.keys() & {"candidate", "candidate_gain", "candidate_low", "candidate_high", "best_candidate"}
+    assert (found["replaced"], found["curve"], found["best_demos"]) == (is_new, [], 2)
+    scored = {len(request.messages) for request in asked(lm)[-1:]}
+    assert scored == {5}, "two turns a demonstration, and the row"
+    scores = [found[name] for name in ("compiled", "gain", "low", "high")]
+    ends = [found[f"candidate{end}"] for end in ("", "_gain", "_low", "_high")]
+    assert (ends == scores) == is_new
