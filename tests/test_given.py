@@ -7,6 +7,7 @@ from typing import Any
 import dspy
 import pytest
 
+from preceptor.errors import ConfigError
 from preceptor.given import checked, parts_of
 from preceptor.modules import Classify
 from preceptor.teleprompters import APE
@@ -39,3 +40,33 @@ def test_a_compile_is_told_apart_by_what_it_is_given_and_not_by_how_it_is_run(
 ) -> None:
     known, other = parts(), parts(**change)
     assert {name for name in known if known[name] != other[name]} == names
+
+
+class Settings(dspy.Module):
+    """A class of the user's, whose fields are called what DSPy calls a setting."""
+
+    def __init__(self, signature: str) -> None:
+        super().__init__()
+        self.predict = dspy.Predict(signature)
+
+    def forward(self, text: str) -> Any:
+        return self.predict(config=text) if "config ->" in str(self.predict.signature) else self.predict(text=text)
+
+
+@pytest.mark.parametrize(
+    ("program", "field"),
+    [
+        (Settings("config -> label"), "config"),
+        (Classify("text -> completions: Literal['spam', 'mail']"), "completions"),
+        (dspy.ChainOfThought("text -> label, demos"), "demos"),
+    ],
+)
+def test_a_field_that_dspy_takes_for_a_setting_is_refused(program: dspy.Module, field: str) -> None:
+    told = rf"^The predictor \S+ has a field '{field}', which DSPy takes for a setting of the call\. Rename the field; "
+    with pytest.raises(ConfigError, match=told):
+        checked(APE(metric="accuracy"), program, [row.copy(**{field: row.label}) for row in ROWS], None)
+
+
+def test_an_output_of_a_users_own_class_may_have_such_a_name() -> None:
+    rows = [row.copy(config=row.label) for row in ROWS]
+    assert checked(APE(metric=lambda gold, told: told.config == gold.config), Settings("text -> config"), rows, None)
