@@ -73,4 +73,4 @@ def _same_config(gold: Any, told: Any) -> bool:
 
 def test_an_output_of_a_users_own_class_may_have_such_a_name() -> None:
     rows = [row.copy(config=row.label) for row in ROWS]
-    assert checked(APE(metric=_same_config), Settings("text -> config"), rows, None)
+    assert checked(APE(metric=_same_config), Settings("text -> config"), rows, None)[2] == "config"
