@@ -122,6 +122,8 @@ def run(
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
     _refuse_others(places, data_dir)
     missing = [one for one in runs if not places[one].is_file()]
+    for name in dict.fromkeys(one.task for one in missing):
+        tasks.find(name).rows(data_dir, 0)  # whose data isn't there is said before anything is compiled
     measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve)
     with progress() as report, _spread(measure, missing, jobs, report) as results:
         for one, result in results:

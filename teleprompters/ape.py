@@ -74,13 +74,13 @@ class APE(Teleprompter):
     """Automatic prompt engineer.
 
     Asks `proposer` for `candidates` instructions, each from `demos` demonstrations, and races them with
-    the seed on the train rows. Costs `candidates` proposer calls and the race's task calls
-    (`racing.cost`), per predictor; fewer candidates are drawn if the budget can't pay for a race of all.
-    A round of resampling costs up to 4 proposer calls and a race of 8 or 9.
+    the seed on the train rows. Costs `candidates` proposer calls (as many for each label in mode `labels`) and the
+    race's task calls (`racing.cost`), per predictor; fewer candidates are drawn if the budget can't pay for a race of
+    all. A round of resampling costs up to 4 proposer calls and a race of 8 or 9.
 
     Args:
         candidates: Proposals, at least 1 (50 in the paper).
-        demos: Demonstrations per proposal, at least 1 (5 in the paper).
+        demos: Demonstrations per proposal, at least 1 (5 in the paper); in mode `labels` so many of each label.
         subsamples: Draws of demonstrations; each is asked for its share of the proposals (5 in the published code).
         mode: `forward`, `reverse` (infilling), `labels` (ours: a description of every label, each asked for
             by itself, added to the seed instruction; for programs that pick a label; one call per label and
@@ -98,7 +98,7 @@ class APE(Teleprompter):
     """
 
     paper: ClassVar[str] = "arXiv:2211.01910"
-    formula: ClassVar[str] = "candidates + race(candidates + 1, rows)"
+    formula: ClassVar[str] = "candidates (x labels in mode labels) + race(candidates + 1, rows)"
 
     candidates: int = 50
     demos: int = 5
@@ -235,7 +235,7 @@ class APE(Teleprompter):
             members = [row for row in rows if folded(text_of(task.train[row], task.output)) == folded(label)]
             if not members:
                 continue
-            drawn = task.rng.sample(members, min(len(members), max(1, self.demos // len(labels))))
+            drawn = task.rng.sample(members, min(len(members), self.demos))
             inputs = [
                 " ".join(
                     cut(str(task.train[row][field]))

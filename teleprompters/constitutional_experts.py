@@ -106,12 +106,12 @@ class ConstitutionalExperts(Teleprompter):
     the best in turn, the last first: one without which the score is as good is dropped; one that the user wrote,
     edited since or not, only if it is better.
 
-    A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more for
-    edits that are tried together; where no rows are set aside, the ablation costs `principles * rows`. With a budget of
-    calls, all steps take the first of these settings of which the rest pays for 5 steps, else for 4, 3 or 2: the
-    settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24 set aside; 32 rows; one edit and 16
-    set aside. Else the first that it pays for one step of: these; 1 error, 16 rows and 8 set aside. A budget of tokens,
-    dollars or seconds alone is not planned for: the search takes the settings, and ends where it is spent.
+    A step costs `errors * (1 + 2 * edits)` proposer calls and a race of `errors * edits` children, and `rows` more a
+    parent for edits that are tried together; where no rows are set aside, the ablation costs `principles * rows`. With
+    a budget of calls, all steps take the first of these settings of which the rest pays for 5 steps, else for 4, 3 or
+    2: the settings; at most 64 rows in a race and 32 set aside; 2 errors, 48 rows and 24 set aside; 32 rows; one edit
+    and 16 set aside. Else the first that it pays for one step of: these; 1 error, 16 rows and 8 set aside. A budget of
+    tokens, dollars or seconds alone is not planned for: the search takes the settings, and ends where it is spent.
 
     With several regions it is the mixture of itself (`preceptor.teleprompters.mixture`): one search on all rows, one
     on each region's, and a router.
@@ -139,7 +139,7 @@ class ConstitutionalExperts(Teleprompter):
     paper: ClassVar[str] = "arXiv:2403.04894"
     formula: ClassVar[str] = (
         "rows + steps * (errors * (1 + 2 * edits) + race(beam + errors * edits, rows, known=beam)) "
-        "+ (beam + principles) * held_out"
+        "+ (beam + principles) * held_out; up to steps * beam * rows more for edits tried together"
     )
 
     regions: int = 1

@@ -1,9 +1,9 @@
 """The command line. Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done (a kept prompt included, and a search that its budget ended), 1 a score below `eval --fail-under`,
-2 wrong usage, 3 stopped before there was a result and resumable, 4 too much of what was asked failed, 130 interrupted.
-With `--json` the object on stdout has `error` and `exit_code` where the code is 2 to 4, but for mistyped options and
-arguments.
+2 wrong usage or what was given can't be used, 3 stopped before there was a result and resumable, 4 too much of what was
+asked failed, 130 interrupted. With `--json` the object on stdout has `error` and `exit_code` where the code is 2 to 4,
+but for mistyped options and arguments.
 """
 
 from __future__ import annotations

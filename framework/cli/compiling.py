@@ -31,7 +31,12 @@ from preceptor.scoring.metrics import Metric
 from preceptor.splits import drawn
 
 DEMO_BUDGET: Final = "calls=1000"
-DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "36", "mode": "labels", "few_shot": "12"}
+DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "6", "mode": "labels", "few_shot": "12"}
+
+METRICS: Final = (
+    "accuracy, macro_f1, f1:LABEL, exact_match, token_f1, set_match, contains, or FILE.py:NAME; by default accuracy of "
+    "labels, exact_match of other texts."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal programs.")]
@@ -101,7 +106,7 @@ def compile_(
     proposer_api_base: Annotated[
         str | None, typer.Option(help="Address of the proposer's server; that of --api-base isn't taken.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="A built-in metric, or FILE.py:NAME.")] = None,
+    metric: Annotated[str | None, typer.Option(help=METRICS)] = None,
     budget: Bound = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; by default one of the cache.")] = None,
     seed: Seed = 0,

@@ -97,9 +97,7 @@ def eval_(
     instructions: Annotated[
         list[str] | None, typer.Option(help="The prompt of a signature; of two signatures, once for each.")
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="A built-in metric, or FILE.py:NAME; by default that of the program's compile.")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help="As of compile; by default that of the program's compile.")] = None,
     student: Student = None,
     embedder: Embedding = None,
     budget: Bound = None,

@@ -44,7 +44,7 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Tokens that open it, one a line; PRECEPTOR_TOKEN holds some, too.")
     ] = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Needs no token; on other addresses, say it twice.")] = (
+    no_token: Annotated[bool, typer.Option("--no-token", help="Needs none; elsewhere only with --anyone-may-ask.")] = (
         False
     ),
     anyone_may_ask: Annotated[

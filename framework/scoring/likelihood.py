@@ -53,5 +53,5 @@ def request(lm: dspy.LM, name: str, predictor: Any, candidate: Candidate, exampl
 def outcome(result: Response | Exception) -> Outcome:
     """Return what came of a request: log P per token of the label, at most 0."""
     if isinstance(result, Exception):
-        return Outcome("failed", None, error=str(result))
+        return Outcome("failed", None, error=f"{type(result).__name__}: {result}")
     return Outcome("scored", mean_log_probability(result))

@@ -286,6 +286,17 @@ def test_nothing_to_run_is_told_with_why_before_a_model_is_loaded(
         )
 
 
+def test_data_that_isnt_there_is_told_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: Any, **more: Any) -> Any:
+        raise AssertionError("it was compiled")
+
+    monkeypatch.setattr(papers, "_measured", measured)
+    with pytest.raises(ConfigError, match="The task antonyms is read from its upstream's files only; pass --data-dir"):
+        as_command("papers", papers.run, ["--task", "tickets", "--task", "antonyms", "--out", str(tmp_path)])
+
+
 def test_answers_of_a_gpu_have_a_ledger_of_their_own() -> None:
     assert papers._ledger_name("trec", "cpu, x86_64") == "trec-test.sqlite"
     assert papers._ledger_name("trec", "NVIDIA H200") == "trec-test-nvidia-h200.sqlite"

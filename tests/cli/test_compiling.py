@@ -11,10 +11,11 @@ import pytest
 
 from preceptor.cli import run
 from preceptor.cli.command import Command, from_anywhere, model_from_anywhere
-from preceptor.cli.compiling import _knobs
+from preceptor.cli.compiling import METRICS, _knobs
 from preceptor.errors import ConfigError
 from preceptor.lm.embedding import MODELS
 from preceptor.run import read_run
+from preceptor.scoring.metrics import BUILT_IN
 from preceptor.teleprompters import ConstitutionalExperts
 from preceptor.testing import ChatServer
 
@@ -277,6 +278,11 @@ def test_a_field_that_would_steer_the_call_is_refused_before_any_call(
     assert f"has a field {field!r}, which DSPy takes for a setting of the call." in told
     assert f"--column NEW={field}" in told
     assert server.count == 0
+
+
+def test_the_help_names_every_metric() -> None:
+    named = METRICS.replace(",", " ").replace("f1:LABEL", "f1").split()
+    assert [name for name in BUILT_IN if name not in named] == []
 
 
 def test_a_plan_for_the_folder_of_a_compile_is_told_of_that_compile_only(

