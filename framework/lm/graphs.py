@@ -104,6 +104,16 @@ class Step:
         return graph
 
 
+def fitting(rows: int) -> int:
+    """Return how many texts to decode together where there is memory for so many: rows are rounded up, and take it.
+
+    Example:
+        >>> [fitting(rows) for rows in (1, 3, 5, 17, 32, 64)]
+        [1, 1, 4, 16, 32, 32]
+    """
+    return max(size for size in _ROWS if size <= rows)
+
+
 _STEPS: Final[WeakKeyDictionary[Any, OrderedDict[tuple[int, int], Step]]] = WeakKeyDictionary()
 
 

@@ -19,7 +19,7 @@ import torch
 from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 from preceptor.errors import ConfigError, InputTooLong, ModelError
-from preceptor.lm import attention, decoding, packing, prefill, sampling
+from preceptor.lm import attention, decoding, graphs, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
 from preceptor.lm.prompts import Prompt
 from preceptor.lm.sampling import Tokens
@@ -213,6 +213,7 @@ class LocalEngine:
         while draws:
             longest = max(prompt.length + draw.max_tokens for _, prompt, draw in draws)
             fits = max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
+            fits = graphs.fitting(fits) if self._device == "cuda" else fits
             batch, draws = draws[:fits], draws[fits:]
             own = [draw for _, _, draw in batch]
             read = self._read([prompt.prefix for _, prompt, _ in batch], own)
