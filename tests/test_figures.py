@@ -369,7 +369,7 @@ def told_of(run: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     held = "not scored | "  # demonstrations that were not confirmed: their text is not all of them
     if "candidate" in run:
         gain, low, high = (f"{100 * run[name]:+.1f}" for name in ("candidate_gain", "candidate_low", "candidate_high"))
-        is_own = run.get("best_candidate") == made_with(run, runs)
+        is_own = run.get("best_candidate") == made_with(run, runs) and "best_demos" not in run
         held = f"{run['candidate']:.3f} | " + ("the prompt itself" if is_own else f"{gain} ({low} to {high})")
     return f"| {run['task']} | {run['method']} | {run['seed']} | {' | '.join(scores)} | {held} | {run['calls']} |"
 
@@ -399,7 +399,8 @@ def test_the_runs_of_peers_and_constitutional_experts_on_two_cores(place: int, f
 
 def test_what_demonstrations_do_for_constitutional_experts() -> None:
     runs, _ = of_peers_and_principles("papers-bfloat16")
-    of = {(run["task"], run["method"].partition(":")[2]): run for run in runs if base(run["method"]) not in PEERS}
+    runs = [run for run in runs if run["seed"] == 0 and base(run["method"]) not in PEERS]
+    of = {(run["task"], run["method"].partition(":")[2]): run for run in runs}
     lines: list[str] = []
     for task, score in (("ethos", "F1"), ("trec", "accuracy"), ("tickets", "accuracy")):
         plain, shown = of[task, ""], of[task, "few_shot=8"]
@@ -407,6 +408,21 @@ def test_what_demonstrations_do_for_constitutional_experts() -> None:
         assert shown["instructions"] == made_with(plain, runs), "all of the gain is the demonstrations'"
     table = page("constitutional_experts").split("| task | the prompt | without | `few_shot=8` |")[1].split("\n\n")[0]
     assert table.strip().splitlines()[1:] == lines
+
+
+def test_what_the_announced_test_of_demonstrations_has_come_to() -> None:
+    runs, _ = of_peers_and_principles("papers-bfloat16")
+    names = ("agnews", "liar", "openai_moderation", "sst-2", "subj")
+    own = [run for run in runs if run["task"] in names and base(run["method"]) == "constitutional_experts"]
+    of = {(run["task"], run["seed"], run["method"].partition(":")[2]): run for run in own}
+    pairs = [(of[task, seed, ""], run) for (task, seed, name), run in of.items() if name and (task, seed, "") in of]
+    told = page("constitutional_experts").partition("Announced before it is run:")[2]
+    assert f"{len(own)} of its 20 runs are made" in told
+    table = told.split("| task | seed | the prompt | without | `few_shot=8` |")[1].split("\n\n")[0]
+    assert table.strip().splitlines()[1:] == [
+        f"| {one['task']} | {one['seed']} | {one['seed_score']:.3f} | {verdict(one)} | {verdict(shown)} |"
+        for one, shown in pairs
+    ]
 
 
 def verdict(run: dict[str, Any]) -> str:
