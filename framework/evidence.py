@@ -237,24 +237,29 @@ class Evidence:
 
 
 def scored_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return True if one and the same answer of the seed to a row had another score before: by another metric.
+    """Return True if another metric of the same name scored before: it has other code, and other scores.
+
+    Other code alone may be another version's; other scores of the same answers alone, a judge's that isn't sure.
 
     Args:
         before: What `confirmation.json` says of an earlier confirmation on the same rows.
         now: The same of this one.
 
     Example:
-        >>> def told(score):
-        ...     return {"rows": [{"inputs": {"x": "1"}, "gold": "a", "before": {"answer": "b", "score": score}}]}
-        >>> [scored_otherwise(before, told(1.0)) for before in (told(1.0), told(0.0), {})]
-        [False, True, False]
+        >>> def told(score, metric):
+        ...     answer = {"kind": "scored", "answer": "b", "score": score}
+        ...     return {"metric": metric, "rows": [{"inputs": {"x": "1"}, "gold": "a", "before": answer}]}
+        >>> [scored_otherwise(told(*one), told(1.0, "m")) for one in ((1.0, "n"), (0.0, "m"), (0.0, "n"))]
+        [False, False, True]
     """
 
     def scores(told: Mapping[str, Any]) -> dict[str, Any]:
+        rows = [row for row in told.get("rows", []) if row["before"]["kind"] == "scored"]
         return {
-            json.dumps([row.get("inputs"), row.get("gold"), row["before"].get("answer")]): row["before"].get("score")
-            for row in told.get("rows", [])
+            json.dumps([row["inputs"], row["gold"], row["before"]["answer"]]): row["before"]["score"] for row in rows
         }
 
+    if before.get("metric", now["metric"]) == now["metric"]:
+        return False
     known = scores(before)
     return any(known.get(answer, score) != score for answer, score in scores(now).items())

@@ -185,6 +185,7 @@ class Compile:
         return {
             "candidates": {name: dict(each.instructions) for name, each in candidates.items()},
             **({"demos": demos} if demos else {}),
+            "metric": self.metric.code,
             "rows": rows,
         }
 
@@ -261,18 +262,16 @@ class Compile:
         told, embedder = task.run.result(), getattr(self.method, "embedder", None)
         if not told.get("replaced"):
             return None
-        if scored_otherwise(task.run.kept(CONFIRMATION), answered):
-            logger.warning(
-                "What %s has confirmed before was scored by another metric of the name %s, and is overwritten.",
-                task.run.folder,
-                self.metric.name,
-            )
-            return None
         try:
             own, before = None if embedder is None else embedder_of(embedder), Evidence.told(told)
             program = artifact.load(task.run.program, student=self.student, embedder=own)
+            is_anothers = scored_otherwise(task.run.kept(CONFIRMATION), answered)
         except (ArtifactError, LookupError, TypeError) as error:
             logger.warning("What %s has confirmed before can't be read, and is overwritten: %r", task.run.folder, error)
+            return None
+        if is_anothers:
+            told_of = "What %s has confirmed before was scored by another metric of the name %s, and is overwritten."
+            logger.warning(told_of, task.run.folder, self.metric.name)
             return None
         now = {name: getattr(later, name) for name in ("spent", "billed", "lost", "seconds", "run", "program")}
         evidence = dataclasses.replace(before, later=later.verdict, **now)

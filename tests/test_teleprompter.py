@@ -482,6 +482,24 @@ def test_what_another_metric_of_the_same_name_confirmed_doesnt_stay(
     assert [message for message in caplog.messages if message.endswith(told)]
 
 
+def test_what_a_judge_that_isnt_sure_has_confirmed_stays(tmp_path: Path) -> None:
+    seen = Counter[str]()
+
+    def judged(gold: Any, predicted: Any) -> float:
+        seen[gold.text] += 1  # it is a little more severe each time
+        return 1 - 0.01 * seen[gold.text] if predicted.label == gold.label else 0.0
+
+    def compiled(text: str) -> Any:
+        @dataclass(frozen=True, kw_only=True)
+        class Given(Idle):
+            def search(self, task: Task) -> Sequence[Trial]:
+                return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+        return compiled_by(Given(metric=judged, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
+
+    assert (compiled(RIGHT).replaced, compiled(USELESS).replaced) == (True, True)
+
+
 def test_what_cant_be_afforded_is_refused_before_the_first_call(tmp_path: Path) -> None:
     lm = simulated(answer)
     method = tries(tmp_path, lm, RIGHT, budget=Budget(calls=2 * CONFIRM + TRAIN - 1))

@@ -6,7 +6,10 @@ and score the counts. Text is compared without regard to case and surrounding wh
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -75,6 +78,9 @@ def mean(outcomes: Sequence[Outcome]) -> float:
     return fmean(scores) if scores else 0.0
 
 
+_CONSTANT: Final = (str, bytes, bool, int, float, type(None))
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """How rows are scored, and how their outcomes add up.
@@ -95,6 +101,23 @@ class Metric:
     def is_built_in(self) -> bool:
         """False for a function of the user's, whatever it is called."""
         return getattr(self.scorer, "__module__", "") == __name__
+
+    @property
+    def code(self) -> str:
+        """What tells it from another of its name: 16 hexadecimal digits of its scorer's code and the constants it has.
+
+        Of what is bound to the scorer, texts and numbers count; what else there is may change while it scores.
+        """
+        scorer, bound, named = cast("Any", self.scorer), list[Any](), dict[str, Any]()
+        while isinstance(scorer, functools.partial):
+            bound, named, scorer = [*bound, *scorer.args], {**scorer.keywords, **named}, scorer.func
+        bound += [cell.cell_contents for cell in getattr(scorer, "__closure__", None) or ()]
+        found = getattr(scorer, "__code__", None)
+        own = [found.co_code, found.co_consts, found.co_names] if found else [type(scorer).__qualname__]
+        named |= {} if found else getattr(scorer, "__dict__", {})
+        constants = [each for each in [*bound, *sum(named.items(), ())] if isinstance(each, _CONSTANT)]
+        told = re.sub(r" at 0x[0-9a-f]+", "", repr([*own, constants]))
+        return hashlib.blake2b(told.encode(errors="backslashreplace"), digest_size=8).hexdigest()
 
     @property
     def compares_labels(self) -> bool:

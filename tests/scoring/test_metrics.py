@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import enum
+import operator
+from functools import partial
 from typing import Any
 
 import dspy
@@ -300,3 +302,36 @@ def test_a_metric_of_four_required_arguments_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"The metric four takes 4 arguments; DSPy's take \(example, prediction\),"):
         wrap(four, "label")
+
+
+def _judged(gold: Any, told: Any, least: float = 0.5, given: Any = None) -> bool:
+    return bool(told == gold and given and least)
+
+
+class Judge:
+    """A metric that is an object, with what it has been set to and what it remembers."""
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        self.seen: list[Any] = []
+
+    def __call__(self, gold: Any, told: Any) -> bool:
+        return bool(told == gold and self.least)
+
+
+def test_a_metrics_code_tells_it_from_another_of_its_name_and_not_from_itself() -> None:
+    def code(scorer: Any) -> str:
+        return wrap(scorer, "label").code
+
+    def closed(least: float) -> Any:
+        return lambda gold, told: told == gold and least
+
+    kinds: list[Any] = [lambda least: partial(_judged, least=least), closed, Judge]
+    for made in kinds:
+        assert code(made(0.5)) == code(made(0.5)) != code(made(0.9))
+    assert code(lambda gold, told: told == gold) != code(lambda gold, told: told != gold)
+    judge = Judge(0.5)
+    judge.seen.append(1)
+    assert code(judge) == code(Judge(0.5)), "what it remembers doesn't count"
+    assert code(partial(_judged, given=())) == code(partial(_judged, given=[])), "nor what may change"
+    assert code(operator.eq) == code(operator.eq)
