@@ -62,8 +62,8 @@ def curve(run: Path) -> list[Point]:
     The last is the winner that was confirmed, at the end of the search. A mixture has no curve, for it has many
     searches; nor has one whose candidates bring demonstrations, which `trials.jsonl` doesn't hold.
     """
-    lines = _lines(run / "trials.jsonl")
-    if (run / REGIONS).is_file() or not lines or any(line["demos"] for line in lines):
+    lines, last = _lines(run / "trials.jsonl"), held_last(run)
+    if last is None or last.demos:
         return []
     seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
     best = _lines(run / HELD) if (run / HELD).is_file() else list(_leaders(lines))
@@ -71,7 +71,7 @@ def curve(run: Path) -> list[Point]:
     for line in best:
         if len(points) == 1 or line["instructions"] != points[-1].instructions:
             points.append(Point(line["calls"], line["instructions"], line["score"]))
-    winner = next(iter(json.loads((run / CONFIRMATION).read_text(encoding="utf-8"))["candidates"].values()), seed)
+    winner = last.instructions
     scored = [*({**line, "score": line["so_far"]} for line in lines), *best]
     score = next((line["score"] for line in reversed(scored) if line["instructions"] == winner), None)
     return [*points, Point(lines[-1]["calls"], winner, score)]

@@ -301,9 +301,9 @@ def _known(folder: Path, prints: Mapping[str, str], *, is_run: bool) -> dict[str
         return {}
     known = read_run(folder)
     before: Mapping[str, Any] = known.get("fingerprints", {})
-    known_of = {} if is_run or not before else dict.fromkeys(prints, fingerprint({}))  # what a batch lacks is empty
-    known_of |= before
-    changed = [name for name, value in prints.items() if name in known_of and known_of[name] != value]
+    if before and not is_run:  # an earlier version's may lack a part, which was empty then
+        before = {**dict.fromkeys(prints, fingerprint({})), **before}
+    changed = [name for name, value in prints.items() if name in before and before[name] != value]
     if changed and (not is_run or is_begun(folder)):
         raise RunError(
             f"The run folder {folder} belongs to another {' and '.join(changed)}; nothing was overwritten. "

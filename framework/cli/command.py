@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from preceptor import run as runs
-from preceptor.cli.inputs import DEFAULT_LM, local_id
+from preceptor.cli.inputs import DEFAULT_LM, LOCAL, local_id
 from preceptor.errors import ConfigError
 from preceptor.lm.catalogue import CATALOGUE
 from preceptor.lm.dispatch import Patience
@@ -17,8 +17,6 @@ DEFAULT: Final = Patience()
 
 EMBEDDER: Final = "embedder"
 """The setting that may be a folder."""
-
-_LOCAL: Final = "local/"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +83,9 @@ def from_anywhere(command: Command) -> Command:
 def model_from_anywhere(name: str) -> str:
     """Return a model's name with the whole path of its folder, if it is one in a folder: as the program has it, too."""
     folder = local_id(name)
-    if not name.startswith(_LOCAL) or folder in CATALOGUE or not (Path(folder) / "config.json").is_file():
+    if not name.startswith(LOCAL) or folder in CATALOGUE or not (Path(folder) / "config.json").is_file():
         return name
-    return f"{_LOCAL}{Path(folder).absolute()}{name.removeprefix(_LOCAL).removeprefix(folder)}"
+    return f"{LOCAL}{Path(folder).absolute()}{name.removeprefix(LOCAL).removeprefix(folder)}"
 
 
 def _whole(text: str) -> str:

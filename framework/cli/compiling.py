@@ -27,15 +27,15 @@ from preceptor.lm.dispatch import Patience
 from preceptor.lm.seam import own_models, predictors, state_of
 from preceptor.report import REPORT
 from preceptor.resuming import remembered
-from preceptor.scoring.metrics import Metric
+from preceptor.scoring.metrics import BUILT_IN, Metric
 from preceptor.splits import drawn
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "6", "mode": "labels", "few_shot": "12"}
 
 METRICS: Final = (
-    "accuracy, macro_f1, f1:LABEL, exact_match, token_f1, set_match, contains, or FILE.py:NAME; by default accuracy of "
-    "labels, exact_match of other texts."
+    ", ".join("f1:LABEL" if name == "f1" else name for name in BUILT_IN)
+    + ", or FILE.py:NAME; by default accuracy of labels, else exact_match."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

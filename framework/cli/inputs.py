@@ -40,6 +40,9 @@ MAX_TOKENS: Final = 512
 REASONING_TOKENS: Final = 16_000
 """Fewest that DSPy lets OpenAI's reasoning models have."""
 
+LOCAL: Final = "local/"
+"""Before the name of a model in this process."""
+
 _PRINT: Final = re.compile(r"@[0-9a-f]{12}$")
 """The fingerprint of a local model's weights, behind its id."""
 
@@ -177,7 +180,7 @@ def lm_of(name: str, api_base: str | None = None, max_tokens: int | None = None)
         ConfigError: If the model can't be with these settings, or its weights are others than the name says.
         ModelError: If a local model isn't there and can't be fetched.
     """
-    if name.startswith("local/"):
+    if name.startswith(LOCAL):
         from preceptor.lm.local import LocalLM  # torch, which no other model needs
 
         return _pinned(LocalLM(local_id(name), progress=download(), max_tokens=max_tokens or MAX_TOKENS), name)
@@ -221,7 +224,7 @@ def _reasoning(name: str, max_tokens: int, settings: Mapping[str, Any]) -> dspy.
 
 def local_id(name: str) -> str:
     """Return the id of `local/<id>` or `local/<id>@<fingerprint>`."""
-    return _PRINT.sub("", name.removeprefix("local/"))
+    return _PRINT.sub("", name.removeprefix(LOCAL))
 
 
 def _pinned(lm: dspy.LM, name: str) -> dspy.LM:
@@ -247,7 +250,7 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
     engine, colon, number = workers.partition(":")
     if engine != "ray" or (colon and not number.isdecimal()):
         raise ConfigError(f"{workers!r} is neither ray nor ray:<number of workers>.")
-    if not name.startswith("local/"):
+    if not name.startswith(LOCAL):
         raise ConfigError(
             f"Ray runs models of its own process, local/<id>, not {name}; leave it out, and set --threads."
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import dspy
 
 from preceptor.affordable import affordable, confirming, power
-from preceptor.cli.inputs import lm_of
+from preceptor.cli.inputs import LOCAL, lm_of
 from preceptor.cli.view import counted, out, plain, print_json
 from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import CATALOGUE, refuse_unknown
@@ -19,8 +19,6 @@ from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.statistics import smallest_gain
 from preceptor.splits import different
 from preceptor.teleprompter import Teleprompter
-
-_LOCAL: Final = "local/"
 
 
 def plan(
@@ -73,8 +71,8 @@ def check_model(name: str, api_base: str | None, max_tokens: int | None, budget:
         ConfigError: If its key or its price isn't known, or it can't be with these settings.
         ModelError: If a local model is neither in the catalogue nor a folder, nor a name of the hub's.
     """
-    if name.startswith(_LOCAL):
-        refuse_unknown(name.removeprefix(_LOCAL).partition("@")[0])
+    if name.startswith(LOCAL):
+        refuse_unknown(name.removeprefix(LOCAL).partition("@")[0])
     else:
         lm = lm_of(name, api_base, max_tokens)
         check(lm, budget)
@@ -96,9 +94,9 @@ def embedders(method: Teleprompter) -> list[str]:
 
 
 def _is_missing(name: str) -> bool:
-    known = CATALOGUE.get(name.removeprefix(_LOCAL))
+    known = CATALOGUE.get(name.removeprefix(LOCAL))
     return known is not None and not known.is_here
 
 
 def _megabytes(name: str) -> int:
-    return round(CATALOGUE[name.removeprefix(_LOCAL)].size / 1e6)
+    return round(CATALOGUE[name.removeprefix(LOCAL)].size / 1e6)

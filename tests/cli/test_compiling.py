@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from preceptor.cli import run
 from preceptor.cli.command import Command, from_anywhere, model_from_anywhere
-from preceptor.cli.compiling import METRICS, _knobs
+from preceptor.cli.compiling import _knobs
 from preceptor.errors import ConfigError
 from preceptor.lm.embedding import MODELS
 from preceptor.run import read_run
@@ -280,9 +281,13 @@ def test_a_field_that_would_steer_the_call_is_refused_before_any_call(
     assert server.count == 0
 
 
-def test_the_help_names_every_metric() -> None:
-    named = METRICS.replace(",", " ").replace("f1:LABEL", "f1").split()
-    assert [name for name in BUILT_IN if name not in named] == []
+def test_the_help_and_the_readme_name_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [told] = re.findall(r"- `--metric`: (.*?)\n- ", readme, re.DOTALL)
+    assert run(["compile", "--help"]) == 0
+    helped = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+    for name in BUILT_IN:
+        assert all(("f1:LABEL" if name == "f1" else name) in text for text in (told, helped))
 
 
 def test_a_plan_for_the_folder_of_a_compile_is_told_of_that_compile_only(
