@@ -74,3 +74,15 @@ def _same_config(gold: Any, told: Any) -> bool:
 def test_an_output_of_a_users_own_class_may_have_such_a_name() -> None:
     rows = [row.copy(config=row.label) for row in ROWS]
     assert checked(APE(metric=_same_config), Settings("text -> config"), rows, None)[2] == "config"
+
+
+def test_a_program_that_couldnt_be_read_again_is_refused_before_it_is_compiled() -> None:
+    program = Classify("text -> label: Literal['spam', 'mail']")
+    deep: Any = "row"
+    for _ in range(40):
+        deep = [deep]
+    program.predict.demos = [dspy.Example(text=deep, label="spam")]
+    with pytest.raises(
+        ConfigError, match=r"^A program like Classify couldn't be saved: program\.json is nested deeper"
+    ):
+        checked(APE(metric="accuracy"), program, ROWS, None)

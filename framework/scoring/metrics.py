@@ -113,7 +113,7 @@ class Metric:
             bound, named, scorer = [*bound, *scorer.args], {**scorer.keywords, **named}, scorer.func
         bound += [cell.cell_contents for cell in getattr(scorer, "__closure__", None) or ()]
         found = getattr(scorer, "__code__", None)
-        own = [found.co_code, found.co_consts, found.co_names] if found else [type(scorer).__qualname__]
+        own = [found.co_code, *map(_ordered, found.co_consts), found.co_names] if found else [type(scorer).__qualname__]
         named |= {} if found else getattr(scorer, "__dict__", {})
         constants = [each for each in [*bound, *sum(named.items(), ())] if isinstance(each, _CONSTANT)]
         told = re.sub(r" at 0x[0-9a-f]+", "", repr([*own, constants]))
@@ -159,6 +159,11 @@ class Metric:
                 "it must return a bool, a number in [0, 1], or a Prediction with such a score."
             )
         return min(1.0, max(0.0, float(value)))
+
+
+def _ordered(constant: Any) -> Any:
+    """Return a constant of some code, a set's members in an order that is the same in every process."""
+    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
 
 
 def wrap(metric: Scorer | Metric | str, output: str) -> Metric:

