@@ -15,13 +15,11 @@ import json
 import platform
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -30,6 +28,7 @@ import torch
 import typer
 
 from preceptor.benchmarks import anytime, tasks
+from preceptor.benchmarks.jobs import is_shared, spread
 from preceptor.benchmarks.result import Json
 from preceptor.benchmarks.table import FOLDER, summary
 from preceptor.benchmarks.tasks import Published
@@ -93,7 +92,9 @@ def run(
     lm: Annotated[str, typer.Option("--lm")] = DEFAULT_LM,
     seeds: Annotated[int, typer.Option(min=1, help="Compiles per task and method.")] = 2,
     calls: Annotated[int, typer.Option(min=1, help="Budget of one compile.")] = 600,
-    jobs: Annotated[int, typer.Option(min=1, help="Compiles at a time, each in a process with the model.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Compiles at a time; on a processor they share one model, and its batches.")
+    ] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="One task that needs no data, two methods, 500 calls, 50 test rows.")
     ] = False,
@@ -113,9 +114,9 @@ def run(
     pairs = [(name, how) for name in names for how in kinds if how != HUMAN or tasks.find(name).human is not None]
     if not pairs:
         raise ConfigError(f"Nothing to run: the data of {', '.join(names)} has no instruction that a person wrote.")
-    model = lm_of(lm).model
+    asked = lm_of(lm)
     runs = [
-        Run(name, how, seed, QUICK_CALLS if quick else calls, model, QUICK_ROWS if quick else None)
+        Run(name, how, seed, QUICK_CALLS if quick else calls, asked.model, QUICK_ROWS if quick else None)
         for seed in range(1 if quick else seeds)
         for name, how in pairs
     ]
@@ -124,8 +125,9 @@ def run(
     missing = [one for one in runs if not places[one].is_file()]
     for name in dict.fromkeys(one.task for one in missing):
         tasks.find(name).rows(data_dir, 0)  # whose data isn't there is said before anything is compiled
-    measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve)
-    with progress() as report, _spread(measure, missing, jobs, report) as results:
+    together = jobs if is_shared(asked) else 1
+    measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve, together=together)
+    with progress() as report, spread(measure, missing, jobs, asked, report) as results:
         for one, result in results:
             places[one].parent.mkdir(parents=True, exist_ok=True)
             places[one].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -165,36 +167,12 @@ def _silent(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
-@contextmanager
-def _spread(
-    measure: Callable[..., dict[str, Any]], runs: Sequence[Run], jobs: int, report: Report
-) -> Generator[Iterator[tuple[Run, dict[str, Any]]]]:
-    """Give each run with its result as it comes: made in this process, or in so many."""
-    if jobs == 1:
-        yield ((one, measure(one, report=report)) for one in runs)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield _as_they_come({pool.submit(measure, one): one for one in runs})
-
-
-def _as_they_come(begun: Mapping[Future[dict[str, Any]], Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yield each run with its result; what one raises is raised when the others are through."""
-    errors: list[BaseException] = []
-    for done in as_completed(begun):
-        error = done.exception()
-        if error is None:
-            yield begun[done], done.result()
-        else:
-            errors.append(error)
-            say(f"{begun[done].name}: {error}")
-    if errors:
-        raise errors[0]
-
-
 def _measured(
-    one: Run, *, data_dir: Path | None, lm: str, with_curve: bool, report: Report = _silent
+    one: Run, *, data_dir: Path | None, lm: str | dspy.LM, with_curve: bool, together: int, report: Report = _silent
 ) -> dict[str, Any]:
-    return _Bench(tasks.find(one.task), data_dir, lm_of(lm), report, with_curve).measure(one, kind_of(one.method))
+    asked = lm_of(lm) if isinstance(lm, str) else lm
+    found = _Bench(tasks.find(one.task), data_dir, asked, report, with_curve).measure(one, kind_of(one.method))
+    return {**found, "together": together} if together > 1 else found
 
 
 def kind_of(name: str) -> Callable[..., Teleprompter] | None:

@@ -17,20 +17,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import dspy
 import torch
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Request
 
 from preceptor.errors import ConfigError, ModelError
+from preceptor.lm import elsewhere
+from preceptor.lm.elsewhere import Elsewhere, Result, asked_at
 from preceptor.lm.local import LocalLM
 from preceptor.lm.meter import batching_engine
-from preceptor.lm.seam import InThread, load_weights
+from preceptor.lm.seam import load_weights
 from preceptor.lm.soft import EmbeddingSpace
-from preceptor.lm.usage import most_tokens
-
-Result: TypeAlias = Response | Exception
 
 _STORE: Final = 128 << 20
 """Bytes of shared memory for objects on their way, on one machine."""
@@ -45,10 +44,8 @@ _TOGETHER: Final = 8
 """Answers that come back at a time, from a model that gives one a call: sending takes as long for one as for eight.
 Always as many, for a worker that takes the place of a dead one sends what is left, told by its number."""
 
-_FLAGS: Final = ("supports_choices", "supports_function_calling", "supports_reasoning", "supports_response_schema")
 
-
-class RayEngine:
+class RayEngine(Elsewhere):
     """A DSPy engine around one model in many workers.
 
     Args:
@@ -59,33 +56,13 @@ class RayEngine:
         places: Waves of rows under way: one a worker, and one that is ready when a worker is.
     """
 
-    supports_choices: bool
-    supports_function_calling: bool
-    supports_reasoning: bool
-    supports_response_schema: bool
-
     def __init__(self, workers: Sequence[Any], facts: Mapping[str, Any]) -> None:
+        super().__init__(facts)
         self.places = len(workers) + 1
-        self.supported_params = frozenset(facts["supported_params"])
-        for name in _FLAGS:
-            setattr(self, name, bool(facts[name]))
         self._workers = tuple(workers)
         self._free: SimpleQueue[Any] = SimpleQueue()
         for worker in workers:
             self._free.put(worker)
-
-    def __copy__(self) -> RayEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RayEngine:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer one request."""
-        [[(_, result)]] = self.batches([request])
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
         """Yield (index, answer or error) pairs after each batch that a worker has executed."""
@@ -121,10 +98,7 @@ class _Worker:
         load_weights(self._lm)
 
     def facts(self) -> dict[str, Any]:
-        engine = self._lm.engine
-        flags = {name: getattr(engine, name, False) for name in _FLAGS}
-        known = {"model": self._lm.model, "settings": dict(self._lm.kwargs)}
-        return {**flags, **known, "supported_params": set(getattr(engine, "supported_params", ()))}
+        return elsewhere.facts(self._lm)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
         engine = batching_engine(self._lm)
@@ -136,11 +110,10 @@ class _Worker:
             yield some
 
     def count_tokens(self, request: Request) -> int:
-        engine = batching_engine(self._lm)
-        return most_tokens(request) if engine is None else engine.count_tokens(request)
+        return elsewhere.count_tokens(self._lm, request)
 
     def embedding_space(self) -> EmbeddingSpace | None:
-        return getattr(self._lm.engine, "embedding_space", None)
+        return elsewhere.embedding_space(self._lm)
 
     def _answer(self, request: Request) -> Result:
         try:
@@ -180,8 +153,7 @@ def RayLM(make: Callable[[], dspy.LM] | str, workers: int | None = None) -> dspy
         facts = ray.get([worker.facts.remote() for worker in started])[0]
     except ray.exceptions.RayError as error:
         raise ModelError(f"A worker of Ray can't load the model: {_last_line(error)}") from error
-    engine, settings = RayEngine(started, facts), cast("dict[str, Any]", facts["settings"])
-    return dspy.LM(facts["model"], engine=engine, async_engine=InThread(engine), cache=False, num_retries=0, **settings)
+    return asked_at(RayEngine(started, facts), facts)
 
 
 def _connected() -> Any:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 import re
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from dspy.lm15 import Request
 
 from preceptor.benchmarks import papers
-from preceptor.benchmarks.papers import Run, _as_they_come, _Bench, kind_of
+from preceptor.benchmarks.papers import Run, _Bench, kind_of
 from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.cli.tools import as_command
 from preceptor.errors import BudgetExhausted, ConfigError
@@ -204,22 +203,6 @@ def test_a_compile_that_ends_unconfirmed_is_a_run_of_no_gain_with_what_it_has_sp
     assert "refused" not in found
     assert found["calls"] == len(asked(lm)) - found["test_rows"] > 0
     assert found["tokens"] > 0
-
-
-def test_what_one_of_several_processes_raises_is_told_when_the_others_results_are_there() -> None:
-    def failed() -> dict[str, Any]:
-        raise ConfigError("no such data")
-
-    with ThreadPoolExecutor() as pool:
-        begun = {
-            pool.submit(failed): Run("liar", "ape", 0, 9, "m"),
-            pool.submit(dict, gain=0.1): Run("subj", "ape", 0, 9, "m"),
-        }
-        wait(begun)
-        told = _as_they_come(begun)
-        assert [next(told)] == [(Run("subj", "ape", 0, 9, "m"), {"gain": 0.1})]
-        with pytest.raises(ConfigError, match=r"^no such data$"):
-            next(told)
 
 
 def test_a_quick_run_is_scored_on_fewer_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
