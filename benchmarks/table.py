@@ -53,14 +53,16 @@ TITLES: Final = {
 def run(
     folder: Annotated[Path, typer.Option(help="Folder of results.", show_default="the committed ones")] = FOLDER,
     group: Annotated[str | None, typer.Option(help="Of equal model and budget; by default each in turn.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The README's table of methods and tasks.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print what is in the folder of results."""
     groups = [folder / group] if group else sorted(path for path in folder.glob("*") if path.is_dir())
-    held = {place: runs for place in groups if (runs := read(place))}
+    held = {place: runs for place in groups if (runs := _of(read(place), task))}
     if not held:
-        raise DataError(f"{folder} holds no results; make some with: preceptor bench papers --data-dir DATA.")
+        which = f" of {', '.join(task)}" if task else ""
+        raise DataError(f"{folder} holds no results{which}; make some with: preceptor bench papers --data-dir DATA.")
     if as_markdown:
         for place, runs in held.items():
             out().print(block(place.name, runs), markup=False, highlight=False, soft_wrap=True)
@@ -73,6 +75,10 @@ def run(
         for part, rows in _told(place, runs).items():
             if rows and part in TITLES:
                 print_table(TITLES[part], list(rows[0]), [_shown(row.values()) for row in rows])
+
+
+def _of(runs: list[dict[str, Any]], tasks: Sequence[str] | None) -> list[dict[str, Any]]:
+    return [run for run in runs if not tasks or run["task"] in tasks]
 
 
 def read(place: Path) -> list[dict[str, Any]]:

@@ -48,11 +48,20 @@ def confirming(method: Teleprompter, rows: int, predictors: int) -> int:
     return method.confirmed * rows * predictors
 
 
-def power(rows: int) -> str:
-    """Return what so many confirmation rows can be expected to confirm."""
+def power(rows: int, programs: int = 2) -> str:
+    """Return what so many confirmation rows can be expected to confirm.
+
+    Args:
+        rows: Of different inputs.
+        programs: That are run on them; with more than two, half of the rows choose experts, and half measure them.
+    """
+    told = f"{rows} rows confirm {_least(rows)} in a score of 0 or 1, four times in five"
+    return told if programs <= 2 else f"{told}; half of them measure a mixture: {_least(rows // 2)}"
+
+
+def _least(rows: int) -> str:
     gain = smallest_gain(rows)
-    least = f"a gain of {100 * gain:.0f} points or more" if gain < 1 else "no gain"
-    return f"{rows} rows confirm {least} in a score of 0 or 1, four times in five"
+    return f"a gain of {100 * gain:.0f} points or more" if gain < 1 else "no gain"
 
 
 def _payable(method: Teleprompter, signatures: Mapping[str, Any], train: int, confirm: int, calls: int) -> str:

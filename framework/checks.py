@@ -174,16 +174,20 @@ def check_positive(metric: Metric, rows: Sequence[dspy.Example], output: str) ->
         raise ConfigError(f"The metric {metric.name} counts a label that no row has; they have: {_listed(found)}.")
 
 
-def warn(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str) -> None:
+def warn(
+    metric: Metric, student: dspy.Module, train: Sequence[dspy.Example], rows: Sequence[dspy.Example], output: str
+) -> None:
     """Log what is no mistake, but may be none of what was meant.
 
     Args:
         metric: To confirm by.
         student: The program.
+        train: Rows to search on.
         rows: To confirm on.
         output: The field that is compared.
     """
     _warn_of_one_label(metric, rows, output)
+    _warn_of_unseen_labels(metric, train, rows, output)
     _warn_of_other_labels(metric, student, rows, output)
 
 
@@ -197,6 +201,21 @@ def _warn_of_one_label(metric: Metric, rows: Sequence[dspy.Example], output: str
             len(rows),
             text_of(rows[0], output),
         )
+
+
+def _warn_of_unseen_labels(
+    metric: Metric, train: Sequence[dspy.Example], rows: Sequence[dspy.Example], output: str
+) -> None:
+    """Log a warning if macro F1, in which each label weighs the same, is confirmed without any row of some label."""
+    if metric.is_built_in and metric.name.partition(":")[0] == "macro_f1":
+        seen = {folded(text_of(row, output)) for row in rows}
+        unseen = sorted({folded(text_of(row, output)) for row in train} - seen)
+        if unseen:
+            logger.warning(
+                "No row to confirm on has the label %s. What a program loses there doesn't count in macro F1, so a "
+                "gain may be none. Give rows of every label.",
+                " or ".join(map(repr, unseen)),
+            )
 
 
 def _warn_of_other_labels(metric: Metric, student: dspy.Module, rows: Sequence[dspy.Example], output: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -170,7 +169,11 @@ class Evidence:
             )
         if not self.has_candidate:
             search = "the search, which was stopped early," if self.stopped else "the search"
-            return f"Kept: {search} found nothing better than your instructions ({self.metric} {c.before:.3f})."
+            tried = sum("p_value" in region for region in self.regions)
+            experts = f", and no expert of the {tried} found was confirmed in its region" if tried else ""
+            return (
+                f"Kept: {search} found nothing better than your instructions{experts} ({self.metric} {c.before:.3f})."
+            )
         return (
             f"Kept: no significant improvement on {c.rows} untouched rows{alike}. The best candidate differs by "
             f"{difference}, p = {c.p_value:.2g}; so many rows can confirm {100 * self.smallest_gain:.0f} or more."
@@ -234,32 +237,3 @@ class Evidence:
             "program": self.program,
             **({"later": self.later} if self.later else {}),
         }
-
-
-def scored_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return True if another metric of the same name scored before: it has other code, and other scores.
-
-    Other code alone may be another version's; other scores of the same answers alone, a judge's that isn't sure.
-
-    Args:
-        before: What `confirmation.json` says of an earlier confirmation on the same rows.
-        now: The same of this one.
-
-    Example:
-        >>> def told(score, metric):
-        ...     answer = {"kind": "scored", "answer": "b", "score": score}
-        ...     return {"metric": metric, "rows": [{"inputs": {"x": "1"}, "gold": "a", "before": answer}]}
-        >>> [scored_otherwise(told(*one), told(1.0, "m")) for one in ((1.0, "n"), (0.0, "m"), (0.0, "n"))]
-        [False, False, True]
-    """
-
-    def scores(told: Mapping[str, Any]) -> dict[str, Any]:
-        rows = [row for row in told.get("rows", []) if row["before"]["kind"] == "scored"]
-        return {
-            json.dumps([row["inputs"], row["gold"], row["before"]["answer"]]): row["before"]["score"] for row in rows
-        }
-
-    if before.get("metric", now["metric"]) == now["metric"]:
-        return False
-    known = scores(before)
-    return any(known.get(answer, score) != score for answer, score in scores(now).items())

@@ -8,7 +8,7 @@ import random
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ import dspy
 from preceptor import program as artifact
 from preceptor.affordable import affordable, confirming, power
 from preceptor.checks import check_module, warn
+from preceptor.confirmation import answers, look, scored_otherwise
 from preceptor.demonstrated import demonstrated
 from preceptor.errors import ArtifactError, BudgetExhausted, ConfigError
-from preceptor.evidence import Evidence, scored_otherwise
+from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
@@ -34,7 +35,7 @@ from preceptor.run import CONFIRMATION, fingerprint, open_run, read_run
 from preceptor.scoring.evaluate import Job, Losses, held_against
 from preceptor.scoring.metrics import Aggregate, Metric, mean
 from preceptor.scoring.racing import best_so_far
-from preceptor.scoring.statistics import compare, interval
+from preceptor.scoring.statistics import answered_by_both, compare, interval
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.splits import different, stratified
 from preceptor.task import Task, evaluator, with_models
@@ -98,7 +99,7 @@ class Compile:
         if not isinstance(lm, dspy.LM):
             raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
         train, confirm, output, metric = checked(method, student, trainset, valset)
-        warn(metric, student, confirm, output)
+        warn(metric, student, train, confirm, output)
         return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
 
     @contextmanager
@@ -154,40 +155,13 @@ class Compile:
     def conclude(self, task: Task, found: Found) -> dspy.Module:
         """Open the confirmation rows, once: the seed and the winner, paired; save and return the better program."""
         candidate = found.candidate(task.seed)
-        if candidate is not None:
-            found = dataclasses.replace(found, look=task.run.look(candidate.key))
         programs = [artifact.apply(task.student, one) for one in (task.seed, candidate) if one is not None]
         outcomes = self.asked(task, [Job(one, row, at == 0) for at, one in enumerate(programs) for row in self.confirm])
         before, after = outcomes[: len(self.confirm)], outcomes[-len(self.confirm) :]
-        answered = self.answered({} if candidate is None else {"": candidate}, before, after)
-        return self.decide(task, found, before, after, answered)
-
-    def answered(
-        self,
-        candidates: Mapping[str, Candidate],
-        before: Sequence[Outcome],
-        after: Sequence[Outcome],
-        places: Sequence[Mapping[str, Any]] = (),
-    ) -> dict[str, Any]:
-        """Return what is written down of what the seed and the winner answered to each confirmation row.
-
-        Args:
-            candidates: Whose answers they are, beside the seed's: by expert, or by "" where there is one.
-            before: The seed's outcomes.
-            after: The winner's.
-            places: Further fields of each row.
-        """
-        rows = [
-            {**place, "inputs": _texts(row), "gold": old.gold, "before": _told(old), "after": _told(new)}
-            for row, old, new, place in zip(self.confirm, before, after, places or repeat({}), strict=False)
-        ]
-        demos = {name: each.demos for name, each in candidates.items() if any(each.demos.values())}
-        return {
-            "candidates": {name: dict(each.instructions) for name, each in candidates.items()},
-            **({"demos": demos} if demos else {}),
-            "metric": self.metric.code,
-            "rows": rows,
-        }
+        if candidate is not None:
+            found = dataclasses.replace(found, look=look(task.run, candidate.key, outcomes))
+        written = answers(self.confirm, {} if candidate is None else {"": candidate}, before, after, self.metric)
+        return self.decide(task, found, before, after, written)
 
     def asked(self, task: Task, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs on confirmation rows; what was kept back for them is free to be spent."""
@@ -221,15 +195,15 @@ class Compile:
         demos = sum(map(len, adopted.demos.values())) if is_new else 0
         told |= {"instructions": dict(adopted.instructions), "demos": demos, "principles": tuple(adopted.principles)}
         evidence = dataclasses.replace(evidence, **told)
-        answers = zip(self.confirm, after if is_new else before, strict=True)
-        return self.finished(task, artifact.apply(self.student, adopted), evidence, answers, answered)
+        probed = zip(self.confirm, after if is_new else before, strict=True)
+        return self.finished(task, artifact.apply(self.student, adopted), evidence, probed, answered)
 
     def finished(
         self,
         task: Task,
         compiled: dspy.Module,
         evidence: Evidence,
-        answers: Iterable[tuple[dspy.Example, Outcome]],
+        probed: Iterable[tuple[dspy.Example, Outcome]],
         answered: Mapping[str, Any],
     ) -> dspy.Module:
         """Save a program with what was measured, and its first answers; return it, or the one confirmed before."""
@@ -240,7 +214,7 @@ class Compile:
         setattr(compiled, "evidence", evidence)  # noqa: B010  a DSPy module has no such field
         probes = [
             {"inputs": row.inputs().toDict(), "output": self.output, "answer": outcome.answer}
-            for row, outcome in islice(answers, 3)
+            for row, outcome in islice(probed, 3)
             if outcome.kind == "scored" and self.output
         ]
         artifact.save(
@@ -265,7 +239,8 @@ class Compile:
         try:
             own, before = None if embedder is None else embedder_of(embedder), Evidence.told(told)
             program = artifact.load(task.run.program, student=self.student, embedder=own)
-            is_anothers = scored_otherwise(task.run.kept(CONFIRMATION), answered)
+            kept = task.run.kept(CONFIRMATION)
+            is_anothers = scored_otherwise(kept, answered, is_own=not self.metric.is_built_in)
         except (ArtifactError, LookupError, TypeError) as error:
             logger.warning("What %s has confirmed before can't be read, and is overwritten: %r", task.run.folder, error)
             return None
@@ -280,15 +255,18 @@ class Compile:
         logger.info("%s", evidence.verdict)
         return program
 
-    def judged(self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome]) -> Evidence:
+    def judged(
+        self, task: Task, found: Found, before: Sequence[Outcome], after: Sequence[Outcome], *, is_mixture: bool = False
+    ) -> Evidence:
         """Return what the outcomes of the seed and of another program on the same rows say, in figures.
 
-        Rows that only the other program failed with count against it.
+        Rows that only the other program failed with count against it. The other program is what was found, or a
+        mixture of experts.
         """
-        after = held_against(before, after)
+        before, after = answered_by_both(before, held_against(before, after))
         account, verdict = task.meter.account, compare(before, after, self.metric, seed=self.method.seed)
         verdict = dataclasses.replace(verdict, look=found.look)
-        has_candidate = found.candidate(task.seed) is not None
+        has_candidate = is_mixture or found.candidate(task.seed) is not None
         replaced = has_candidate and verdict.is_confirmed
         return Evidence(
             method=type(self.method).__name__,
@@ -375,18 +353,11 @@ class Compile:
         estimate = affordable(self.method, signatures, len(self.train), len(self.confirm))
         confirm = self.confirmation
         logger.info("%s: %d calls to search, %d to confirm", type(self.method).__name__, estimate.expected, confirm)
-        for told in (f"about {confirm + estimate.expected} calls", power(different(self.confirm))):
+        rows = power(different(self.confirm), self.method.confirmed)
+        for told in (f"about {confirm + estimate.expected} calls", rows):
             self.method.report(told, 0, 0)
 
     def _parts(self) -> dict[str, Any]:
         """Return what the run depends on: the same parts take the same path."""
         given = parts_of(self.method, self.student, self.train, self.confirm, self.metric)
         return {**given, "lm": state_of(self.lm), "proposer": state_of(self.proposer)}
-
-
-def _texts(row: dspy.Example) -> dict[str, str]:
-    return {name: str(value) for name, value in row.inputs().items()}
-
-
-def _told(outcome: Outcome) -> dict[str, Any]:
-    return {"kind": outcome.kind, "score": outcome.score, "answer": outcome.answer}

@@ -13,14 +13,15 @@ from typing import Any, Final
 
 import dspy
 
-from preceptor import routed
+from preceptor import confirmation, routed
+from preceptor.evidence import Evidence
 from preceptor.life import Compile, Found
 from preceptor.lm.seam import predictors
 from preceptor.modules.experts import Experts
 from preceptor.program import apply
 from preceptor.scoring.evaluate import Job, held_against
 from preceptor.scoring.multiplicity import holm
-from preceptor.scoring.statistics import CONFIDENCE, Comparison, compare, interval
+from preceptor.scoring.statistics import CONFIDENCE, Comparison, compare
 from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Task
 from preceptor.teleprompters.layout import Layout
@@ -55,6 +56,11 @@ class Answers:
     default: Sequence[Outcome]
     experts: Mapping[str, Mapping[int, Outcome]]
 
+    @property
+    def all(self) -> list[Outcome]:
+        """Every outcome, always in the same order."""
+        return [*self.seed, *self.default, *(one for region in self.experts.values() for one in region.values())]
+
 
 def concluded(compiling: Compile, task: Task, found: Found, experts: Sequence[Expert], layout: Layout) -> dspy.Module:
     """Confirm the experts, then the mixture of those that were; save and return the best program confirmed.
@@ -64,10 +70,10 @@ def concluded(compiling: Compile, task: Task, found: Found, experts: Sequence[Ex
     """
     candidates = {each.region: each.candidate for each in experts if each.candidate is not None}
     default = found.candidate(task.seed)
+    answers = _asked(compiling, task, default, candidates, layout)
     if candidates or default is not None:
         keys = {region: candidate.key for region, candidate in candidates.items()}
-        found = replace(found, look=task.run.look([default.key if default else "", keys]))
-    answers = _asked(compiling, task, default, candidates, layout)
+        found = replace(found, look=confirmation.look(task.run, [default.key if default else "", keys], answers.all))
     tests = {region: _tested(compiling, answers, layout.gate(region), region) for region in candidates}
     adjusted = holm({region: test.p_value for region, test in tests.items()})
     chosen = {
@@ -77,12 +83,13 @@ def concluded(compiling: Compile, task: Task, found: Found, experts: Sequence[Ex
     }
     mixture = Mixture(compiling, task, replace(found, stopped=_stopped(found, experts)), layout, answers, chosen)
     table = [_row(mixture, each, tests.get(each.region), adjusted.get(each.region)) for each in experts]
-    adopted = mixture.adopted(table) if chosen else None
-    if adopted is not None:
-        return adopted
+    evidence = mixture.measured() if chosen else None
+    if evidence is not None and evidence.replaced:
+        return mixture.adopted(evidence, table)
     alone = replace(mixture, chosen={})
     table = [_row(alone, each, tests.get(each.region), adjusted.get(each.region)) for each in experts]
-    return alone.left([{**row, "expert": UNCONFIRMED} if row["region"] in chosen else row for row in table])
+    table = [{**row, "expert": UNCONFIRMED} if row["region"] in chosen else row for row in table]
+    return alone.left(table) if evidence is None or default is not None else mixture.kept(evidence, table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +119,22 @@ class Mixture:
             answers.experts[places[row]][row] if places[row] in self.chosen else answers.default[row] for row in rows
         ]
 
-    def adopted(self, table: Sequence[Mapping[str, Any]]) -> dspy.Module | None:
-        """Save and return the mixture, if it is better than the seed on the rows that chose nothing; else None."""
-        compiling, layout = self.compiling, self.layout
-        every = range(len(compiling.confirm))
-        rows = [row for row in every if row not in layout.gates]
-        before = [self.answers.seed[row] for row in rows]
-        after = held_against(before, self.outcomes(rows))
-        evidence = compiling.judged(self.task, self.found, before, after)
-        if not evidence.comparison.is_confirmed:
-            return None
+    def measured(self) -> Evidence:
+        """Compare the mixture with the seed on the rows that chose nothing."""
+        rows, seed = self._measuring, self.answers.seed
+        return self.compiling.judged(
+            self.task, self.found, [seed[row] for row in rows], self.outcomes(rows), is_mixture=True
+        )
+
+    def adopted(self, evidence: Evidence, table: Sequence[Mapping[str, Any]]) -> dspy.Module:
+        """Save and return the mixture."""
+        compiling, rows = self.compiling, self._measuring
+        after = held_against([self.answers.seed[row] for row in rows], self.outcomes(rows))
         program = self._program()
         parts = routed.parts_of(program, is_routed=True)
         evidence = replace(
             evidence,
             method=self._method,
-            has_candidate=True,
-            replaced=True,
-            compiled_ci=interval(after, compiling.metric),
-            unparsable=sum(outcome.kind == "unparsable" for outcome in after),
             search_score=None,
             instructions=_texts(parts),
             seed_instructions=_texts(dict.fromkeys(parts, compiling.student)),
@@ -139,7 +143,15 @@ class Mixture:
             principles=tuple(self._principles),
         )
         answers = [(compiling.confirm[row], outcome) for row, outcome in zip(rows, after, strict=True)]
-        return compiling.finished(self.task, program, evidence, answers, self._answered(self.outcomes(every)))
+        return compiling.finished(self.task, program, evidence, answers, self._answered(self.outcomes(self._every)))
+
+    def kept(self, evidence: Evidence, table: Sequence[Mapping[str, Any]]) -> dspy.Module:
+        """Save and return the seed, with what was measured of the mixture that isn't better."""
+        compiling = self.compiling
+        evidence = replace(evidence, method=self._method, search_score=None, regions=tuple(table))
+        program = apply(compiling.student, self.task.seed)
+        answers = zip(compiling.confirm, self.answers.seed, strict=True)
+        return compiling.finished(self.task, program, evidence, answers, self._answered(self.outcomes(self._every)))
 
     def left(self, table: Sequence[Mapping[str, Any]]) -> dspy.Module:
         """Save and return the default, if it is better than the seed on all confirmation rows, else the seed."""
@@ -156,7 +168,16 @@ class Mixture:
         ]
         found = self.found.candidate(self.task.seed)
         default = {} if found is None else {routed.DEFAULT: found}
-        return self.compiling.answered({**default, **self.chosen}, self.answers.seed, after, places)
+        own, rows = {**default, **self.chosen}, self.compiling.confirm
+        return confirmation.answers(rows, own, self.answers.seed, after, self.compiling.metric, places)
+
+    @property
+    def _every(self) -> range:
+        return range(len(self.compiling.confirm))
+
+    @property
+    def _measuring(self) -> list[int]:
+        return [row for row in self._every if row not in self.layout.gates]
 
     @property
     def _default(self) -> Candidate:

@@ -58,3 +58,4 @@ def test_no_number_is_named_where_too_few_rows_would_be_left() -> None:
 def test_what_so_many_rows_confirm_is_told_in_points() -> None:
     assert power(200) == "200 rows confirm a gain of 11 points or more in a score of 0 or 1, four times in five"
     assert power(6).startswith("6 rows confirm no gain ")
+    assert power(64, 3).endswith("four times in five; half of them measure a mixture: a gain of 38 points or more")

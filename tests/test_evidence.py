@@ -97,6 +97,15 @@ def test_a_search_that_found_nothing_says_so() -> None:
     assert early.startswith("Kept: the search, which was stopped early, found nothing better than your instructions")
 
 
+def test_experts_that_were_tried_and_not_confirmed_are_told() -> None:
+    regions = ({"region": "1", "expert": "default", "p_value": 0.3}, {"region": "2", "expert": "default"})
+    kept = dataclasses.replace(EVIDENCE, has_candidate=False, replaced=False, regions=regions)
+    assert kept.verdict == (
+        "Kept: the search found nothing better than your instructions, and no expert of the 1 found was confirmed in "
+        "its region (accuracy 0.500). 0 of 2 regions have an expert of their own."
+    )
+
+
 def test_without_a_candidate_the_gain_is_none_for_sure() -> None:
     none = dataclasses.replace(EVIDENCE, comparison=Comparison(0.5, 0.5, 0.0, -0.09, 0.09, 1.0, 40, "exact McNemar"))
     assert none.stable()["ci"] == [-0.09, 0.09]

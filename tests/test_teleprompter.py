@@ -482,6 +482,79 @@ def test_what_another_metric_of_the_same_name_confirmed_doesnt_stay(
     assert [message for message in caplog.messages if message.endswith(told)]
 
 
+def test_what_a_metric_confirmed_doesnt_stay_once_it_scores_the_candidates_answers_otherwise(tmp_path: Path) -> None:
+    """It took each "yes" for right; mended, it scores the prompt's answers, which are "no", as before."""
+
+    def compiled(metric: Any, text: str = RIGHT) -> Any:
+        @dataclass(frozen=True, kw_only=True)
+        class Given(Idle):
+            def search(self, task: Task) -> Sequence[Trial]:
+                return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+        return compiled_by(Given(metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
+
+    def answers(request: Request) -> str:
+        return "yes" if RIGHT in system(request) else "no"
+
+    def lax(gold: Any, predicted: Any) -> float:
+        return float(predicted.label == "yes")
+
+    def strict(gold: Any, predicted: Any) -> float:
+        return float(predicted.label == gold.label.upper())
+
+    lax.__name__ = strict.__name__ = "judged"
+    assert compiled(lax).replaced
+    assert not compiled(strict).replaced
+    assert compiled(lax).replaced
+    assert not compiled(strict, USELESS).replaced, "its answers were never scored by this metric"
+
+
+def test_another_verdict_on_the_same_answers_is_another_look_at_the_rows(tmp_path: Path) -> None:
+    """A judge that tosses coins confirms something in the end, if it is asked often enough at the same level."""
+    tosses = random.Random(1)
+
+    def judged(gold: Any, predicted: Any) -> bool:
+        return tosses.random() < 0.5
+
+    @dataclass(frozen=True, kw_only=True)
+    class Given(Idle):
+        def search(self, task: Task) -> Sequence[Trial]:
+            return task.score([task.seed.with_instruction("predict", RIGHT)], task.order)
+
+    def look(folder: str, metric: Any) -> int:
+        method = Given(metric=metric, lm=simulated(answer), run_dir=tmp_path / folder)
+        return int(compiled_by(method).evidence.comparison.look)
+
+    assert [look("a", judged) for _ in range(4)] == [1, 2, 3, 4]
+    assert [look("b", "accuracy") for _ in range(2)] == [1, 1]
+
+
+def test_scores_intervals_and_gain_are_of_the_same_rows(tmp_path: Path) -> None:
+    """The prompt fails with one row, so what the candidate answers there counts in none of them."""
+
+    def answering(request: Request) -> str:
+        row = int(prompt(request).split()[-2])
+        if row == TRAIN and RIGHT not in system(request):
+            raise InputTooLong("too long")
+        return "no" if row == TRAIN else answer(request)
+
+    evidence = compiled_by(tries(tmp_path, simulated(answering), RIGHT), valset=rows(30, start=TRAIN)).evidence
+    assert (evidence.comparison.rows, evidence.compiled) == (29, 1.0)
+    assert evidence.compiled_ci[1] == 1.0
+
+
+def test_macro_f1_warns_of_labels_without_a_row_to_confirm_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told = "No row to confirm on has the label 'no'. What a program loses there doesn't count in macro F1"
+    only = [row for row in rows(60, start=TRAIN) if row.label == "yes"]
+
+    compiled_by(tries(tmp_path / "a", simulated(answer), RIGHT, metric="macro_f1"), valset=only)
+    assert [message for message in caplog.messages if message.startswith(told)]
+    caplog.clear()
+    compiled_by(tries(tmp_path / "b", simulated(answer), RIGHT), valset=only)
+    compiled_by(tries(tmp_path / "c", simulated(answer), RIGHT, metric="macro_f1"), valset=rows(60, start=TRAIN))
+    assert not [message for message in caplog.messages if message.startswith("No row")]
+
+
 def test_what_a_judge_that_isnt_sure_has_confirmed_stays(tmp_path: Path) -> None:
     seen = Counter[str]()
 
@@ -1143,7 +1216,7 @@ def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_pat
 
     with pytest.raises(
         LMFailed,
-        match=r"3 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*compile again, with run_dir='.*run'$",
+        match=r"2 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*compile again, with run_dir='.*run'$",
     ):
         compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT, threads=1))
     is_up.set()

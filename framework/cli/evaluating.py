@@ -42,7 +42,7 @@ from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.seam import every_predictor, own_models, predictors
 from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
-from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
+from preceptor.scoring.evaluate import Evaluator, Job, held_against, refuse_failures
 from preceptor.scoring.metrics import BUILT_IN, Metric, wrap
 from preceptor.scoring.statistics import Comparison, compare, interval
 from preceptor.scoring.trial import Outcome
@@ -61,7 +61,7 @@ _CERTAIN: Final = {(1, 1): "both right", (0, 0): "both wrong", (0, 1): "wrong ->
 _GRADED: Final = {0: "same score", 1: "higher", -1: "lower"}
 _CHANGES: Final = ("wrong -> right", "right -> wrong", "higher", "lower")
 _KEPT: Final = "Every answer is kept; the same command"
-_LEFT_OUT: Final = "failed, left out"
+_FAILED: Final = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def eval_(
     if other is None:
         print_json(results[0]) if json else _print_evaluation(results[0])
     else:
-        verdict, kinds = compare(scored[0], scored[1], measure), _kinds(scored[0], scored[1])
+        verdict, kinds = _even(*scored, measure), _kinds(scored[0], scored[1])
         found = list(_examples(entrants[0].rows, scored, kinds, changes))
         result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
         print_json(result) if json else _print_comparison(result)
@@ -147,6 +147,11 @@ def eval_(
     if fail_under is not None and score < fail_under:
         say(f"{entrants[-1].name} scores {score:.3f}, which is below {fail_under:g}.")
         raise typer.Exit(1)
+
+
+def _even(one: Sequence[Outcome], other: Sequence[Outcome], measure: Metric) -> Comparison:
+    """Compare two programs; a row that one of them fails with counts against that one."""
+    return compare(held_against(other, one), held_against(one, other), measure)
 
 
 def _of_compile(entrants: Sequence[Entrant]) -> str | None:
@@ -321,7 +326,7 @@ def _kinds(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[str]:
     kinds: list[str] = []
     for old, new in pairs:
         if old.score is None or new.score is None:
-            kinds.append(_LEFT_OUT)
+            kinds.append(_FAILED)
         elif is_certain:
             kinds.append(_CERTAIN[int(old.score), int(new.score)])
         else:
@@ -348,7 +353,7 @@ def _examples(
 
 def _compared(results: Sequence[dict[str, Any]], verdict: Comparison, kinds: Sequence[str]) -> dict[str, Any]:
     counts = Counter(kinds)
-    order = [*_CERTAIN.values()] if set(kinds) <= {*_CERTAIN.values(), _LEFT_OUT} else [*_GRADED.values()]
+    order = [*_CERTAIN.values()] if set(kinds) <= {*_CERTAIN.values(), _FAILED} else [*_GRADED.values()]
     return {
         "metric": results[0]["metric"],
         "rows": verdict.rows,
@@ -360,7 +365,7 @@ def _compared(results: Sequence[dict[str, Any]], verdict: Comparison, kinds: Seq
         "test": verdict.test,
         "better": "second" if verdict.is_confirmed else "first" if verdict.is_refuted else None,
         "smallest_gain": verdict.smallest_gain,
-        "changes": {kind: counts[kind] for kind in [*order, *([_LEFT_OUT] if counts[_LEFT_OUT] else [])]},
+        "changes": {kind: counts[kind] for kind in [*order, *([_FAILED] if counts[_FAILED] else [])]},
     }
 
 
@@ -377,6 +382,7 @@ def _print_comparison(result: dict[str, Any]) -> None:
     lines = (
         f"\ngain {100 * result['gain']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
         f"p = {result['p_value']:.2g} ({result['test']}, {result['rows']} rows)",
+        *(["A row that only one program fails with counts against it.\n"] if _FAILED in result["changes"] else []),
         f"The {result['better']} program is better." if result["better"] else "Neither program is shown to be better.",
         f"Four times in five, so many rows confirm a true gain of {100 * result['smallest_gain']:.0f} points.\n",
     )

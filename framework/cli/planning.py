@@ -42,6 +42,7 @@ def plan(
         "confirm_rows": len(confirm),
         "different_rows": count,
         "smallest_gain": smallest_gain(count),
+        "confirmed_programs": method.confirmed,
     }
 
 
@@ -56,7 +57,7 @@ def tell_plan(planned: Mapping[str, Any], folder: Path, models: Sequence[str], *
         f"About {planned['calls']} calls, {planned['least_calls']} at least; none was made.",
         f"  {counted(planned['train_rows'], 'row')} to search on{shown}, about {planned['search_calls']} calls",
         f"  {counted(planned['confirm_rows'], 'row')} to confirm on, {planned['confirm_calls']} calls at most",
-        f"  {power(planned['different_rows'])}",
+        f"  {power(planned['different_rows'], planned['confirmed_programs'])}",
         *(f"  {name} isn't here yet: {_megabytes(name)} MB are fetched first" for name in missing),
         f"Run      {folder}",
     ]

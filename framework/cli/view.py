@@ -179,7 +179,8 @@ def print_principles(principles: Sequence[Mapping[str, Any]]) -> None:
         name: column for name, column in told.items() if len(set(column)) > 1 or name not in ("expert", "predictor")
     }
     out().print()
-    print_table("Principles", list(kept), list(zip(*kept.values(), strict=True)))
+    title = "Principles, with their worth on the train rows that decided to keep them: chosen for it, so partly luck"
+    print_table(title, list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

@@ -259,7 +259,7 @@ def refuse_failures(
 ) -> None:
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
-    One in twenty may, or one, and a row that every program fails with is one. If nothing was answered, none may.
+    One in twenty may, or one; a row that several programs fail with is one. If nothing was answered, none may.
     In a search, one in twenty of all its rows may, whichever of them an evaluation draws.
 
     Args:
@@ -278,7 +278,7 @@ def refuse_failures(
     may_go_on = losses is not None and losses.are_few({of[at] for at in failed}, is_answered=is_answered)
     if not failed or may_go_on:
         return
-    is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of))) or len(failed) <= TOLERATED * rows
+    is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of)))
     if len(failed) == rows or not is_few:
         done = sum(outcome is not None for outcome in outcomes)
         first = next(iter(failed.values())).error

@@ -35,10 +35,6 @@ _ROUNDED: Final = 1e-9
 """How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
 
 
-def _no_turns(sums: int) -> tuple[Array, Array]:
-    return np.zeros((0, sums)), np.zeros((0, sums))
-
-
 @dataclass(frozen=True, slots=True)
 class Sums:
     """A score of a whole set that depends on sums over its rows; statistics resample the rows of `terms`.
@@ -47,12 +43,12 @@ class Sums:
         terms: Outcomes, none of them failed -> what each row adds, of shape (rows, sums).
         score: Sums, of shape (..., sums) -> scores in [0, 1], of shape (...).
         turns: Number of sums -> the terms, before and after, of made-up rows that turn right or wrong, of shape
-            (rows, sums) each: they enter the standard error of a gain (see `statistics`).
+            (rows, sums) each: they enter the standard errors (see `statistics`).
     """
 
     terms: Callable[[Sequence[Outcome]], Array]
     score: Callable[[Array], Array]
-    turns: Callable[[int], tuple[Array, Array]] = _no_turns
+    turns: Callable[[int], tuple[Array, Array]]
 
 
 def _scores(outcomes: Sequence[Outcome]) -> Array:
@@ -68,7 +64,14 @@ def _share(part: Array, whole: Array) -> Array:
     return cast("Array", np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
 
 
-MEAN: Final = Sums(_scores, _quotient)
+def _turns(sums: int) -> tuple[Array, Array]:
+    """Return a row that turns right and one that turns wrong."""
+    del sums
+    wrong, right = [0.0, 1.0], [1.0, 1.0]
+    return np.array([wrong, right]), np.array([right, wrong])
+
+
+MEAN: Final = Sums(_scores, _quotient, _turns)
 """The mean of the rows' scores."""
 
 

@@ -8,9 +8,10 @@ interval is stretched to zero where its test finds nothing, so the two never dis
 Measured coverage: benchmarks/results/coverage.json. Rows of equal inputs are tested as one, which weighs what its
 rows weigh; where a single input makes most of the rows, the interval is too narrow, though nothing more is confirmed.
 
-Where nearly all rows of a rare label turn right, their spread says too little of what else could have been seen. So the
-standard error of a gain in F1 is that of the rows, or if it is larger, that of the rows and two made-up ones of each
-label: one turns right and one turns wrong. The gain is that of the rows.
+Where nearly all rows of a rare label turn right, or a graded score is a little higher on all rows seen but 0 on one in
+twenty to come, their spread says too little of what else could have been seen. So a standard error of F1 or of
+graded scores is that of the rows, or if it is larger, that of the rows and two made-up ones, of each label if there
+are labels: one is right and one wrong; of a gain, one turns right and one turns wrong. The gain is that of the rows.
 
 Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
 design", Statistics in Medicine 17, 1998. Bonett and Price, "Adjusted Wald confidence interval for a difference of
@@ -111,23 +112,28 @@ def compare(before: Sequence[Outcome], after: Sequence[Outcome], metric: Metric,
         >>> verdict.gain, round(verdict.low, 3), round(verdict.p_value, 4), verdict.is_confirmed
         (1.0, 0.351, 0.0078, True)
     """
-    pairs = [pair for pair in zip(before, after, strict=True) if "failed" not in (pair[0].kind, pair[1].kind)]
-    if not pairs:
+    first, second = answered_by_both(before, after)
+    if not first:
         return Comparison(0.0, 0.0, 0.0, -1.0, 1.0, 1.0, 0, "none")
-    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     old, new = metric.aggregate(first), metric.aggregate(second)
     inputs = min(_inputs(first), _inputs(second), key=lambda numbers: len(set(numbers)))
-    repeated = len(pairs) - len(set(inputs))
+    repeated = len(first) - len(set(inputs))
     is_certain = metric.is_mean and all(outcome.score in (0, 1) for outcome in first + second)
     if is_certain and not repeated:
         low, high, p_value, test = *_mcnemar(first, second), "exact McNemar"
     else:
         test = "permutation of inputs" if is_certain else "permutation"
         old_terms, new_terms = (_by_input(metric.sums.terms(outcomes), inputs) for outcomes in (first, second))
-        low, high, p_value = _permutation(old_terms, new_terms, metric.sums, seed, len(pairs) / len(old_terms))
+        low, high, p_value = _permutation(old_terms, new_terms, metric.sums, seed, len(first) / len(old_terms))
     if p_value >= 1 - CONFIDENCE:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Comparison(old, new, new - old, low, high, p_value, len(pairs), test, repeated)
+    return Comparison(old, new, new - old, low, high, p_value, len(first), test, repeated)
+
+
+def answered_by_both(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Return two programs' outcomes without the rows that either failed with."""
+    kept = [pair for pair in zip(before, after, strict=True) if "failed" not in (pair[0].kind, pair[1].kind)]
+    return [old for old, _ in kept], [new for _, new in kept]
 
 
 def _inputs(outcomes: Sequence[Outcome]) -> list[int]:
@@ -181,9 +187,8 @@ def _permutation(before: Array, after: Array, sums: Sums, seed: int, times: floa
     if error < _NO_ERROR:
         better, worse = max(0.0, gain) * counted, max(0.0, -gain) * counted
         return _tango(better, worse, counted), -_tango(worse, better, counted), p_value
-    old, new = (
-        np.vstack([own, times * made]) for own, made in zip((before, after), sums.turns(before.shape[1]), strict=True)
-    )
+    made = sums.turns(before.shape[1])
+    old, new = (np.vstack([own, times * turned]) for own, turned in zip((before, after), made, strict=True))
     half = _student(len(before)) * max(error, _error_of_gain(old, new, sums))
     return max(-1.0, gain - half), min(1.0, gain + half), p_value
 
@@ -217,6 +222,11 @@ def _error_of_gain(before: Array, after: Array, sums: Sums) -> float:
     return _standard_error(sums.score(after.sum(axis=0) - after) - sums.score(before.sum(axis=0) - before))
 
 
+def _error_of_score(terms: Array, sums: Sums) -> float:
+    """Return the jackknife's standard error of a score."""
+    return _standard_error(sums.score(terms.sum(axis=0) - terms))
+
+
 def _standard_error(without: Array) -> float:
     """Return the jackknife's standard error, from the scores without each of the rows."""
     rows = len(without)
@@ -247,10 +257,11 @@ def interval(outcomes: Sequence[Outcome], metric: Metric) -> tuple[float, float]
     if len(set(inputs)) < 2:
         return 0.0, 1.0
     terms = _by_input(metric.sums.terms(answered), inputs)
-    total = terms.sum(axis=0)
-    score, error = float(metric.sums.score(total)), _standard_error(metric.sums.score(total - terms))
+    score, error = float(metric.sums.score(terms.sum(axis=0))), _error_of_score(terms, metric.sums)
     if not 0 < score < 1 or error < _NO_ERROR:
         return _wilson(score, int((terms != 0).any(axis=1).sum()))
+    made = np.vstack([terms, len(answered) / len(terms) * metric.sums.turns(terms.shape[1])[0]])
+    error = max(error, _error_of_score(made, metric.sums))
     return _wilson(score, (_Z / _student(len(terms))) ** 2 * score * (1 - score) / error**2)
 
 

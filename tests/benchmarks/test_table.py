@@ -145,6 +145,10 @@ def test_what_the_runs_hold_decides_which_parts_there_are(tmp_path: Path, capsys
 
     as_command("table", run, ["--folder", str(tmp_path), "--json"])
     held = json.loads(capsys.readouterr().out)["smollm-600"]
+    as_command("table", run, ["--folder", str(tmp_path), "--task", "subj", "--json"])
+    assert json.loads(capsys.readouterr().out)["smollm-600"] == held
+    with pytest.raises(DataError, match=r"holds no results of trec; make some with"):
+        as_command("table", run, ["--folder", str(tmp_path), "--task", "trec"])
 
     assert len(held["runs"]) == 2
     assert [line["calls_to_gain"] for line in held["speeds"]] == [100, 400]

@@ -162,7 +162,7 @@ def test_other_scores_are_higher_lower_or_the_same(here: Path, capsys: pytest.Ca
     assert result["gain"] == pytest.approx(11 * 0.5 / 40)
 
 
-def test_rows_that_failed_are_left_out_and_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_one_program_fails_with_counts_against_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "rows.csv").write_text(
         "text,label\n" + "\n".join(f"lunch {n},mail" for n in range(11, 31)) + "\n", encoding="utf-8"
     )
@@ -172,13 +172,13 @@ def test_rows_that_failed_are_left_out_and_counted(here: Path, capsys: pytest.Ca
         "text,label\n" + "\n".join(f"lunch {n},mail" for n in range(11, 40 - 1) if n != 30) + "\n", encoding="utf-8"
     )
     result = evaluated(capsys, *arguments(here, "Mail", "Odd"))
-    assert (result["rows"], result["second"]["failed"]) == (26, 1)
+    assert (result["rows"], result["second"]["failed"], result["gain"]) == (27, 1, pytest.approx(-1 / 27))
     assert result["changes"] == {
         "both right": 26,
         "both wrong": 0,
         "wrong -> right": 0,
         "right -> wrong": 0,
-        "failed, left out": 1,
+        "failed": 1,
     }
 
 

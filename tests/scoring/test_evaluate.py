@@ -652,6 +652,8 @@ def test_a_few_failed_rows_are_tolerated_and_more_are_not() -> None:
     with pytest.raises(LMFailed, match=r"^2 of 20 rows failed \(20 to be scored\); the first with: Timeout: 30 s\.$"):
         refuse_failures([failed] * 2 + [scored] * 18)
     refuse_failures([failed] * 2, 40)
+    with pytest.raises(LMFailed, match=r"^2 of 40 rows failed"):  # of 20 rows by two programs
+        refuse_failures([failed] * 2 + [scored] * 38, of=[*range(20), *range(20)])
     with pytest.raises(LMFailed, match=r"^3 of 3 rows failed \(40 to be scored\)"):
         refuse_failures([failed] * 3, 40)
 

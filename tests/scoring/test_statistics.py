@@ -236,13 +236,25 @@ def ten_times(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [dataclasses.replace(outcome, of=str(at)) for at, outcome in enumerate(outcomes) for _ in range(10)]
 
 
-def test_a_graded_gain_has_students_interval() -> None:
-    gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]  # mean 0.45, variance 0.42 / 7
-    half = 2.3646 * math.sqrt(0.42 / 7 / 8)  # Student's t of 7 degrees of freedom
+def test_a_graded_gain_has_students_interval_on_the_rows_and_two_made_up_ones() -> None:
+    gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]  # mean 0.45; with 1 and -1 the squares add up to 4.04, mean 0.36
+    half = 2.3646 * math.sqrt((4.04 - 10 * 0.36**2) / 9 / 10)  # Student's t of 7 degrees of freedom
 
     verdict = compare(outcomes([0.0] * 8), outcomes(gains), wrap("token_f1", "label"))
 
     assert [verdict.low, verdict.high] == pytest.approx([0.45 - half, 0.45 + half], abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [10, 20, 40])
+def test_a_little_more_on_all_rows_seen_is_no_gain_where_one_in_twenty_may_fall_to_nothing(rows: int) -> None:
+    """Two thirds of sets of ten rows hold no such row: each row seen is ahead, and the truth isn't."""
+    after = [0.84, 0.86] * (rows // 2)
+    verdict = compare(outcomes([0.8] * rows), outcomes(after), wrap("token_f1", "label"))
+    assert not verdict.is_confirmed
+    assert verdict.low < 0
+
+    low, _ = interval(outcomes(after), wrap("token_f1", "label"))
+    assert low < 0.95 * 0.85
 
 
 def test_many_rows_are_swapped_at_random_with_nearly_the_exact_p() -> None:
@@ -375,8 +387,8 @@ def test_a_programs_own_interval_is_wilsons(right: int, rows: int) -> None:
 
 
 def test_graded_scores_have_wilsons_interval_at_the_rows_they_are_worth() -> None:
-    scores = [0.2, 0.4, 0.6, 0.8] * 5  # mean 0.5, variance 1 / 19
-    worth = (Z / 2.0930240544) ** 2 * 0.25 / (1 / 19 / 20)  # Student's t of 19 degrees of freedom
+    scores = [0.2, 0.4, 0.6, 0.8] * 5  # mean 0.5; with a 0 and a 1, the squared distances add up to 1.5
+    worth = (Z / 2.0930240544) ** 2 * 0.25 / (1.5 / 21 / 22)  # Student's t of 19 degrees of freedom
 
     assert interval(outcomes(scores), ACCURACY) == wilson(0.5, worth)
 

@@ -434,7 +434,10 @@ def test_experts_that_dont_hold_on_the_rows_that_measure_are_not_adopted(tmp_pat
     kept = [row for row in compiled.evidence.regions if row["expert"] == "default: the mixture wasn't confirmed"]
     assert kept
     assert all(row["compiled"] == row["seed"] for row in kept), "the default is the seed"
-    assert compiled.evidence.comparison.rows == 64
+    tested = compiled.evidence.comparison
+    assert (tested.rows, tested.gain < 0, tested.look) == (32, True, 1), "what was measured of it is told"
+    assert (compiled.evidence.has_candidate, compiled.evidence.replaced, compiled.evidence.gain) == (True, False, 0.0)
+    assert compiled.evidence.verdict.startswith("Kept: no significant improvement on 32 untouched rows.")
     assert compiled.evidence.verdict.endswith(" 0 of 2 regions have an expert of their own.")
 
 
