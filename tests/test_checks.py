@@ -19,9 +19,9 @@ def test_labels_that_a_built_in_metric_does_not_compare_are_warned_of(caplog: py
     ]
     student: Any = dspy.Predict("text -> tone, why, label")
 
-    warn(wrap("exact_match", "label"), student, rows, "label")
-    warn(wrap(lambda example, prediction: 1.0, "label"), student, rows, "label")
-    warn(wrap("exact_match", "label"), dspy.Predict("text -> why, label"), rows, "label")
+    warn(wrap("exact_match", "label"), student, rows, rows, "label")
+    warn(wrap(lambda example, prediction: 1.0, "label"), student, rows, rows, "label")
+    warn(wrap("exact_match", "label"), dspy.Predict("text -> why, label"), rows, rows, "label")
 
     assert caplog.messages == [
         "exact_match compares 'label'; what the program says for 'tone' counts nowhere. To score several fields "

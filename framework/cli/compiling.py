@@ -196,7 +196,7 @@ def _given(command: Command, folder: Path | None) -> _Given:
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
     given = _given(command, folder)
-    warn(given.metric, given.program, given.confirm, given.output)
+    warn(given.metric, given.program, given.train, given.confirm, given.output)
     planned = plan(given.method, given.program, given.train, given.confirm)
     check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
     if command.proposer:

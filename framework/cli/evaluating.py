@@ -139,7 +139,7 @@ def eval_(
     if other is None:
         print_json(results[0]) if json else _print_evaluation(results[0])
     else:
-        verdict, kinds = _even(*scored, measure), _kinds(scored[0], scored[1])
+        verdict, kinds = _even(scored[0], scored[1], measure), _kinds(scored[0], scored[1])
         found = list(_examples(entrants[0].rows, scored, kinds, changes))
         result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
         print_json(result) if json else _print_comparison(result)
