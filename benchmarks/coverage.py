@@ -2,7 +2,8 @@
 
 Two programs answer the same simulated rows; their true scores are those of a very large sample. Where each input
 comes several times, its answers are equal: so many rows say no more than their different inputs do. Of the rare label,
-a row in twenty has it, and three in ten of those are right before; where there is a gain, nearly all are after.
+a row in twenty has it, and three in ten of those are right before; where there is a gain, nearly all are after. Of
+graded scores with rare losses all rows gain a little, but one in twenty falls to 0, as an answer that can't be read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from preceptor.scoring.trial import Outcome
 Pair = tuple[list[Outcome], list[Outcome]]
 SIZES: Final = {"accuracy": (20, 50, 200, 1000), "f1:bug": (50, 200), "macro_f1": (50, 200), "token_f1": (20, 50, 200)}
 REPEATED: Final = {"accuracy": (20, 50, 200), "f1:bug": (50, 200), "macro_f1": (50, 200)}
-RARE: Final = {"f1:bug": (50, 100, 200), "macro_f1": (100, 200)}
+RARE: Final = {"f1:bug": (50, 100, 200), "macro_f1": (100, 200), "token_f1": (20, 50, 100, 200)}
+FALLS: Final = 0.05
+"""Rows that lose all, where losses are rare."""
+
+LEVEL: Final = 0.6
+"""Score of all rows before, about."""
+
 RARE_AND_REPEATED: Final = {"f1:bug": (100,)}
 TIMES: Final = 10
 LABELS: Final = np.array(["bug", "praise", "question"])
@@ -62,7 +69,8 @@ class Case:
         metric: Its name.
         inputs: Different ones.
         times: How often each comes.
-        is_rare: Whether the label "bug" is rare, and nearly all of it turns right.
+        is_rare: Whether the label "bug" is rare, and nearly all of it turns right; of graded scores, whether few rows
+            lose all.
     """
 
     metric: str
@@ -76,6 +84,9 @@ class Case:
             stays = 0.8 - gain
             change = rng.choice(4, rows, p=(0.1, 0.1 + gain, 0.6 * stays, 0.4 * stays))
             return _scored(np.isin(change, (0, 2))), _scored(np.isin(change, (1, 2)))
+        if self.metric == "token_f1" and self.is_rare:
+            first, more = LEVEL + rng.uniform(-0.05, 0.05, rows), (gain + FALLS * LEVEL) / (1 - FALLS)
+            return _scored(first), _scored(np.where(rng.random(rows) < FALLS, 0.0, first + more))
         if self.metric == "token_f1":  # many zeros and ones, the rest between; every other row is answered anew
             kinds = (rng.choice(3, rows, p=(0.2, 0.5 - more, 0.3 + more)) for more in (0.0, gain))
             first, again = (np.select([kind == 0, kind == 2], [0.0, 1.0], rng.beta(2, 2, rows)) for kind in kinds)
@@ -99,13 +110,13 @@ class Case:
 
 def _line(case: Case, repeats: int) -> dict[str, Any]:
     name, inputs, times = case.metric, case.inputs, case.times
-    label = "a rare label" if case.is_rare else ""
+    label = "rare" if case.is_rare else ""
     say(", ".join(filter(None, [f"  {name}, {inputs} inputs", f"each {times} times" if times > 1 else "", label])))
     score, gain, _ = _shares(case, repeats, 0.15)
     _, none, false = _shares(case, repeats, 0.0)
     power = _shares(case, repeats, smallest_gain(inputs))[2] if name == "accuracy" else "-"
     shares = {"score covered": score, "gain covered": gain, "no gain covered": none, "no gain confirmed": false}
-    told = {"metric": name, "rows": inputs * times, "inputs": inputs, "rare label": case.is_rare}
+    told = {"metric": name, "rows": inputs * times, "inputs": inputs, "rare": case.is_rare}
     return {**told, **shares, "smallest gain confirmed": power}
 
 

@@ -45,6 +45,20 @@ class Malformed(ValueError):
     """A file or a text isn't what it should be; the message says how."""
 
 
+_UNSEEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal, that HTML doesn't take or that turn the direction of writing, and half ones."""
+
+
+def spelt_out(text: str) -> str:
+    r"""Return a text that may be anybody's, with the characters spelt out that would not be seen, or steer a terminal.
+
+    Example:
+        >>> spelt_out("a\x1b[2Jb")
+        'a\\x1b[2Jb'
+    """
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def shown(value: object) -> str:
     r"""Return a foreign value for a message: on one line, cut if long.
 

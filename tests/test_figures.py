@@ -70,7 +70,7 @@ def test_intervals_and_power() -> None:
     def shares(name: str) -> list[float]:
         return [100 * line[name] for line in lines if line[name] != "-"]
 
-    [rare] = [line for line in lines if line["rare label"] and (line["metric"], line["rows"]) == ("macro_f1", 100)]
+    [rare] = [line for line in lines if line["rare"] and (line["metric"], line["rows"]) == ("macro_f1", 100)]
     gain, none, false, power = map(
         shares, ("gain covered", "no gain covered", "no gain confirmed", "smallest gain confirmed")
     )

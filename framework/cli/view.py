@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,12 +17,9 @@ from rich.text import Text
 from preceptor.difference import diff
 from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 from preceptor.task import Report
+from preceptor.untrusted import spelt_out
 
 _WRONG, _STOPPED, _FAILED = 2, 3, 4
-
-_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that steer a terminal, those that turn the direction of writing, and halves of characters."""
-
 
 _LARGEST: Final = 10**300
 """Whole numbers above it can't be written as decimals."""
@@ -36,7 +32,7 @@ def out() -> Console:
 
 def plain(text: str, style: str = "") -> Text:
     """Return a text that may be anybody's, with the characters that steer a terminal spelt out."""
-    return Text(_STEERING.sub(lambda found: repr(found[0])[1:-1], text), style=style)
+    return Text(spelt_out(text), style=style)
 
 
 def counted(number: int, noun: str) -> str:
@@ -179,7 +175,7 @@ def print_principles(principles: Sequence[Mapping[str, Any]]) -> None:
         name: column for name, column in told.items() if len(set(column)) > 1 or name not in ("expert", "predictor")
     }
     out().print()
-    title = "Principles, with their worth on the train rows that decided to keep them: chosen for it, so partly luck"
+    title = "Principles (worth is on the train rows that decided to keep them, so partly luck)"
     print_table(title, list(kept), list(zip(*kept.values(), strict=True)))
 
 

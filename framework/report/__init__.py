@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from preceptor.lineage import key_of
 from preceptor.report import candidates, curves, errors, places, repeat
 from preceptor.report.folder import Findings, Search, findings
 from preceptor.routed import DEFAULT
+from preceptor.untrusted import spelt_out
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT: Final = "report.html"
-
-_UNSEEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters HTML doesn't take, and those that turn the direction of writing."""
 
 
 @contextmanager
@@ -167,9 +164,7 @@ def _environment() -> Environment:
 
 def _finalized(value: Any) -> Any:
     """Return what is put on the page: of a text, with the characters spelt out that would not be seen."""
-    if type(value) is not str:
-        return value
-    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], value)
+    return spelt_out(value) if type(value) is str else value
 
 
 def _score(value: float | None) -> str:

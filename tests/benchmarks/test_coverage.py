@@ -14,7 +14,7 @@ def test_every_metric_and_size_is_measured_and_kept(
 ) -> None:
     monkeypatch.setattr(coverage, "SIZES", {"accuracy": (50,), "macro_f1": (50,), "token_f1": (20,)})
     monkeypatch.setattr(coverage, "REPEATED", {"accuracy": (50,), "f1:bug": (50,)})
-    monkeypatch.setattr(coverage, "RARE", {"f1:bug": (100,)})
+    monkeypatch.setattr(coverage, "RARE", {"f1:bug": (100,), "token_f1": (50,)})
     monkeypatch.setattr(coverage, "RARE_AND_REPEATED", {"f1:bug": (50,)})
     monkeypatch.setattr(coverage, "LARGE", 20_000)
     as_command("coverage", coverage.run, ["--repeats", "60", "--out", str(tmp_path / "coverage.json")])
@@ -27,9 +27,10 @@ def test_every_metric_and_size_is_measured_and_kept(
         ("accuracy", 500, 50),
         ("f1:bug", 500, 50),
         ("f1:bug", 100, 100),
+        ("token_f1", 50, 50),
         ("f1:bug", 500, 50),
     ]
-    assert [line["rare label"] for line in result["measured"]] == [False] * 5 + [True] * 2
+    assert [line["rare"] for line in result["measured"]] == [False] * 5 + [True] * 3
     for line in result["measured"]:
         assert min(line["score covered"], line["gain covered"], line["no gain covered"]) >= 0.85
         assert line["no gain confirmed"] <= 0.1

@@ -139,7 +139,7 @@ def test_principles_are_listed_with_what_they_are_worth_whoever_wrote_them(capsy
     )
     lines = printed(dataclasses.replace(REPLACED, principles=principles), capsys)
 
-    at = lines.index("Principles")
+    at = lines.index("Principles (worth is on the train rows that decided to keep them, so partly luck)")
     assert lines[at + 1].split() == ["predictor", "principle", "worth", "train", "rows", "history"]
     assert lines[at + 2].split() == ["predict", "Red", "is", "yes.", "+12.5", "points", "32", "add,", "revise"]
     assert lines[at + 3].split() == ["predict", "\\x1b[2JBe", "kind.", "not", "measured", "0"]
