@@ -144,7 +144,8 @@ def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: 
 
     Args:
         metric: Under trial. One that asks a model is let through.
-        student: Where the row lacks a label for one of its outputs, a metric that misses a field is let through.
+        student: Where the row lacks a label for one of its outputs, or code of the user's may answer with further
+            fields, a metric that misses a field is let through.
         row: With labels.
         name: Of the rows.
 
@@ -152,7 +153,8 @@ def check_metric(metric: Metric, student: dspy.Module, row: dspy.Example, name: 
         MetricError: If the metric raises or returns no score.
     """
     labels = row.labels().toDict()
-    is_partial = not labels.keys() >= set(predictors(student)[-1][1].signature.output_fields)
+    outputs = set(predictors(student)[-1][1].signature.output_fields)
+    is_partial = not is_plain(student) or not labels.keys() >= outputs
     try:
         with dspy.context(lm=dspy.LM("none/none", engine=_Refusing(), num_retries=0, cache=False)):
             metric(row, dspy.Prediction(**labels))
