@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, cast
+
 import dspy
 
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import predictors
+from preceptor.lm.seam import every_predictor, predictors
 from preceptor.scoring.trial import Candidate
 
 
@@ -25,20 +28,64 @@ def apply(program: dspy.Module, candidate: Candidate) -> dspy.Module:
 
 
 def copy_of(program: dspy.Module) -> dspy.Module:
-    """Return a copy; DSPy copies one predictor under two names twice where something beside it can't be copied.
+    """Return a copy that shares no predictor with the program; what can't be copied, such as a lock, both have.
 
     Raises:
-        ConfigError: If one that is deeper within the program came out twice.
+        ConfigError: If the copy has other predictors, or the program's own: a class of it copies itself so.
     """
-    copied = program.deepcopy()
-    first: dict[int, str] = {}
-    for name, value in vars(program).items():
-        setattr(copied, name, getattr(copied, first.setdefault(id(value), name)))
-    names, found = ([name for name, _ in predictors(each)] for each in (program, copied))
-    if names != found:
-        raise ConfigError(
-            f"The program can't be copied: the predictors {', '.join(names)} became {', '.join(found)}. One is shared "
-            "by several of its parts, beside something that can't be copied, such as a lock; make that a global, or "
-            "give the class a __deepcopy__."
-        )
+    copied = cast("dspy.Module", _copied(program, {}))
+    own, found = ({id(one): name for name, one in every_predictor(each)} for each in (program, copied))
+    names, others = ([name for name, _ in predictors(each)] for each in (program, copied))
+    if names != others:
+        wrong = f"the predictors {', '.join(names)} became {', '.join(others) or 'none'}"
+    elif shared := [name for key, name in own.items() if key in found]:
+        wrong = f"its copy has the same predictor {shared[0]}, and changing one would change the other"
+    else:
+        return copied
+    raise ConfigError(
+        f"The program can't be copied: {wrong}. One of its classes has a __deepcopy__, a __getstate__ or a __reduce__ "
+        "that does this; let it keep every predictor, and copy each."
+    )
+
+
+def _copied(value: Any, made: dict[int, Any]) -> Any:
+    """Return a deep copy; where there can be none, one whose parts are copied as far as they can be.
+
+    DSPy's own `deepcopy` copies a list with a part that can't be copied as a whole: its predictors are shared then.
+
+    Args:
+        value: A program, or a part of one.
+        made: Copies by the original's id, as `copy.deepcopy` keeps them.
+    """
+    if id(value) in made:
+        return made[id(value)]
+    attempt = dict(made)  # one that fails leaves half-made copies in it
+    try:
+        copied = copy.deepcopy(value, attempt)
+    except Exception:  # noqa: BLE001  the user's object may refuse in any way
+        return _copied_by_parts(value, made)
+    made.setdefault(id(made), []).append(attempt.pop(id(attempt), None))  # temporary originals, whose ids stay taken
+    made.update(attempt)
+    return copied
+
+
+def _copied_by_parts(value: Any, made: dict[int, Any]) -> Any:
+    """Return a copy with copied parts; of what has none that may hold predictors, a shallow one, else itself."""
+    if isinstance(value, tuple):
+        parts = [_copied(part, made) for part in cast("tuple[Any, ...]", value)]
+        copied: Any = getattr(type(value), "_make", type(value))(parts)  # a named one takes its parts one by one
+        return made.setdefault(id(value), copied)
+    if isinstance(value, dspy.Module):
+        copied = made[id(value)] = type(value).__new__(type(value))
+        for name, part in vars(value).items():
+            vars(copied)[name] = _copied(part, made)
+        return copied
+    try:
+        copied = made[id(value)] = copy.copy(value)
+    except Exception:  # noqa: BLE001  as above
+        return made.setdefault(id(value), value)
+    if isinstance(copied, list):
+        copied[:] = [_copied(part, made) for part in cast("list[Any]", value)]
+    elif isinstance(copied, dict):
+        copied.update({key: _copied(part, made) for key, part in cast("dict[Any, Any]", value).items()})
     return copied

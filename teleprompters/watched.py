@@ -284,7 +284,8 @@ class Watch:
         def forward(program: dspy.Module, **inputs: Any) -> dspy.Prediction:
             return self._answer(program, kind.forward, inputs)
 
-        names = {"forward": forward, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        names = {"forward": forward, "deepcopy": copy_of}  # DSPy's own copies may share predictors
+        names |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
         copied.__class__ = types.new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(names))
         return copied
 

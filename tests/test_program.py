@@ -4,7 +4,6 @@ import asyncio
 import enum
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,9 +12,8 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from preceptor import load
-from preceptor.copies import copy_of
 from preceptor.difference import diff
-from preceptor.errors import ArtifactError, ConfigError
+from preceptor.errors import ArtifactError
 from preceptor.lm.adapter import declare
 from preceptor.modules import Classify, Generate
 from preceptor.program import apply, candidate_of, read, save, type_text
@@ -233,20 +231,6 @@ def test_a_probe_that_couldnt_be_read_again_is_left_out(tmp_path: Path, answer: 
     probes = [{"inputs": {"text": text}, "output": "label", "answer": text} for text in ("first", answer)]
     save(Classify("text -> label: Literal['b', 'a']"), tmp_path / "saved", evidence={"probes": probes}, lm="m")
     assert [probe["inputs"]["text"] for probe in read(tmp_path / "saved").evidence["probes"]] == ["first"]
-
-
-class Holding(dspy.Module):
-    """A part that another part has, too, beside what can't be copied."""
-
-    def __init__(self) -> None:
-        self.ask = dspy.Predict("text -> label")
-        self.parts = [self.ask]
-        self.lock = threading.Lock()
-
-
-def test_a_program_whose_copy_would_have_other_predictors_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"the predictors ask became ask, parts\[0\]\. One is shared .* a global"):
-        copy_of(Holding())
 
 
 def test_two_saves_are_equal_byte_for_byte(tmp_path: Path) -> None:

@@ -291,6 +291,28 @@ def test_the_watched_student_passes_for_the_users(tmp_path: Path) -> None:
     assert seen == [False, "Sorter", "Sorter", "preceptor.testing.toy", ["predict"]]
 
 
+class Listed(dspy.Module):
+    """Its predictor is in a list, beside what can't be copied."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = [toy.Sorter(), threading.Lock()]
+
+    def forward(self, text: str) -> Any:
+        return self.parts[0](text=text)
+
+
+def test_an_optimizers_copies_share_no_predictor_with_the_student(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def steps(watch: Watch) -> None:
+        for program in (told(watch, "Guess."), watch.student):
+            seen.extend(predictor.signature.instructions for _, predictor in predictors(program))
+
+    tried(steps, simulated(toy.answer), tmp_path, Listed())
+
+    assert seen == ["Guess.", toy.SEED]
+
+
 class Batching(Simulated):
     """Answers many requests at once; keeps how many, and the threads that came with one alone."""
 
