@@ -233,7 +233,8 @@ class Work:
         told = ""
         for number in range(retries + 1):
             try:
-                with dspy.context(lm=lm, trace=None, disable_history=True), drawing(number), ending():
+                # the trace is one of this row alone: BestOfN adds to it
+                with dspy.context(lm=lm, trace=[], disable_history=True), drawing(number), ending():
                     return self._answered(row, self.program(**given))
             except (AdapterParseError, ParseError) as error:
                 told = str(error).splitlines()[0]

@@ -337,7 +337,7 @@ class Service:
 async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answer:
     """Return a program's answer; nothing of it is kept."""
     start = time.perf_counter()
-    with counting(tally), dspy.context(lm=program.lm, disable_history=True, trace=None):
+    with counting(tally), dspy.context(lm=program.lm, disable_history=True, trace=[]):  # BestOfN adds to it
         if program.awaits:
             prediction = await program.program.acall(**inputs)
         else:

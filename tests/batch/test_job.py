@@ -436,6 +436,35 @@ def test_a_program_of_the_user_s_own_answers_with_the_fields_of_its_first_row(tm
     ]
 
 
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_a_program_that_picks_the_best_of_several_answers_answers_every_row(kind: Any, tmp_path: Path) -> None:
+    program = kind(Classify(SPAM, "Sort."), N=2, reward_fn=lambda given, answer: 1.0, threshold=1.0)
+    source = table(tmp_path / "in.csv", texts(2))
+
+    result = batch(source, tmp_path / "out", program=program).run()
+
+    assert (result["answered"], result["failed"]) == (2, 0)
+    assert [row["label"] for row in read(tmp_path / "out")] == ["mail", "spam"]
+
+
+class Tracing(dspy.Module):
+    """Answers with how many answers there are in the trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = Classify(SPAM, "Sort.")
+
+    def forward(self, text: str) -> dspy.Prediction:
+        self.predict(text=text)
+        return dspy.Prediction(label=str(len(dspy.settings.trace)))
+
+
+def test_a_trace_holds_the_answers_of_one_row(tmp_path: Path) -> None:
+    batch(table(tmp_path / "in.csv", texts(3)), tmp_path / "out", program=Tracing()).run()
+
+    assert [row["label"] for row in read(tmp_path / "out")] == ["1", "1", "1"]
+
+
 class Sized(dspy.Module):
     """Declares a number, and answers with whatever the text is."""
 

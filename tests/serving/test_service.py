@@ -230,6 +230,36 @@ def test_a_program_that_can_only_be_awaited_is_served(save: Save, serve: Serve) 
     assert running.post("/predict", {"texts": "a prize"}).status_code == 422
 
 
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_a_program_that_picks_the_best_of_several_answers_is_served(save: Save, serve: Serve, kind: Any) -> None:
+    def picking() -> Any:
+        return kind(Classify(SIGNATURE, "Is this spam?"), N=2, reward_fn=lambda given, answer: 1.0, threshold=1.0)
+
+    running = serve(save(picking()), load=lambda path: load(path, student=picking()))
+
+    for text, label in (("a prize", "spam"), ("lunch", "mail")):
+        assert running.post("/predict", {"text": text}).json()["answer"] == {"label": label}
+
+
+class Tracing(dspy.Module):
+    """Says how many answers there are in the trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SIGNATURE, "Is this spam?")
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(label=f"{self.sort(text=text).label} {len(dspy.settings.trace)}")
+
+
+def test_a_trace_holds_the_answers_of_one_request(save: Save, serve: Serve) -> None:
+    running = serve(save(Tracing()), load=lambda path: load(path, student=Tracing()))
+
+    told = [running.post("/predict", {"text": text}).json()["answer"] for text in ("a prize", "lunch", "a prize")]
+
+    assert told == [{"label": "spam 1"}, {"label": "mail 1"}, {"label": "spam 1"}]
+
+
 @pytest.mark.parametrize("kind", [Twofold, Awaited])
 def test_the_key_of_a_predictors_own_model_stays_out_of_a_refusal(save: Save, serve: Serve, kind: Any) -> None:
     def refusing(request: Any) -> str:
