@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import dspy
 
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import every_predictor, own_models, predictors
 from preceptor.scoring.trial import Candidate
 
 
@@ -46,6 +47,19 @@ def copy_of(program: dspy.Module) -> dspy.Module:
         f"The program can't be copied: {wrong}. One of its classes has a __deepcopy__, a __getstate__ or a __reduce__ "
         "that does this; let it keep every predictor, and copy each."
     )
+
+
+def with_own_models(program: dspy.Module, replaced: Callable[[dspy.LM], dspy.LM]) -> dspy.Module:
+    """Return a copy whose predictors' own models, if any, are replaced; those of frozen parts as well.
+
+    Each is replaced once, so that predictors that share one still do: `BestOfN` refuses a module of several.
+    """
+    copied = copy_of(program)
+    own = {id(lm): lm for _, lm in own_models(copied)}
+    made = {key: replaced(lm) for key, lm in own.items()}
+    for _, predictor in every_predictor(copied):
+        predictor.lm = made.get(id(predictor.lm))
+    return copied
 
 
 def _copied(value: Any, made: dict[int, Any]) -> Any:

@@ -17,6 +17,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response, request_from_openai_chat
 
+from preceptor.copies import with_own_models
 from preceptor.errors import ConfigError, LMFailed
 from preceptor.lineage import Birth
 from preceptor.lm.budget import Cost
@@ -24,9 +25,9 @@ from preceptor.lm.dispatch import may_pass, reason
 from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
-from preceptor.lm.seam import every_predictor, predictors, said, sampled, whole
+from preceptor.lm.seam import predictors, said, sampled, whole
 from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
-from preceptor.program import apply, copy_of
+from preceptor.program import apply
 from preceptor.run import Run
 from preceptor.scoring import likelihood
 from preceptor.scoring.evaluate import TOLERATED, Counter, Evaluator, Job, Losses, blameless, charged, refuse_failures
@@ -373,11 +374,7 @@ class Task:
 
 def with_models(student: dspy.Module, meter: Meter) -> dspy.Module:
     """Return a copy whose predictors' own models, if they have any, are metered too; those of frozen parts as well."""
-    copied = copy_of(student)
-    for _, predictor in every_predictor(copied):
-        if predictor.lm is not None:
-            predictor.lm = meter.wrap(predictor.lm)
-    return copied
+    return with_own_models(student, meter.wrap)
 
 
 def evaluator(task: Task, rows: int, what: str, *, has_steps: bool = False, losses: Losses | None = None) -> Evaluator:

@@ -18,12 +18,11 @@ from typing import Any, Final, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from preceptor.copies import candidate_of, copy_of, with_own_models
 from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
-from preceptor.lm.seam import every_predictor
 from preceptor.modules import Classify, Generate
-from preceptor.program import candidate_of, copy_of
 from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
 from preceptor.scoring.metrics import mean
 from preceptor.scoring.texts import text_of
@@ -134,7 +133,7 @@ class Watch:
         def remembering(lm: dspy.LM) -> dspy.LM:
             return answered_by(lm, Remembering(lm, memory))
 
-        first = dataclasses.replace(task, lm=remembering(task.lm), student=_with_models(task.student, remembering))
+        first = dataclasses.replace(task, lm=remembering(task.lm), student=with_own_models(task.student, remembering))
         [seed] = first.score([task.seed], task.order[:judged])
         return cls(task, seed, memory, on_row)
 
@@ -274,7 +273,7 @@ class Watch:
         It is no module around the student: MIPROv2 shows the proposer the source of the program's class. That of
         DSPy's own `Predict` it leaves out, by the name, and so that of ours, whose docstrings have examples.
         """
-        copied = _with_models(student, self._guarded)
+        copied = with_own_models(student, self._guarded)
         copied._compiled = False  # BootstrapFewShot refuses programs compiled before
         for part in {id(part): part for _, part in copied.named_sub_modules()}.values():
             if type(part) in (Classify, Generate):
@@ -352,15 +351,6 @@ class Watch:
     def _as_the_user(self) -> Generator[None]:
         with heard(), dspy.context(adapter=self._adapter):
             yield
-
-
-def _with_models(student: dspy.Module, replaced: Callable[[dspy.LM], dspy.LM]) -> dspy.Module:
-    """Return a copy whose predictors' own models, if they have any, are replaced."""
-    copied = copy_of(student)
-    for _, predictor in every_predictor(copied):
-        if predictor.lm is not None:
-            predictor.lm = replaced(predictor.lm)
-    return copied
 
 
 def _fields(predictor: Any, answer: dspy.Prediction) -> dspy.Prediction:

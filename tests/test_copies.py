@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import dspy
 import pytest
 
-from preceptor.copies import apply, copy_of
+from preceptor.copies import apply, copy_of, with_own_models
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import declare
 from preceptor.lm.seam import every_predictor, predictors
@@ -183,3 +183,37 @@ def test_a_compile_finds_the_gain_of_such_a_program_and_leaves_the_student_as_it
 
     assert program.evidence.instructions == {name: toy.RIGHT}
     assert (own.signature.instructions, own.lm) == (seed, lm)
+
+
+class Frozen(dspy.Module):
+    """Two predictors and a frozen one."""
+
+    def __init__(self) -> None:
+        self.first = dspy.Predict("text -> guess")
+        self.second = dspy.Predict("guess -> label")
+        self.frozen = dspy.ChainOfThought("label -> remark")
+        self.frozen._compiled = True
+
+
+def test_a_model_that_predictors_share_is_replaced_once() -> None:
+    program, seen = Frozen(), list[str]()
+    shared, other = simulated(toy.answer, name="shared"), simulated(toy.answer, name="other")
+    program.set_lm(shared)
+    program.frozen.predict.lm = other
+
+    def replaced(lm: dspy.LM) -> dspy.LM:
+        seen.append(lm.model)
+        return lm.copy()
+
+    copied: Any = with_own_models(program, replaced)
+
+    assert seen == ["simulated/shared", "simulated/other"]
+    assert copied.get_lm() is copied.first.lm is copied.second.lm
+    assert copied.get_lm() not in (shared, None)
+    assert copied.frozen.predict.lm.model == "simulated/other"
+
+
+def test_predictors_without_a_model_of_their_own_get_none() -> None:
+    copied: Any = with_own_models(Frozen(), lambda lm: lm)
+
+    assert [predictor.lm for _, predictor in every_predictor(copied)] == [None, None, None]

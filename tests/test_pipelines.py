@@ -171,6 +171,18 @@ def test_a_predictor_may_be_asked_twice_a_row(tmp_path: Path) -> None:
     assert program.evidence.spent.calls >= len(asked(lm)) + 2  # the proposer's; some were asked for again
 
 
+def test_the_best_of_several_answers_of_a_pipeline_with_a_model_of_its_own_is_compiled(tmp_path: Path) -> None:
+    rows, lm = tickets(96), simulated(clerk)
+    student = dspy.BestOfN(Triage(), N=2, reward_fn=lambda given, answer: 1.0, threshold=1.0)
+    student.set_lm(lm)
+    writer = proposing({"Input: ticket: ": "Keep the facts.", "Input: gist: ": "Sort by case."})
+
+    program = compiled(student, rows, tmp_path, lm, writer)
+
+    assert (program.evidence.baseline, program.evidence.compiled) == (0.25, 1.0)
+    assert student.get_lm() is lm
+
+
 def test_the_confirmation_of_a_predictor_asked_twice_a_row_is_paid_for(tmp_path: Path) -> None:
     """What is set aside must be what a row takes, not one call a predictor."""
     rows = remarks(60)

@@ -313,6 +313,31 @@ def test_an_optimizers_copies_share_no_predictor_with_the_student(tmp_path: Path
     assert seen == ["Guess.", toy.SEED]
 
 
+class Both(dspy.Module):
+    """Two predictors."""
+
+    def __init__(self) -> None:
+        self.first, self.second = toy.Sorter(), toy.Sorter()
+
+    def forward(self, text: str) -> Any:
+        self.first(text=text)
+        return self.second(text=text)
+
+
+def test_predictors_that_share_a_model_share_one_in_the_optimizers_eyes(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    student, lm = dspy.BestOfN(Both(), N=1, reward_fn=lambda given, answer: 1.0, threshold=1.0), simulated(toy.answer)
+    student.set_lm(lm)
+
+    def steps(watch: Watch) -> None:
+        seen.append(watch.seed.score)
+        seen.append(len({id(predictor.lm) for _, predictor in predictors(watch.student)}))
+
+    tried(steps, lm, tmp_path, student)
+
+    assert seen == [0.5, 1]
+
+
 class Batching(Simulated):
     """Answers many requests at once; keeps how many, and the threads that came with one alone."""
 
