@@ -22,7 +22,7 @@ from preceptor.checks import (
 from preceptor.copies import apply, candidate_of
 from preceptor.data import check_examples
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import frozen_predictors, predictors, state_of
+from preceptor.lm.seam import adapter_state, frozen_predictors, predictors, state_of
 from preceptor.program import check_savable
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.splits import different, split, unseen
@@ -90,7 +90,7 @@ def parts_of(
     """Return what a run depends on, by name, but for its models: the same parts take the same path."""
     return {
         "method": [type(method).__name__, method.knobs],
-        "student": _student_state(student),
+        "student": [*_student_state(student), *adapter_state()],
         "trainset": [row.toDict() for row in train],
         "valset": [row.toDict() for row in confirm],
         "metric": metric.name,

@@ -10,6 +10,7 @@ import pytest
 from preceptor.errors import ConfigError
 from preceptor.given import checked, parts_of
 from preceptor.modules import Classify
+from preceptor.run import fingerprint
 from preceptor.teleprompters import APE
 
 ROWS = [dspy.Example(text=f"row {n}", label=["spam", "mail"][n % 2]).with_inputs("text") for n in range(20)]
@@ -40,6 +41,35 @@ def test_a_compile_is_told_apart_by_what_it_is_given_and_not_by_how_it_is_run(
 ) -> None:
     known, other = parts(), parts(**change)
     assert {name for name in known if known[name] != other[name]} == names
+
+
+@pytest.mark.parametrize(
+    ("adapter", "names"),
+    [
+        (dspy.ChatAdapter(), set()),
+        (dspy.ChatAdapter(use_json_adapter_fallback=False), {"student"}),
+        (dspy.JSONAdapter(), {"student"}),
+        (dspy.TwoStepAdapter(dspy.LM("openai/extracting")), {"student"}),
+    ],
+)
+def test_a_compile_under_another_adapter_than_dspys_own_is_another(adapter: dspy.Adapter, names: set[str]) -> None:
+    known = parts()
+    with dspy.context(adapter=adapter):
+        other = parts()
+    assert {name for name in known if fingerprint(known[name]) != fingerprint(other[name])} == names
+
+
+def test_adapters_are_told_apart_by_their_settings_and_their_models() -> None:
+    adapters = [
+        *(dspy.JSONAdapter(use_native_function_calling=uses) for uses in (True, False)),
+        *(dspy.TwoStepAdapter(dspy.LM(name)) for name in ("openai/one", "openai/other", "openai/other")),
+    ]
+    prints = list[str]()
+    for adapter in adapters:
+        with dspy.context(adapter=adapter):
+            prints.append(fingerprint(parts()["student"]))
+    assert len(set(prints)) == 4
+    assert prints[-1] == prints[-2]
 
 
 class Settings(dspy.Module):

@@ -18,7 +18,7 @@ from preceptor.errors import ConfigError, DataError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
-from preceptor.lm.seam import own_models, predictors, state_of
+from preceptor.lm.seam import adapter_state, own_models, predictors, state_of
 from preceptor.run import open_ledger
 
 SHARD_ROWS: Final = 10_000
@@ -117,7 +117,7 @@ class Batch:
         models = [[name, *state_of(own)] for name, own in own_models(self.program)]
         return {
             "input": [self.source.kind, self.source.fingerprint],
-            "program": [self.identity, parts, *([models] if models else [])],
+            "program": [self.identity, parts, *([models] if models else []), *adapter_state()],
             "model": state_of(self.lm),
             "number of rows a shard": self.shard_rows,
             "choice of columns": dict(sorted(self.read_from.items())),

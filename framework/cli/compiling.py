@@ -24,7 +24,7 @@ from preceptor.evidence import Evidence
 from preceptor.given import checked, parts_of
 from preceptor.lm.catalogue import cache_folder
 from preceptor.lm.dispatch import Patience
-from preceptor.lm.seam import own_models, predictors, state_of
+from preceptor.lm.seam import adapter_state, own_models, predictors, state_of
 from preceptor.report import REPORT
 from preceptor.resuming import remembered
 from preceptor.scoring.metrics import BUILT_IN, Metric
@@ -253,7 +253,7 @@ def _place(
     parts = {
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
         "knobs": known,
-        "student": [[name, str(part.signature)] for name, part in predictors(program)],
+        "student": [*([name, str(part.signature)] for name, part in predictors(program)), *adapter_state()],
         **({"models": models} if (models := [[name, *state_of(own)] for name, own in own_models(program)]) else {}),
         "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
     }

@@ -14,6 +14,9 @@ from preceptor.errors import ConfigError, ModelError
 
 _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
 
+_SETTINGS: Final = (str, int, float, bool, type(None))
+"""What an adapter's settings are that tell it from another."""
+
 
 def predictors(program: dspy.Module) -> list[tuple[str, Any]]:
     """Return a program's predictors by name; each has `signature`, `demos`, `config` and `lm`."""
@@ -47,6 +50,23 @@ def answering(program: dspy.Module, lm: dspy.LM) -> dspy.LM:
 def state_of(lm: dspy.LM) -> list[Any]:
     """Return what a model's answers depend on, to be fingerprinted: its name and settings."""
     return [lm.model, settings_of(lm)]
+
+
+def adapter_state() -> list[Any]:
+    """Return what the adapter in use adds to what answers depend on, to be fingerprinted: nothing if it is DSPy's own.
+
+    That is its class and its settings that are texts, numbers and models.
+    """
+    found, usual = _adapted(dspy.settings.adapter), _adapted(dspy.ChatAdapter())
+    return [] if found in (None, usual) else [found]
+
+
+def _adapted(adapter: dspy.Adapter | None) -> list[Any] | None:
+    if adapter is None:
+        return None
+    models = {name: state_of(value) for name, value in vars(adapter).items() if isinstance(value, dspy.LM)}
+    settings = {name: value for name, value in vars(adapter).items() if isinstance(value, _SETTINGS)}
+    return [type(adapter).__qualname__, settings | models]
 
 
 def settings_of(lm: dspy.LM) -> dict[str, Any]:

@@ -348,6 +348,14 @@ def test_what_was_begun_with_other_parts_is_refused_and_stays(
     assert len(read(tmp_path / "out")) == 12
 
 
+def test_what_was_begun_under_another_adapter_is_refused(tmp_path: Path) -> None:
+    source = table(tmp_path / "in.csv", texts(12))
+    batch(source, tmp_path / "out").run()
+    other = batch(source, tmp_path / "out")
+    with dspy.context(adapter=dspy.JSONAdapter()), pytest.raises(RunError, match="belongs to another program"):
+        other.run()
+
+
 def with_model(lm: dspy.LM) -> dspy.Module:
     program = Classify(SPAM, "Sort.")
     program.set_lm(lm)
