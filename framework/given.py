@@ -9,6 +9,7 @@ import dspy
 
 from preceptor import demonstrated
 from preceptor.affordable import FEWEST
+from preceptor.canonical import lasting, without_addresses
 from preceptor.checks import (
     check_labels,
     check_metric,
@@ -88,13 +89,14 @@ def parts_of(
     metric: Metric,
 ) -> dict[str, Any]:
     """Return what a run depends on, by name, but for its models: the same parts take the same path."""
-    return {
+    parts = {
         "method": [type(method).__name__, method.knobs],
         "student": [*_student_state(student), *adapter_state()],
         "trainset": [row.toDict() for row in train],
         "valset": [row.toDict() for row in confirm],
         "metric": metric.name,
     }
+    return {name: lasting(part) for name, part in parts.items()}
 
 
 def _student_state(student: dspy.Module) -> list[Any]:
@@ -104,4 +106,5 @@ def _student_state(student: dspy.Module) -> list[Any]:
 
 def _state(name: str, predictor: Any) -> list[Any]:
     own = [] if predictor.lm is None else [state_of(predictor.lm)]
-    return [name, str(predictor.signature), predictor.config, [dict(demo) for demo in predictor.demos], *own]
+    signature = without_addresses(str(predictor.signature))
+    return [name, signature, predictor.config, [dict(demo) for demo in predictor.demos], *own]

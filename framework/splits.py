@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import dspy
 
-from preceptor.canonical import plain
+from preceptor.canonical import keyed, plain
 from preceptor.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def different(rows: Sequence[dspy.Example]) -> int:
 
 def inputs_key(row: dspy.Example) -> str:
     """Return 16 hexadecimal digits that are equal for equal inputs."""
-    text = json.dumps(row.inputs().toDict(), sort_keys=True, default=plain)
+    text = json.dumps(keyed(row.inputs().toDict()), sort_keys=True, default=plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -129,3 +129,8 @@ def test_inputs_are_equal_whatever_the_label_and_the_order_of_the_fields() -> No
         rows = [dspy.Example(x=value, y="a").with_inputs("x") for value in (first, second, first)]
         assert different(rows) == 2
     assert different([one, same, other, other]) == 2
+
+
+def test_inputs_are_told_apart_whatever_keys_their_mappings_have() -> None:
+    rows = [dspy.Example(x=value).with_inputs("x") for value in ({1: 1, "a": 2}, {1: 1, "a": 3}, {(1, 2): 3}, {2: 1})]
+    assert different([*rows, dspy.Example(x={"a": 2, 1: 1}).with_inputs("x")]) == 4

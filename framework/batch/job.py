@@ -12,6 +12,7 @@ import dspy
 from preceptor.batch.folder import Folder
 from preceptor.batch.reading import Source
 from preceptor.batch.work import Progress, Work, column
+from preceptor.canonical import lasting, without_addresses
 from preceptor.checks import check_settings
 from preceptor.data import no_column, refuse_absent
 from preceptor.errors import ConfigError, DataError
@@ -111,13 +112,13 @@ class Batch:
 
     def _parts(self) -> dict[str, Any]:
         parts = [
-            [name, str(part.signature), part.config, [dict(demo) for demo in part.demos]]
+            [name, without_addresses(str(part.signature)), part.config, [dict(demo) for demo in part.demos]]
             for name, part in predictors(self.program)
         ]
         models = [[name, *state_of(own)] for name, own in own_models(self.program)]
         return {
             "input": [self.source.kind, self.source.fingerprint],
-            "program": [self.identity, parts, *([models] if models else []), *adapter_state()],
+            "program": lasting([self.identity, parts, *([models] if models else []), *adapter_state()]),
             "model": state_of(self.lm),
             "number of rows a shard": self.shard_rows,
             "choice of columns": dict(sorted(self.read_from.items())),

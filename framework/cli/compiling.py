@@ -12,6 +12,7 @@ import typer
 
 from preceptor import demo as demo_task
 from preceptor import run as runs
+from preceptor.canonical import lasting, without_addresses
 from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
 from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
@@ -250,14 +251,15 @@ def _place(
     known = {
         name: method.knobs.get(name, value) if name == EMBEDDER else value for name, value in command.knobs.items()
     }
+    signatures = [[name, without_addresses(str(part.signature))] for name, part in predictors(program)]
     parts = {
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
         "knobs": known,
-        "student": [*([name, str(part.signature)] for name, part in predictors(program)), *adapter_state()],
+        "student": [*signatures, *adapter_state()],
         **({"models": models} if (models := [[name, *state_of(own)] for name, own in own_models(program)]) else {}),
         "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
     }
-    return cache_folder() / "runs" / runs.fingerprint(parts)
+    return cache_folder() / "runs" / runs.fingerprint(lasting(parts))
 
 
 def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:

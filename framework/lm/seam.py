@@ -10,6 +10,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Message, Request, Response, TextPart
 
+from preceptor.canonical import lasting
 from preceptor.errors import ConfigError, ModelError
 
 _ENDS: Final = re.compile(r"<\s*/?\s*END\s*>|</\s*START\s*>|\n", re.IGNORECASE)
@@ -49,7 +50,7 @@ def answering(program: dspy.Module, lm: dspy.LM) -> dspy.LM:
 
 def state_of(lm: dspy.LM) -> list[Any]:
     """Return what a model's answers depend on, to be fingerprinted: its name and settings."""
-    return [lm.model, settings_of(lm)]
+    return [lm.model, lasting(settings_of(lm))]
 
 
 def adapter_state() -> list[Any]:
