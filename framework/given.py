@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import dspy
 
@@ -23,13 +23,16 @@ from preceptor.checks import (
 from preceptor.copies import apply, candidate_of
 from preceptor.data import check_examples
 from preceptor.errors import ConfigError
-from preceptor.lm.seam import adapter_state, frozen_predictors, predictors, state_of
+from preceptor.lm.seam import adapter_state, answering, frozen_predictors, predictors, state_of
 from preceptor.program import check_savable
 from preceptor.scoring.metrics import Metric, wrap
 from preceptor.splits import different, split, unseen
 
 if TYPE_CHECKING:
     from preceptor.teleprompter import Teleprompter
+
+_UNKNOWN: Final = "any/model"
+"""The name of a model where none is given yet."""
 
 
 def checked(
@@ -70,6 +73,24 @@ def checked(
     return train, confirm, output, metric
 
 
+def counted(name: str, lm: Any) -> dspy.LM:
+    """Return the model that was given under a name, if its calls can be counted.
+
+    Raises:
+        ConfigError: If there is none, or it is none of DSPy's; saying what was given.
+    """
+    if lm is None:
+        raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
+    if isinstance(lm, str):
+        raise ConfigError(f"{name} is the text {lm!r}, and a compile needs a model: {name}=dspy.LM({lm!r}).")
+    if not isinstance(lm, dspy.LM):
+        raise ConfigError(
+            f"{name} is a {type(lm).__name__}, whose calls can't be counted; a compile needs a dspy.LM. Make it the "
+            f"engine of one: {name}=dspy.LM(name, engine=...)."
+        )
+    return lm
+
+
 def _refuse_unsavable(method: Teleprompter, student: dspy.Module, train: Sequence[dspy.Example]) -> None:
     """Raise if the rows can't be shown as the method says, or what it compiles couldn't be saved in the end."""
     signatures = {name: predictor.signature for name, predictor in predictors(student)}
@@ -78,7 +99,9 @@ def _refuse_unsavable(method: Teleprompter, student: dspy.Module, train: Sequenc
     if method.demonstration_rows:
         longest = sorted(train, key=lambda row: -len(str(row.toDict())))[: method.demonstration_rows]
         seed = demonstrated.showing(seed, signatures, longest)
-    check_savable(apply(student, seed), copies=1 if regions == 1 else regions + 1)
+    lm = answering(student, method.lm or dspy.settings.lm)
+    name = lm.model if isinstance(lm, dspy.LM) else _UNKNOWN
+    check_savable(apply(student, seed), name, copies=1 if regions == 1 else regions + 1)
 
 
 def parts_of(

@@ -19,9 +19,9 @@ from preceptor.affordable import affordable, confirming, power
 from preceptor.checks import check_module, warn
 from preceptor.confirmation import answers, look, scored_otherwise
 from preceptor.demonstrated import demonstrated
-from preceptor.errors import ArtifactError, BudgetExhausted, ConfigError
+from preceptor.errors import ArtifactError, BudgetExhausted
 from preceptor.evidence import Evidence
-from preceptor.given import checked, parts_of
+from preceptor.given import checked, counted, parts_of
 from preceptor.leaks import Guard
 from preceptor.lm.budget import Account, Cost
 from preceptor.lm.catalogue import cache_folder
@@ -95,12 +95,11 @@ class Compile:
             ConfigError: If something can't work.
         """
         check_module(student)
-        lm = method.lm or dspy.settings.lm
-        if not isinstance(lm, dspy.LM):
-            raise ConfigError("No language model: pass lm=, or call dspy.configure(lm=...).")
+        lm = counted("lm", method.lm or dspy.settings.lm)
+        proposer = counted("proposer", method.proposer or lm)
         train, confirm, output, metric = checked(method, student, trainset, valset)
         warn(metric, student, train, confirm, output)
-        return cls(method, student, train, confirm, output, metric, lm, method.proposer or lm)
+        return cls(method, student, train, confirm, output, metric, lm, proposer)
 
     @contextmanager
     def open(self) -> Generator[Task]:

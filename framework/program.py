@@ -32,6 +32,7 @@ from preceptor.copies import apply, candidate_of, copy_of
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
+from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import frozen_predictors, has_address, predictors
 from preceptor.untrusted import Malformed, shown
 
@@ -79,17 +80,27 @@ def save(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def check_savable(program: dspy.Module, *, copies: int = 1) -> None:
+def check_savable(program: dspy.Module, lm: str, *, copies: int = 1) -> None:
     """Raise if a program, or one of so many experts as large as it, couldn't be saved; nothing is written.
+
+    Args:
+        program: To be saved.
+        lm: The name of its model.
+        copies: Experts as large as it.
 
     Raises:
         ConfigError: Saying why not.
     """
+    if lm and not _without_address(lm):
+        raise ConfigError(
+            f"A program of the model {without_credentials(lm)} couldn't be saved: its name is an address, which isn't "
+            "kept. Name it without: dspy.LM('organisation/model', engine=...)."
+        )
     if (kind := _module_name(program)) in _DSPY or kind in _installed():  # loaded without the user's class
         for name, predictor in predictors(program):
             refuse_steering(name, predictor.signature.fields)
     try:
-        content = written(_described(program, "any/model"))
+        content = written(_described(program, lm))
         form.check_program(untrusted.json_object(content))
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
@@ -131,11 +142,15 @@ def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
         **student,
         "predictors": described,
         **({"frozen": frozen} if (frozen := _frozen(cast("Any", program).default if is_routed else program)) else {}),
-        "lm": re.sub(r"\w+://.*", "", lm if isinstance(lm, str) else lm.model),
+        "lm": _without_address(lm if isinstance(lm, str) else lm.model),
         **({"has_address": True} if not isinstance(lm, str) and has_address(lm) else {}),
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }
+
+
+def _without_address(name: str) -> str:
+    return re.sub(r"\w+://.*", "", name)
 
 
 def _frozen(program: dspy.Module) -> dict[str, str]:

@@ -12,6 +12,7 @@ from preceptor.given import checked, parts_of
 from preceptor.modules import Classify
 from preceptor.run import fingerprint
 from preceptor.teleprompters import APE
+from preceptor.testing import asked, simulated
 
 ROWS = [dspy.Example(text=f"row {n}", label=["spam", "mail"][n % 2]).with_inputs("text") for n in range(20)]
 
@@ -116,3 +117,40 @@ def test_a_program_that_couldnt_be_read_again_is_refused_before_it_is_compiled()
         ConfigError, match=r"^A program like Classify couldn't be saved: program\.json is nested deeper"
     ):
         checked(APE(metric="accuracy"), program, ROWS, None)
+
+
+class Gateway(dspy.BaseLM):
+    """A model of the user's, none of `dspy.LM`."""
+
+
+TEXT = r" is the text 'openai/x', and a compile needs a model: (lm|proposer)=dspy\.LM\('openai/x'\)\.$"
+OTHER = r" is a Gateway, whose calls can't be counted; a compile needs a dspy\.LM\. Make it the engine of one: "
+
+
+@pytest.mark.parametrize("name", ["lm", "proposer"])
+@pytest.mark.parametrize(("given", "told"), [("openai/x", TEXT), (Gateway("my/model"), OTHER)])
+def test_what_is_no_model_that_can_be_counted_is_refused_by_the_name_it_was_given_under(
+    name: str, given: Any, told: str
+) -> None:
+    answers = simulated(lambda request: "spam")
+    method = APE(metric="accuracy", **{"lm": answers, name: given})
+    with pytest.raises(ConfigError, match=f"^{name}{told}"):
+        method.compile(Classify("text -> label: Literal['spam', 'mail']"), trainset=ROWS)
+    assert asked(answers) == []
+
+
+def test_a_model_set_in_dspy_that_cant_be_counted_is_refused() -> None:
+    with dspy.context(lm=Gateway("my/model")), pytest.raises(ConfigError, match=f"^lm{OTHER}"):
+        APE(metric="accuracy").compile(Classify("text -> label: Literal['spam', 'mail']"), trainset=ROWS)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_model_whose_name_couldnt_be_saved_is_refused_before_it_is_asked(is_own: bool) -> None:
+    program, answers = Classify("text -> label: Literal['spam', 'mail']"), simulated(lambda request: "spam")
+    placed = dspy.LM("s3://me:secret@bucket/model", engine=answers.engine)
+    if is_own:
+        program.set_lm(placed)
+    told = r"^A program of the model s3://bucket/model couldn't be saved: its name is an address, which isn't kept\. "
+    with pytest.raises(ConfigError, match=told):
+        APE(metric="accuracy", lm=answers if is_own else placed).compile(program, trainset=ROWS)
+    assert asked(answers) == []
