@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, get_origin
 import dspy
 import typer
 
-from preceptor.checks import forward_inputs, refuse_steering
+from preceptor.checks import refuse_steering
 from preceptor.cli.view import download
 from preceptor.data import examples, is_json, load_rows
 from preceptor.errors import ConfigError
@@ -30,6 +30,7 @@ from preceptor.lm.catalogue import DEFAULT
 from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
 from preceptor.program import Artifact
+from preceptor.taken import names_inputs, taken
 
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="FIELD=COLUMN, for a field whose column has another name.")
@@ -323,24 +324,17 @@ def pair(option: str, text: str) -> tuple[str, str]:
 def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a program's input and label fields with their types.
 
-    Inputs are what `forward` takes by name; where it takes anything, what some predictor reads and none
-    writes. Labels are the last predictor's outputs that the data have a column for. If they have none, they
-    are the columns left over where `forward` names its inputs, else all of the outputs.
+    Inputs are what the program takes (see `taken`), but for those that `forward` can do without and that have no
+    column. Labels are the last predictor's outputs that the data have a column for. If they have none, they are the
+    columns left over where `forward` names its inputs, else all of the outputs.
     """
-    signatures = [predictor.signature for _, predictor in predictors(program)]
-    written = {name for signature in signatures for name in signature.output_fields}
+    is_named = names_inputs(program)
     inputs = {
-        name: field.annotation
-        for signature in signatures
-        for name, field in signature.input_fields.items()
-        if name not in written
+        name: one.kind for name, one in taken(program).items() if one.is_needed or name in columns or not is_named
     }
-    taken = forward_inputs(program)
-    if taken is not None:
-        inputs = {name: inputs.get(name, Any) for name, needed in taken.items() if needed or name in columns}
-    outputs = {name: field.annotation for name, field in signatures[-1].output_fields.items()}
+    outputs = {name: field.annotation for name, field in predictors(program)[-1][1].signature.output_fields.items()}
     known = {name: kind for name, kind in outputs.items() if name in columns}
-    if not known and taken is not None:
+    if not known and is_named:
         known = {name: Any for name in columns if name not in inputs and name != "id"}
     return inputs, {name: _checked(kind) for name, kind in (known or outputs).items()}
 
@@ -365,7 +359,7 @@ def check_columns(columns: Mapping[str, str], *programs: dspy.Module) -> None:
     """
     known = dict[str, None]()
     for program in programs:
-        if forward_inputs(program) is not None:
+        if names_inputs(program):
             return
         for _, predictor in predictors(program):
             known |= dict.fromkeys(predictor.signature.fields)

@@ -9,11 +9,11 @@ import dspy
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import to_json
 
-from preceptor.checks import forward_inputs
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.seam import predictors
 from preceptor.serving.refused import Refused
+from preceptor.taken import taken
 
 ROUTE: Final = "route"
 LOGPROBS: Final = "logprobs"
@@ -28,10 +28,10 @@ def inputs_of(program: dspy.Module) -> type[BaseModel]:
         ConfigError: If a field has a type that has no JSON form.
     """
     fields = dict[str, Any]()
-    for name, (annotation, description, is_needed) in _taken(program).items():
-        default = ... if is_needed else None
-        kind = annotation if is_needed or takes_none(annotation) else annotation | None
-        fields[name] = (kind, Field(default, description=description or None))
+    for name, one in taken(program).items():
+        kind = one.kind if one.is_needed or takes_none(one.kind) else one.kind | None
+        description = None if one.field is None else _description(one.field) or None
+        fields[name] = (kind, Field(... if one.is_needed else None, description=description))
     return _made("Inputs", fields, NEVER)
 
 
@@ -56,23 +56,6 @@ def answered(names: Sequence[str], found: Mapping[str, Any]) -> dict[str, Any]:
     """Return a prediction's fields of these names; if it has none, all but what says how it came about."""
     known = {name: found[name] for name in names if name in found}
     return known or {name: value for name, value in found.items() if name not in (ROUTE, LOGPROBS)}
-
-
-def _taken(program: dspy.Module) -> dict[str, tuple[Any, str, bool]]:
-    """Return each input's type, description, and whether it must be given."""
-    parts = [predictor.signature for _, predictor in predictors(program)]
-    written = {name for signature in parts for name in signature.output_fields}
-    read = {name: field for signature in parts for name, field in signature.input_fields.items() if name not in written}
-    own = forward_inputs(program)
-    needed = own if own is not None else {name: _is_needed(field) for name, field in read.items()}
-    return {
-        name: (read[name].annotation, _description(read[name]), is_needed) if name in read else (Any, "", is_needed)
-        for name, is_needed in needed.items()
-    }
-
-
-def _is_needed(field: Any) -> bool:
-    return bool(field.is_required()) and not takes_none(field.annotation)
 
 
 def _description(field: Any) -> str:
