@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import dspy
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -52,10 +52,21 @@ def outputs_of(program: dspy.Module, *, is_own_class: bool) -> type[BaseModel]:
     return _made("Outputs", fields, ConfigDict(extra="allow" if is_own_class else "forbid"))
 
 
-def answered(names: Sequence[str], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prediction's fields of these names; if it has none, all but what says how it came about."""
+def is_open(program: dspy.Module) -> bool:
+    """Return True if a program is of the user's own class: whatever fields it returns are its answer.
+
+    `BestOfN` and `Refine` return what their module returned.
+    """
+    while type(program) in (dspy.BestOfN, dspy.Refine):
+        program = cast("Any", program).module
+    return not type(program).__module__.startswith(("dspy.", "preceptor."))
+
+
+def answered(names: Sequence[str], found: Mapping[str, Any], *, is_open: bool = False) -> dict[str, Any]:
+    """Return a prediction's fields of these names; if it has none, or is open, all but what says how it came about."""
     known = {name: found[name] for name in names if name in found}
-    return known or {name: value for name, value in found.items() if name not in (ROUTE, LOGPROBS)}
+    others = {name: value for name, value in found.items() if name in known or name not in (ROUTE, LOGPROBS)}
+    return others if is_open else known or others
 
 
 def _description(field: Any) -> str:

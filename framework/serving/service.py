@@ -52,6 +52,7 @@ class Served:
         outputs: What it answers.
         awaits: True if it can be awaited; else it runs in a thread.
         names: Of its outputs.
+        is_open: True if it may answer with others, too.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Served:
     outputs: type[BaseModel]
     awaits: bool
     names: tuple[str, ...]
+    is_open: bool
 
     @property
     def is_routed(self) -> bool:
@@ -135,6 +137,7 @@ class Source:
             answers,
             awaits,
             tuple(answers.model_fields),
+            any(map(fields.is_open, parts)),
         )
 
 
@@ -345,7 +348,7 @@ async def ask(program: Served, inputs: Mapping[str, Any], tally: Tally) -> Answe
     told = prediction.toDict()
     logprobs = told.get(fields.LOGPROBS)
     return Answer(
-        fields.answered(program.names, told),
+        fields.answered(program.names, told, is_open=program.is_open),
         told.get(fields.ROUTE) if program.is_routed else None,
         logprobs if isinstance(logprobs, dict) and all(isinstance(each, float) for each in logprobs.values()) else None,
         tally,

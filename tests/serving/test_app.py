@@ -226,7 +226,7 @@ def test_a_program_of_ones_own_class_runs_in_a_thread_and_is_counted(save: Save,
 
     told = running.post("/predict", {"text": "abc", "hint": "x"}).json()
 
-    assert told["answer"] == {"label": "mail x"}
+    assert told["answer"] == {"label": "mail x", "length": 3}
     assert told["usage"]["calls"] == 1
     shape = running.client.get("/openapi.json").json()["components"]["schemas"]["Inputs"]
     assert shape["required"] == ["text"]

@@ -230,6 +230,34 @@ def test_a_program_that_can_only_be_awaited_is_served(save: Save, serve: Serve) 
     assert running.post("/predict", {"texts": "a prize"}).status_code == 422
 
 
+class Critic(dspy.Module):
+    """Answers with the fields of two predictors, and with one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sort = Classify(SIGNATURE, "Is this spam?")
+        self.check = Classify("text, label -> is_fine: Literal['spam', 'mail']", "Check.")
+
+    def forward(self, text: str) -> Any:
+        sorted_as = self.sort(text=text)
+        checked = self.check(text=text, label=sorted_as.label)
+        told = {"logprobs": {"spam": -1.0, "mail": -2.0}, "route": "by hand"}
+        return dspy.Prediction(label=sorted_as.label, is_fine=checked.is_fine, sources=["a", "b"], **told)
+
+
+def best_critic() -> dspy.Module:
+    return dspy.BestOfN(Critic(), N=1, reward_fn=lambda given, answer: 1.0, threshold=1.0)
+
+
+@pytest.mark.parametrize("make", [Critic, best_critic])
+def test_every_field_that_a_class_of_the_users_returns_is_its_answer(save: Save, serve: Serve, make: Any) -> None:
+    running = serve(save(make()), load=lambda path: load(path, student=make()))
+
+    answer = running.post("/predict", {"text": "a prize"}).json()["answer"]
+
+    assert answer == {"label": "spam", "is_fine": "spam", "sources": ["a", "b"]}
+
+
 @pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
 def test_a_program_that_picks_the_best_of_several_answers_is_served(save: Save, serve: Serve, kind: Any) -> None:
     def picking() -> Any:
