@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import logging
 import re
 import tempfile
 import textwrap
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args, get_origin
+from typing import Any, Final, cast
 
 import dspy
-import pydantic
 
 from preceptor.errors import DataError
 from preceptor.jsonlines import read_json
-from preceptor.lm.adapter import bare, takes_none
+from preceptor.lm.adapter import takes_none
+from preceptor.values import as_json
+from preceptor.values import typed as typed
 
 READERS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -27,7 +27,6 @@ _HUB_ID: Final = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(:(?P<name>[^@]+))?(@(?
 _OTHER_MARKS: Final = (";", "\t", "|")
 """What separates values in files named .csv that aren't."""
 
-_LISTS: Final = (list, tuple, set, frozenset)
 _MOST_TOLD: Final = 10
 """Rows of which a message says what is wrong with them."""
 _TOLD: Final = 400
@@ -251,7 +250,7 @@ def examples(
     *,
     source: str,
 ) -> list[dspy.Example]:
-    """Return rows as examples, every field checked and of the declared type.
+    """Return rows as examples, every field checked and of the declared type; a label's record as JSON has it.
 
     Args:
         rows: One mapping per row.
@@ -274,7 +273,8 @@ def examples(
     unusable: list[str] = []
     for number, row in enumerate(rows, 1):
         try:
-            values = typed(row, fields, f"{source}, row {number}")
+            where = f"{source}, row {number}"
+            values = typed(row, inputs, where) | as_json(row, outputs, where)
         except DataError as error:
             unusable.append(str(error))
         else:
@@ -298,15 +298,6 @@ def _together(unusable: Sequence[str]) -> str:
     return f"{told}\n{len(unusable)} rows can't be used." if len(unusable) > 1 else told
 
 
-def typed(row: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a row's values of these fields (name -> type), each of its type.
-
-    Raises:
-        DataError: Naming `where` and the field: a missing or empty value, a wrong type, an unknown label.
-    """
-    return {name: _typed(row.get(name), kind, f"{where}, {name}") for name, kind in fields.items()}
-
-
 def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:
     first: dict[Any, int] = {}
     for number, row in enumerate(rows, 1):
@@ -317,56 +308,6 @@ def _refuse_duplicates(rows: Sequence[Mapping[str, Any]], source: str) -> None:
         if key in first:
             raise DataError(f"{source}: rows {first[key]} and {number} have the same id {key!r}.")
         first[key] = number
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    if takes_none(kind):
-        return None if value is None or value == "" else _typed(value, bare(kind), where)
-    if value is None or value == "":
-        raise DataError(f"{where}: the value is missing.")
-    if get_origin(kind) is Literal:
-        labels = {str(label): label for label in get_args(kind)}
-        if str(value) not in labels:
-            raise DataError(f"{where}: {value!r} is no label; expected one of {', '.join(labels)}.")
-        return labels[str(value)]
-    if kind in (int, float, bool):
-        return _number(value, kind, where)
-    if isinstance(value, str) and is_json(kind):
-        return _parsed(value, kind, where)
-    if kind is str and not isinstance(value, str):
-        raise DataError(f"{where}: expected text, got {type(value).__name__} {value!r}.")
-    return value
-
-
-def is_json(kind: Any) -> bool:
-    """Return True for lists, mappings and records, which a file of texts holds as JSON."""
-    plain = get_origin(kind) or kind
-    is_record = isinstance(plain, type) and issubclass(plain, pydantic.BaseModel) and not issubclass(plain, dspy.Type)
-    return is_record or plain in (*_LISTS, dict)
-
-
-def _parsed(text: str, kind: Any, where: str) -> Any:
-    """Return what a text says in JSON, which must be of the type, as the plain values it would be in a JSON file."""
-    try:
-        value = json.loads(text)
-        pydantic.TypeAdapter(kind).validate_python(value)
-    except (ValueError, RecursionError) as error:
-        name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
-        example = '{"name": "value"}' if (get_origin(kind) or kind) not in _LISTS else '["a", "b"]'
-        raise DataError(f"{where}: {text!r:.80} is no {name}; write it in JSON, as in {example}.") from error
-    return value
-
-
-def _number(value: Any, kind: type, where: str) -> Any:
-    text = str(value).strip()
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise DataError(f"{where}: expected True or False, got {value!r}.")
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise DataError(f"{where}: expected {kind.__name__}, got {value!r}.") from error
 
 
 def check_examples(rows: Iterable[Any], inputs: Iterable[str], *, name: str) -> list[dspy.Example]:

@@ -318,13 +318,14 @@ class Ticket(pydantic.BaseModel):
     urgent: bool
 
 
+TAX = Ticket(queue="tax", urgent=True)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [
         (list[str], '["a", "b"]', ["a", "b"]),
         (dict[str, int], '{"a": 1}', {"a": 1}),
-        (list[Ticket], '[{"queue": "tax", "urgent": true}]', [{"queue": "tax", "urgent": True}]),
-        (Ticket, '{"queue": "tax", "urgent": true}', {"queue": "tax", "urgent": True}),
         (list, "[1]", [1]),
         (list[str] | None, "[]", []),
     ],
@@ -332,6 +333,31 @@ class Ticket(pydantic.BaseModel):
 def test_a_list_or_a_record_is_written_as_json_where_all_is_text(kind: Any, text: str, value: Any) -> None:
     row = checked({"text": text, "label": text}, inputs={"text": kind}, outputs={"label": kind})[0]
     assert (row.text, row.label) == (value, value)
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "plain", "value"),
+    [
+        (Ticket, TAX.model_dump(), TAX),
+        (Ticket | None, TAX.model_dump(), TAX),
+        (list[Ticket], [TAX.model_dump()], [TAX]),
+        (dict[str, Ticket], {"a": TAX.model_dump()}, {"a": TAX}),
+    ],
+)
+def test_an_input_that_is_a_record_is_an_object_of_its_class_and_a_label_is_as_json_has_it(
+    kind: Any, plain: Any, value: Any, *, is_text: bool
+) -> None:
+    given = json.dumps(plain) if is_text else plain
+    row = checked({"text": given, "label": given}, inputs={"text": kind}, outputs={"label": kind})[0]
+    assert (row.text, row.label) == (value, plain)
+
+
+def test_a_record_that_isnt_of_its_class_is_refused_with_the_row_and_the_field() -> None:
+    rows: list[dict[str, Any]] = [{"text": TAX.model_dump(), "label": "a"}, {"text": {"queue": "tax"}, "label": "a"}]
+    told = r"^rows\.csv, row 2, text: \{'queue': 'tax'\} is no Ticket: urgent: Field required\.$"
+    with pytest.raises(DataError, match=told):
+        checked(*rows, inputs={"text": Ticket})
 
 
 def test_a_label_of_csv_that_is_a_list_scores_as_the_answer_does(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import typer
 
 from preceptor.checks import refuse_steering
 from preceptor.cli.view import download
-from preceptor.data import examples, is_json, load_rows
+from preceptor.data import examples, load_rows
 from preceptor.errors import ConfigError
 from preceptor.lm.adapter import choices, is_direct
 from preceptor.lm.budget import Budget
@@ -31,6 +31,7 @@ from preceptor.lm.redaction import without_credentials
 from preceptor.lm.seam import predictors
 from preceptor.program import Artifact
 from preceptor.taken import names_inputs, taken
+from preceptor.values import is_json
 
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="FIELD=COLUMN, for a field whose column has another name.")

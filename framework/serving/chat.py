@@ -19,7 +19,6 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from preceptor.data import is_json
 from preceptor.serving import fields
 from preceptor.serving.door import TOLD
 from preceptor.serving.gone import while_there
@@ -27,6 +26,7 @@ from preceptor.serving.model import Tally
 from preceptor.serving.refused import Refused
 from preceptor.serving.service import Answer, Served, Service
 from preceptor.serving.shapes import written
+from preceptor.values import is_json
 
 _STREAM: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _END: Final = b"data: [DONE]\n\n"

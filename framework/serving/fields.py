@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import dspy
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -13,7 +13,7 @@ from preceptor.errors import ConfigError
 from preceptor.lm.adapter import takes_none
 from preceptor.lm.seam import predictors
 from preceptor.serving.refused import Refused
-from preceptor.taken import taken
+from preceptor.taken import called, taken
 
 ROUTE: Final = "route"
 LOGPROBS: Final = "logprobs"
@@ -57,9 +57,7 @@ def is_open(program: dspy.Module) -> bool:
 
     `BestOfN` and `Refine` return what their module returned.
     """
-    while type(program) in (dspy.BestOfN, dspy.Refine):
-        program = cast("Any", program).module
-    return not type(program).__module__.startswith(("dspy.", "preceptor."))
+    return not type(called(program)).__module__.startswith(("dspy.", "preceptor."))
 
 
 def answered(names: Sequence[str], found: Mapping[str, Any], *, is_open: bool = False) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import dspy
 import pandas as pd
+import pydantic
 import pytest
 from dspy.lm15 import Request
 
@@ -471,6 +472,41 @@ def test_a_trace_holds_the_answers_of_one_row(tmp_path: Path) -> None:
     batch(table(tmp_path / "in.csv", texts(3)), tmp_path / "out", program=Tracing()).run()
 
     assert [row["label"] for row in read(tmp_path / "out")] == ["1", "1", "1"]
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int = 30
+
+
+class Greeting(dspy.Signature):
+    """Greet."""
+
+    person: Person = dspy.InputField()
+    label: str = dspy.OutputField()
+
+
+class Greeted(dspy.Module):
+    """Takes a record, as an object of its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = Generate(Greeting)
+
+    def forward(self, person: Person) -> Any:
+        return dspy.Prediction(label=f"{person.name}, {person.age}: {self.predict(person=person).label}")
+
+
+def test_a_record_of_json_lines_is_an_object_of_its_class_and_one_that_isnt_of_it_isnt_asked(tmp_path: Path) -> None:
+    people = [{"name": "Ada"}, {"age": 3}, {"name": "Bo", "age": 4}]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"person": person}) + "\n" for person in people), encoding="utf-8")
+    told = batch(source, tmp_path / "out", program=Greeted(), inputs={"person": Person}).run()
+    lines = (tmp_path / "out" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["label"] for line in lines] == ["Ada, 30: mail", "Bo, 4: mail"]
+    assert told["answered"] == 2
+    [failure] = failures(tmp_path / "out")
+    assert failure["reason"] == f"{source}, row 2, person: {{'age': 3}} is no Person: name: Field required."
 
 
 class Sized(dspy.Module):
