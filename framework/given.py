@@ -99,8 +99,8 @@ def _refuse_unsavable(method: Teleprompter, student: dspy.Module, train: Sequenc
     if method.demonstration_rows:
         longest = sorted(train, key=lambda row: -len(str(row.toDict())))[: method.demonstration_rows]
         seed = demonstrated.showing(seed, signatures, longest)
-    lm = answering(student, method.lm or dspy.settings.lm)
-    name = lm.model if isinstance(lm, dspy.LM) else _UNKNOWN
+    given: Any = method.lm or dspy.settings.lm
+    name = answering(student, given).model if isinstance(given, dspy.LM) else _UNKNOWN
     check_savable(apply(student, seed), name, copies=1 if regions == 1 else regions + 1)
 
 

@@ -56,8 +56,8 @@ def taken(program: dspy.Module) -> dict[str, Taken]:
     read, named = _read(inner), forward_inputs(inner)
     if named is not None:
         return {name: Taken(read.get(name), is_needed) for name, is_needed in named.items()}
-    own = getattr(inner, "signature", None)
-    fields = own.input_fields if inspect.isclass(own) and issubclass(own, dspy.Signature) else read
+    own: Any = getattr(inner, "signature", None)
+    fields: dict[str, Any] = own.input_fields if inspect.isclass(own) and issubclass(own, dspy.Signature) else read
     return {
         name: Taken(field, bool(field.is_required()) and not takes_none(field.annotation))
         for name, field in fields.items()

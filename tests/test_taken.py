@@ -10,6 +10,7 @@ import dspy
 import pytest
 
 from preceptor.cli.inputs import fields_of, rows_of
+from preceptor.lm.adapter import declare
 from preceptor.modules import Classify
 from preceptor.serving.fields import inputs_of
 from preceptor.taken import taken
@@ -52,7 +53,7 @@ class Piped(dspy.Module):
         return self.sorts(gist=self.sums(**given).gist)
 
 
-SIGNATURE = "text, size: int -> label"
+SIGNATURE = declare("text, size: int -> label", "Sort.")
 MAKES: dict[str, Callable[[], dspy.Module]] = {
     "ReAct": lambda: dspy.ReAct(SIGNATURE, tools=[search]),
     "CodeAct": lambda: dspy.CodeAct(SIGNATURE, tools=[search]),
