@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,7 +56,8 @@ def taken(program: dspy.Module) -> dict[str, Taken]:
     if named is not None:
         return {name: Taken(read.get(name), is_needed) for name, is_needed in named.items()}
     own: Any = getattr(inner, "signature", None)
-    fields: dict[str, Any] = own.input_fields if inspect.isclass(own) and issubclass(own, dspy.Signature) else read
+    has_own = isinstance(own, type) and issubclass(own, dspy.Signature)
+    fields: dict[str, Any] = own.input_fields if has_own else read
     return {
         name: Taken(field, bool(field.is_required()) and not takes_none(field.annotation))
         for name, field in fields.items()
