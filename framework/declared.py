@@ -78,7 +78,7 @@ def _own(name: str, info: Any) -> list[str]:
     return [*([f"a default of {name}"] if has_default else []), *([f"a rule for {name}"] if strange else [])]
 
 
-def signature(saved: Mapping[str, Any], *, drops_reasoning: bool) -> Any:
+def signature(saved: Mapping[str, Any]) -> Any:
     """Return the signature that was saved; nothing is imported or evaluated.
 
     Raises:
@@ -91,8 +91,6 @@ def signature(saved: Mapping[str, Any], *, drops_reasoning: bool) -> Any:
                 raise Malformed(f"it has the name {shown(name)}")
             kind = untrusted.annotation(field["type"])
             fields[name] = (kind, make(desc=field["description"], **_given(name, kind, field)))
-    if drops_reasoning:
-        fields.pop("reasoning", None)
     try:
         return cast("Any", dspy.Signature)(fields, saved["instructions"])
     except (TypeError, ValueError, pydantic_core.SchemaError) as error:  # such as names that Pydantic keeps for itself

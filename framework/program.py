@@ -352,19 +352,29 @@ def _rebuilt(artifact: Artifact, predictors_saved: Mapping[str, Any]) -> dspy.Mo
             "pass an instance: load(path, student=...)."
         )
     try:
-        signature = declared.signature(saved[0], drops_reasoning=name == "dspy.ChainOfThought")
+        signature = declared.signature(saved[0])
     except Malformed as error:
         raise ArtifactError(
             f"{artifact.path} has a field of a type of its own ({error}); pass an instance: load(path, student=...)."
         ) from error
     try:
         kind = ours[name].load() if name in ours else _DSPY[name]
-        made = cast("dspy.Module", kind(signature))
+        made = _of(kind, signature)
         for _, predictor in predictors(made):
             predictor.config = dict(saved[0].get("config", {}))
         return made
     except ValueError as error:
         raise ArtifactError(f"{artifact.path} holds a {name} that can't be one: {str(error)[:200]}") from error
+
+
+def _of(kind: Any, signature: Any) -> dspy.Module:
+    """Return a module of a signature; `ChainOfThought` adds its own `reasoning`, the saved one takes its place."""
+    if kind is not dspy.ChainOfThought:
+        return cast("dspy.Module", kind(signature))
+    made: Any = kind(signature.delete("reasoning"))
+    if "reasoning" in signature.output_fields:
+        made.predict.signature = signature
+    return cast("dspy.Module", made)
 
 
 def _refuse_other_frozen(path: str, found: Mapping[str, str], saved: Mapping[str, str]) -> None:

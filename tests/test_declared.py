@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dspy
 import pytest
@@ -31,7 +31,7 @@ def stored(folder: Path, program: dspy.Module) -> Any:
 
 
 def asked(program: Any, **inputs: Any) -> list[dict[str, Any]]:
-    answer = "[[ ## reasoning ## ]]\nso\n\n[[ ## stars ## ]]\n4\n\n[[ ## words ## ]]\n[]\n\n[[ ## completed ## ]]"
+    answer = '[[ ## reasoning ## ]]\n["so"]\n\n[[ ## stars ## ]]\n4\n\n[[ ## words ## ]]\n[]\n\n[[ ## completed ## ]]'
     with ChatServer(lambda body: answer) as server, dspy.context(lm=server.lm("m", max_tokens=64)):
         program(**inputs)
         return [received.body for received in server.requests]
@@ -49,6 +49,40 @@ def test_bounds_defaults_and_settings_are_asked_as_before(tmp_path: Path, kind: 
     assert (after[0]["temperature"], after[0]["max_completion_tokens"]) == (1.0, 99)
     assert "less than or equal to: 5, greater than or equal to: 0" in json.dumps(after)
     assert "calm" in json.dumps(after)
+
+
+class Argued(dspy.Signature):
+    """Rate the text."""
+
+    text: str = dspy.InputField()
+    reasoning: str = dspy.OutputField(desc="in Latin")
+    stars: int = dspy.OutputField()
+    words: list[str] = dspy.OutputField()
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        (dspy.ChainOfThought(Rated, rationale_field=cast("Any", dspy.OutputField(desc="in Latin"))), "in Latin"),
+        (dspy.ChainOfThought(Rated, rationale_field_type=list[str]), "list[str]"),
+        (dspy.ChainOfThought(Argued), "in Latin"),
+    ],
+)
+def test_reasoning_of_another_kind_is_asked_for_as_before(tmp_path: Path, program: Any, told: str) -> None:
+    saved = stored(tmp_path / "program", program)["predict"]
+    loaded: Any = load(tmp_path / "program")
+
+    assert asked(loaded, text="hi") == asked(program, text="hi")
+    assert told in saved["outputs"]["reasoning"].values()
+    assert type(loaded) is dspy.ChainOfThought
+
+
+def test_a_chain_of_thought_without_reasoning_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path / "program", dspy.ChainOfThought("text -> gist"))
+    altered(tmp_path / "program", lambda saved: saved["predictors"]["predict"]["outputs"].pop("reasoning"))
+
+    with pytest.raises(ArtifactError, match=r"the outputs \['gist'\], not \['reasoning', 'gist'\]"):
+        load(tmp_path / "program")
 
 
 def test_what_is_usual_takes_no_room_in_the_file(tmp_path: Path) -> None:
