@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from preceptor.cli import batching, compiling, inspecting, reporting, routing, serving, tools
+from preceptor.cli.unset import refuse_empty
 from preceptor.cli.view import say, tell_fault
 from preceptor.errors import PreceptorError
 
@@ -49,6 +50,7 @@ reporting.add_to(app)
 routing.add_to(app)
 serving.add_to(app)
 tools.add_to(app)
+refuse_empty(app)
 
 
 def run(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ import typer
 
 from preceptor.cli.compiling import Json
 from preceptor.cli.inputs import entries
+from preceptor.cli.unset import refuse_empty
 from preceptor.cli.view import download, out, print_json, print_table
 from preceptor.errors import ConfigError
 from preceptor.lm.catalogue import CATALOGUE, cache_folder
@@ -138,6 +139,7 @@ def as_command(name: str, run: Callable[..., None], arguments: Sequence[str]) ->
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
+    refuse_empty(app)
     code: Any = app(list(arguments), standalone_mode=False, prog_name=f"preceptor bench {name}")
     if isinstance(code, int) and code:  # Ctrl-C, as typer tells it
         raise typer.Exit(code)
