@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, cast
 
 import dspy
 
@@ -22,6 +22,12 @@ from preceptor.lm.dispatch import Patience
 from preceptor.scoring.metrics import Metric, Scorer
 from preceptor.scoring.trial import Trial
 from preceptor.task import Report, Task
+
+_SEEDS: Final = 2**32
+"""Seeds that NumPy takes, and so the optimizers that are built on it: those below."""
+
+_HOTTEST: Final = 2.0
+"""Temperature up to which a model may be asked; no provider takes a higher one."""
 
 
 def _quiet(what: str, done: int, total: int) -> None:
@@ -61,7 +67,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
             programs of one predictor.
 
     Raises:
-        ConfigError: If `threads` is below 1, `seed` or `few_shot` below 0.
+        ConfigError: If `threads` is below 1, `seed` or `few_shot` below 0, or `seed` is 2**32 or above.
     """
 
     paper: ClassVar[str] = ""
@@ -84,9 +90,9 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     few_shot: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("seed", 0), ("few_shot", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{type(self).__name__} needs {name} >= {least}, got {getattr(self, name)}.")
+        check_least(self, {"threads": 1, "seed": 0, "few_shot": 0})
+        if self.seed >= _SEEDS:
+            raise ConfigError(f"{type(self).__name__} needs seed < {_SEEDS}, got {self.seed}.")
 
     @property
     def confirmed(self) -> int:
@@ -177,3 +183,28 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         task.meter.account.hold(compiling.confirmation)
         found = compiling.search(task, self)
         return compiling.conclude(task, found)
+
+
+def check_least(method: Teleprompter, least: Mapping[str, int]) -> None:
+    """Raise if a setting is below the least it may be.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    for name, bound in least.items():
+        if getattr(method, name) < bound:
+            raise ConfigError(f"{type(method).__name__} needs {name} >= {bound}, got {getattr(method, name)}.")
+
+
+def check_sampling(method: Teleprompter) -> None:
+    """Raise if no model draws texts at a method's `temperature`, and `top_p` where it has one.
+
+    Raises:
+        ConfigError: Naming the setting, and from where to where it may be.
+    """
+    name, settings = type(method).__name__, cast("Any", method)
+    temperature, top_p = settings.temperature, getattr(settings, "top_p", 1.0)
+    if not (0 <= temperature <= _HOTTEST):  # what is no number isn't, either
+        raise ConfigError(f"{name} needs temperature from 0 to {_HOTTEST:g}, got {temperature}.")
+    if not (0 < top_p <= 1):
+        raise ConfigError(f"{name} needs top_p above 0 and up to 1, got {top_p}.")

@@ -34,7 +34,7 @@ from preceptor.scoring.metrics import mean
 from preceptor.scoring.texts import folded, text_of
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
-from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompter import Estimate, Teleprompter, check_least, check_sampling
 from preceptor.teleprompters.induction import FORWARD, clean, demonstrations
 from preceptor.teleprompters.reading import cut
 
@@ -112,10 +112,8 @@ class APE(Teleprompter):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        least = {"candidates": 1, "demos": 1, "subsamples": 1, "resample_rounds": 0, "max_tokens": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"APE needs {name} >= {bound}, got {getattr(self, name)}.")
+        check_least(self, {"candidates": 1, "demos": 1, "subsamples": 1, "resample_rounds": 0, "max_tokens": 1})
+        check_sampling(self)
         if self.score not in ("accuracy", "likelihood"):
             raise ConfigError(f"APE scores by accuracy or likelihood, not by {self.score!r}.")
         if self.mode not in TEMPLATES and "$demos" not in self.mode:

@@ -23,14 +23,13 @@ from typing import Any, ClassVar, Final
 import dspy
 
 from preceptor.constitution import Constitution, Edit
-from preceptor.errors import ConfigError
 from preceptor.life import Compile
 from preceptor.lm.embedding import DEFAULT, Embedder, embedder_of
 from preceptor.scoring import racing
 from preceptor.scoring.known import Known
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
-from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompter import Estimate, Teleprompter, check_least, check_sampling
 from preceptor.teleprompters.amendments import Bounds, Workshop
 from preceptor.teleprompters.mixture import MixtureOfExperts
 from preceptor.teleprompters.reading import END, errors_among
@@ -158,11 +157,9 @@ class ConstitutionalExperts(Teleprompter):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        for name in ("steps", "beam", "errors", "edits", "rows", "principles", "words", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"ConstitutionalExperts needs {name} >= 1, got {getattr(self, name)}.")
-        if not (0 <= self.temperature < math.inf):
-            raise ConfigError(f"ConstitutionalExperts needs temperature >= 0, got {self.temperature}.")
+        positive = ("steps", "beam", "errors", "edits", "rows", "principles", "words", "max_tokens")
+        check_least(self, dict.fromkeys(positive, 1))
+        check_sampling(self)
         if self.regions != 1:
             self._mixture()  # it refuses what it can't be
 

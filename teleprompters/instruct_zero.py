@@ -29,7 +29,7 @@ from preceptor.lm.soft import EmbeddingSpace, SoftTokens
 from preceptor.scoring.known import Known
 from preceptor.scoring.trial import Candidate, Trial
 from preceptor.task import Sampling, Task
-from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompter import Estimate, Teleprompter, check_least
 from preceptor.teleprompters.induction import FORWARD, clean, demonstrations
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ class InstructZero(Teleprompter):
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
         positive = ("dimensions", "soft_tokens", "exemplars", "rows", "start", "batch", "max_tokens")
-        for name, bound in {**dict.fromkeys(positive, 1), "iterations": 0, "finalists": 0}.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"InstructZero needs {name} >= {bound}, got {getattr(self, name)}.")
+        check_least(self, {**dict.fromkeys(positive, 1), "iterations": 0, "finalists": 0})
         if self.sampler is not None and not callable(self.sampler):
             raise ConfigError(
                 f"InstructZero makes its sampler anew for each search: pass the class {type(self.sampler).__name__}, "

@@ -28,7 +28,7 @@ from preceptor.leaks import Guard, count_words
 from preceptor.scoring import bandits
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Sampling, Task
-from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompter import Estimate, Teleprompter, check_least, check_sampling
 from preceptor.teleprompters.reading import END, errors, parse
 
 logger = logging.getLogger(__name__)
@@ -178,9 +178,8 @@ class ProTeGi(Teleprompter):
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
         least = dict.fromkeys(("rounds", "beam", "minibatch", "errors", "gradients", "edits", "successors"), 1)
-        for name, bound in {**least, "evaluations": 1, "max_tokens": 1, "paraphrases": 0, "stale_rounds": 0}.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"ProTeGi needs {name} >= {bound}, got {getattr(self, name)}.")
+        check_least(self, {**least, "evaluations": 1, "max_tokens": 1, "paraphrases": 0, "stale_rounds": 0})
+        check_sampling(self)
         if not (0 <= self.c < math.inf):
             raise ConfigError(f"ProTeGi needs c >= 0, got {self.c}.")
         if self.select not in bandits.RULES:

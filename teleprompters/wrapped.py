@@ -32,7 +32,7 @@ from preceptor.errors import ConfigError
 from preceptor.lm.meter import batching_engine
 from preceptor.scoring.trial import Trial
 from preceptor.task import Task
-from preceptor.teleprompter import Estimate, Teleprompter
+from preceptor.teleprompter import Estimate, Teleprompter, check_least, check_sampling
 from preceptor.teleprompters.asking import Json
 from preceptor.teleprompters.watched import Watch
 
@@ -122,7 +122,7 @@ class GEPA(_Wrapped):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        _check(self, self.auto or _LIGHT, self.temperature)
+        _check(self, self.auto or _LIGHT)
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls until a first candidate is judged, and those of the whole search."""
@@ -184,7 +184,7 @@ class MIPROv2(_Wrapped):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        _check(self, self.auto, self.temperature)
+        _check(self, self.auto)
 
     def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
         import optuna
@@ -272,10 +272,8 @@ class COPRO(_Wrapped):
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)
-        _check(self, _LIGHT, self.temperature)
-        for name, least in (("breadth", 2), ("depth", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"COPRO needs {name} >= {least}, got {getattr(self, name)}.")
+        check_sampling(self)
+        check_least(self, {"breadth": 2, "depth": 1})
 
     def _optimized(self, watch: Watch, threads: int) -> dspy.Module:
         optimizer = dspy.COPRO(
@@ -299,9 +297,7 @@ class COPRO(_Wrapped):
         return predictors * (programs * rows + self.depth * self.breadth - 1)
 
 
-def _check(method: _Wrapped, auto: str, temperature: float) -> None:
-    name = type(method).__name__
+def _check(method: _Wrapped, auto: str) -> None:
     if auto not in CANDIDATES:
-        raise ConfigError(f"{name} needs auto to be {', '.join(CANDIDATES)}, got {auto!r}.")
-    if not (0 <= temperature < math.inf):
-        raise ConfigError(f"{name} needs temperature >= 0, got {temperature}.")
+        raise ConfigError(f"{type(method).__name__} needs auto to be {', '.join(CANDIDATES)}, got {auto!r}.")
+    check_sampling(method)

@@ -943,6 +943,13 @@ def test_threads_below_one_are_refused() -> None:
         Tries(metric="accuracy", threads=0)
 
 
+@pytest.mark.parametrize("seed", [2**32, 2**32 + 1, 2**64])
+def test_a_seed_that_numpy_doesnt_take_is_refused(seed: int) -> None:
+    assert Tries(metric="accuracy", seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(ConfigError, match=rf"^Tries needs seed < 4294967296, got {seed}\.$"):
+        Tries(metric="accuracy", seed=seed)
+
+
 def test_a_method_without_search_or_estimate_says_so(tmp_path: Path) -> None:
     bare = Teleprompter(metric="accuracy", lm=simulated(answer), run_dir=tmp_path / "run")
     with pytest.raises(NotImplementedError, match=r"^Teleprompter defines no estimate\.$"):

@@ -678,8 +678,8 @@ def test_a_budget_below_one_small_step_is_refused(tmp_path: Path) -> None:
             ({name: 0}, rf"^ConstitutionalExperts needs {name} >= 1, got 0\.$")
             for name in ("steps", "beam", "errors", "edits", "rows", "principles", "words", "max_tokens")
         ),
-        ({"temperature": -0.1}, r"^ConstitutionalExperts needs temperature >= 0, got -0\.1\.$"),
-        ({"temperature": float("nan")}, r"^ConstitutionalExperts needs temperature >= 0, got nan\.$"),
+        ({"temperature": -0.1}, r"^ConstitutionalExperts needs temperature from 0 to 2, got -0\.1\.$"),
+        ({"temperature": float("nan")}, r"^ConstitutionalExperts needs temperature from 0 to 2, got nan\.$"),
         ({"threads": 0}, r"^ConstitutionalExperts needs threads >= 1, got 0\.$"),
     ],
 )

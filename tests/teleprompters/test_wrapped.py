@@ -606,7 +606,7 @@ def test_settings_that_cant_work_are_refused() -> None:
     bad: Any = "huge"
     with pytest.raises(ConfigError, match=r"^GEPA needs auto to be light, medium, heavy, got 'huge'\.$"):
         GEPA(metric="accuracy", auto=bad)
-    with pytest.raises(ConfigError, match=r"^MIPROv2 needs temperature >= 0, got -1\.$"):
+    with pytest.raises(ConfigError, match=r"^MIPROv2 needs temperature from 0 to 2, got -1\.$"):
         MIPROv2(metric="accuracy", temperature=-1)
     with pytest.raises(ConfigError, match=r"^MIPROv2 needs threads >= 1, got 0\.$"):
         MIPROv2(metric="accuracy", threads=0)
