@@ -12,9 +12,14 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Else the first call of a hosted model asks the network for a price table.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    from preceptor.cli import run
+    try:
+        from preceptor.cli import run  # seconds, in which there may be a Ctrl-C, too
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

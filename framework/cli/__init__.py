@@ -2,8 +2,8 @@
 
 Exit codes: 0 done (a kept prompt included, and a search that its budget ended), 1 a score below `eval --fail-under`,
 2 wrong usage or what was given can't be used, 3 stopped before there was a result and resumable, 4 too much of what was
-asked failed, 130 interrupted. With `--json` the object on stdout has `error` and `exit_code` where the code is 2 to 4,
-but for mistyped options and arguments.
+asked failed, 5 a fault of preceptor's own, 130 interrupted. With `--json` the object on stdout has `error` and
+`exit_code` where the code is 2 to 4, but for mistyped options and arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from preceptor.cli import batching, compiling, inspecting, reporting, routing, serving, tools
 from preceptor.cli.unset import refuse_empty
-from preceptor.cli.view import say, tell_fault
+from preceptor.cli.view import say, tell_fault, tell_own_fault
 from preceptor.errors import PreceptorError
 
 INTERRUPTED: Final = 130
@@ -67,4 +67,6 @@ def run(arguments: list[str]) -> int:
         return code
     except PreceptorError as error:
         return tell_fault(error, as_json="--json" in arguments)
+    except Exception as error:  # noqa: BLE001  none of those that are raised on purpose
+        return tell_own_fault(error)
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,7 +21,10 @@ from preceptor.errors import BudgetExhausted, LMFailed, PreceptorError
 from preceptor.task import Report
 from preceptor.untrusted import spelt_out
 
-_WRONG, _STOPPED, _FAILED = 2, 3, 4
+_WRONG, _STOPPED, _FAILED, _OWN_FAULT = 2, 3, 4, 5
+
+TRACEBACK: Final = "PRECEPTOR_TRACEBACK"
+"""The variable that, set to anything, has the whole traceback of a fault of preceptor's own printed."""
 
 _LARGEST: Final = 10**300
 """Whole numbers above it can't be written as decimals."""
@@ -58,6 +63,16 @@ def tell_fault(error: PreceptorError, result: Mapping[str, Any] | None = None, *
     if as_json:
         print_json({**(result or {}), "error": str(error), "exit_code": code})
     return code
+
+
+def tell_own_fault(error: Exception) -> int:
+    """Say in one line what is a fault of preceptor's own, or with its traceback if asked; return the exit code."""
+    if os.environ.get(TRACEBACK):
+        say("".join(traceback.format_exception(error)).rstrip())
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    where = "" if os.environ.get(TRACEBACK) else f" {TRACEBACK}=1 before the same command shows where."
+    say(f"This is a fault of preceptor's own, not of what you gave: {told}.{where} Please report it.")
+    return _OWN_FAULT
 
 
 @contextmanager

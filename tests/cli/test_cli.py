@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -253,6 +256,69 @@ def test_what_goes_wrong_is_one_object_for_machines(tmp_path: Path, capsys: pyte
     told = capsys.readouterr()
     assert json.loads(told.out)["exit_code"] == 2
     assert "Error: " + json.loads(told.out)["error"] == " ".join(told.err.split())
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def measured() -> None:
+        raise error
+
+    class Entry:
+        load = staticmethod(lambda: measured)
+
+    monkeypatch.setattr(tools, "entries", lambda group: {"null": Entry})
+
+
+def test_a_fault_of_ones_own_is_one_line_and_an_exit_code_that_no_score_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PRECEPTOR_TRACEBACK", raising=False)
+    broken(monkeypatch, RuntimeError("the flux\nis [bold]gone[/bold]"))
+    assert run(["bench", "null"]) == 5
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "This is a fault of preceptor's own, not of what you gave: RuntimeError: the flux is [bold]gone[/bold]. "
+        "PRECEPTOR_TRACEBACK=1 before the same command shows where. Please report it.\n"
+    )
+
+
+def test_a_fault_of_ones_own_shows_where_it_is_if_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_TRACEBACK", "1")
+    broken(monkeypatch, RuntimeError("the flux is gone"))
+    assert run(["bench", "null"]) == 5
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("Traceback (most recent call last):\n")
+    assert "test_cli.py" in told.err
+    assert told.err.splitlines()[-2:] == [
+        "RuntimeError: the flux is gone",
+        "This is a fault of preceptor's own, not of what you gave: RuntimeError: the flux is gone. Please report it.",
+    ]
+
+
+def test_whoever_stops_reading_is_told_of_no_fault() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "preceptor", "methods"], stdout=nobody, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_while_the_libraries_load_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "typer" / "__init__.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "preceptor", "methods"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
 def test_a_budget_that_ends_before_the_confirmation_exits_with_3(
