@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -30,7 +28,8 @@ from preceptor.cli.inputs import (
     metric_of,
     program_of,
 )
-from preceptor.cli.view import out, plain, print_json, print_table, progress, say
+from preceptor.cli.scored import changed, comparison, evaluated, even, kinds_of, print_comparison, print_evaluation
+from preceptor.cli.view import print_json, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError, RunError
 from preceptor.lm.budget import Account, Budget, Cost
@@ -42,9 +41,8 @@ from preceptor.lm.meter import Meter, batching_engine
 from preceptor.lm.seam import every_predictor, own_models, predictors
 from preceptor.run import fingerprint, open_ledger
 from preceptor.scoring.evaluate import Counter as RowCounter
-from preceptor.scoring.evaluate import Evaluator, Job, held_against, refuse_failures
+from preceptor.scoring.evaluate import Evaluator, Job, refuse_failures
 from preceptor.scoring.metrics import BUILT_IN, Metric, wrap
-from preceptor.scoring.statistics import Comparison, compare, interval
 from preceptor.scoring.trial import Outcome
 from preceptor.task import Report, with_models
 
@@ -54,14 +52,7 @@ Embedding = Annotated[
     typer.Option("--embedder", help="Hub id or folder of the embedder that experts were compiled with, if not ours."),
 ]
 
-_LARGEST_TABLE: Final = 20
-"""Answers up to which they are tabled against the labels."""
-
-_CERTAIN: Final = {(1, 1): "both right", (0, 0): "both wrong", (0, 1): "wrong -> right", (1, 0): "right -> wrong"}
-_GRADED: Final = {0: "same score", 1: "higher", -1: "lower"}
-_CHANGES: Final = ("wrong -> right", "right -> wrong", "higher", "lower")
 _KEPT: Final = "Every answer is kept; the same command"
-_FAILED: Final = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +124,20 @@ def eval_(
         scored = [_outcomes(entrant, meter, models[entrant.lm], measure, report) for entrant in entrants]
     calls = account.billed.calls
     results = [
-        {"program": entrant.name, "lm": entrant.lm, **_evaluated(outcomes, measure)}
+        {"program": entrant.name, "lm": entrant.lm, **evaluated(outcomes, measure)}
         for entrant, outcomes in zip(entrants, scored, strict=True)
     ]
     if other is None:
-        print_json(results[0]) if json else _print_evaluation(results[0])
+        print_json(results[0]) if json else print_evaluation(results[0])
     else:
-        verdict, kinds = _even(scored[0], scored[1], measure), _kinds(scored[0], scored[1])
-        found = list(_examples(entrants[0].rows, scored, kinds, changes))
-        result = _compared(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
-        print_json(result) if json else _print_comparison(result)
+        verdict, kinds = even(scored[0], scored[1], measure), kinds_of(scored[0], scored[1])
+        found = list(changed(entrants[0].rows, scored, kinds, changes))
+        result = comparison(results, verdict, kinds) | {"examples": found, "billed_calls": calls}
+        print_json(result) if json else print_comparison(result)
     score = measure.aggregate(scored[-1])
     if fail_under is not None and score < fail_under:
         say(f"{entrants[-1].name} scores {score:.3f}, which is below {fail_under:g}.")
         raise typer.Exit(1)
-
-
-def _even(one: Sequence[Outcome], other: Sequence[Outcome], measure: Metric) -> Comparison:
-    """Compare two programs; a row that one of them fails with counts against that one."""
-    return compare(held_against(other, one), held_against(one, other), measure)
 
 
 def _of_compile(entrants: Sequence[Entrant]) -> str | None:
@@ -280,120 +266,3 @@ def _outcomes(entrant: Entrant, meter: Meter, model: dspy.LM, metric: Metric, re
     outcomes = evaluator.run([Job(program, row) for row in entrant.rows])
     refuse_failures(outcomes)
     return outcomes
-
-
-def _evaluated(outcomes: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
-    kinds = Counter(outcome.kind for outcome in outcomes)
-    pairs = Counter((outcome.gold, _answer(outcome)) for outcome in outcomes)
-    return {
-        "metric": metric.name,
-        "score": metric.aggregate(outcomes),
-        "ci": list(interval(outcomes, metric)),
-        "rows": len(outcomes),
-        "unparsable": kinds["unparsable"],
-        "failed": kinds["failed"],
-        "confusion": [
-            {"label": gold, "answer": answer, "rows": count} for (gold, answer), count in sorted(pairs.items())
-        ],
-    }
-
-
-def _answer(outcome: Outcome) -> str:
-    return outcome.answer or ("(none)" if outcome.kind == "scored" else f"({outcome.kind})")
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    low, high = result["ci"]
-    console = out()
-    console.print(
-        plain(f"{result['metric']} {result['score']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {result['rows']} rows")
-    )
-    failed = f"{result['failed']}, left out of the score" if result["failed"] else "0"
-    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {failed}\n")
-    labels = sorted({cell["label"] for cell in result["confusion"]})
-    answers = sorted({cell["answer"] for cell in result["confusion"]})
-    if len(answers) > _LARGEST_TABLE:
-        return
-    counts = {(cell["label"], cell["answer"]): cell["rows"] for cell in result["confusion"]}
-    rows = [[label, *(counts.get((label, answer), 0) for answer in answers)] for label in labels]
-    print_table("Rows by label (down) and answer (across)", ["", *answers], rows)
-
-
-def _kinds(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[str]:
-    """Return what became of each row."""
-    pairs = list(zip(before, after, strict=True))
-    is_certain = all(outcome.score in (0, 1, None) for pair in pairs for outcome in pair)
-    kinds: list[str] = []
-    for old, new in pairs:
-        if old.score is None or new.score is None:
-            kinds.append(_FAILED)
-        elif is_certain:
-            kinds.append(_CERTAIN[int(old.score), int(new.score)])
-        else:
-            kinds.append(_GRADED[(new.score > old.score) - (new.score < old.score)])
-    return kinds
-
-
-def _examples(
-    rows: Sequence[dspy.Example], scored: Sequence[Sequence[Outcome]], kinds: Sequence[str], most: int
-) -> Iterator[dict[str, Any]]:
-    """Yield up to `most` rows that changed, each way."""
-    for change in _CHANGES:
-        for at in islice((at for at, kind in enumerate(kinds) if kind == change), most):
-            first, second = scored[0][at], scored[1][at]
-            yield {
-                "change": change,
-                "row": at + 1,
-                "inputs": rows[at].inputs().toDict(),
-                "label": first.gold,
-                "first": _answer(first),
-                "second": _answer(second),
-            }
-
-
-def _compared(results: Sequence[dict[str, Any]], verdict: Comparison, kinds: Sequence[str]) -> dict[str, Any]:
-    counts = Counter(kinds)
-    order = [*_CERTAIN.values()] if set(kinds) <= {*_CERTAIN.values(), _FAILED} else [*_GRADED.values()]
-    return {
-        "metric": results[0]["metric"],
-        "rows": verdict.rows,
-        "first": results[0],
-        "second": results[1],
-        "gain": verdict.gain,
-        "ci": [verdict.low, verdict.high],
-        "p_value": verdict.p_value,
-        "test": verdict.test,
-        "better": "second" if verdict.is_confirmed else "first" if verdict.is_refuted else None,
-        "smallest_gain": verdict.smallest_gain,
-        "changes": {kind: counts[kind] for kind in [*order, *([_FAILED] if counts[_FAILED] else [])]},
-    }
-
-
-def _print_comparison(result: dict[str, Any]) -> None:
-    sides = [(name, result[name]) for name in ("first", "second")]
-    header = ["", result["metric"], "95 % interval", "unparsable", "failed", "program", "model"]
-    columns = ("unparsable", "failed", "program", "lm")
-    rows = [
-        [name, side["score"], "{:.3f} to {:.3f}".format(*side["ci"]), *(side[column] for column in columns)]
-        for name, side in sides
-    ]
-    print_table("", header, rows)
-    low, high = result["ci"]
-    lines = (
-        f"\ngain {100 * result['gain']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
-        f"p = {result['p_value']:.2g} ({result['test']}, {result['rows']} rows)",
-        *(["A row that only one program fails with counts against it.\n"] if _FAILED in result["changes"] else []),
-        f"The {result['better']} program is better." if result["better"] else "Neither program is shown to be better.",
-        f"Four times in five, so many rows confirm a true gain of {100 * result['smallest_gain']:.0f} points.\n",
-    )
-    for line in lines:
-        out().print(plain(line), soft_wrap=True)
-    print_table("", ["rows", "count"], [[kind, count] for kind, count in result["changes"].items()])
-    for example in result["examples"]:
-        _print_example(example)
-
-
-def _print_example(example: dict[str, Any]) -> None:
-    given = ", ".join(f"{name}: {value}" for name, value in example["inputs"].items())
-    text = f"\nrow {example['row']}, {example['change']}: {given}\n  label {example['label']}"
-    out().print(plain(f"{text}, first {example['first']}, second {example['second']}"), soft_wrap=True)
