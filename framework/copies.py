@@ -85,12 +85,14 @@ def _copied(value: Any, made: dict[int, Any]) -> Any:
 
 def _copied_by_parts(value: Any, made: dict[int, Any]) -> Any:
     """Return a copy with copied parts; of what has none that may hold predictors, a shallow one, else itself."""
-    if isinstance(value, tuple):
-        parts = [_copied(part, made) for part in cast("tuple[Any, ...]", value)]
-        copied: Any = getattr(type(value), "_make", type(value))(parts)  # a named one takes its parts one by one
+    kind: Any = type(value)
+    copied: Any
+    if issubclass(kind, tuple):
+        parts = [_copied(part, made) for part in value]
+        copied = getattr(kind, "_make", kind)(parts)  # a named one takes its parts one by one
         return made.setdefault(id(value), copied)
-    if isinstance(value, dspy.Module):
-        copied = made[id(value)] = type(value).__new__(type(value))
+    if issubclass(kind, dspy.Module):
+        copied = made[id(value)] = kind.__new__(kind)
         for name, part in vars(value).items():
             vars(copied)[name] = _copied(part, made)
         return copied
@@ -98,8 +100,8 @@ def _copied_by_parts(value: Any, made: dict[int, Any]) -> Any:
         copied = made[id(value)] = copy.copy(value)
     except Exception:  # noqa: BLE001  as above
         return made.setdefault(id(value), value)
-    if isinstance(copied, list):
-        copied[:] = [_copied(part, made) for part in cast("list[Any]", value)]
-    elif isinstance(copied, dict):
-        copied.update({key: _copied(part, made) for key, part in cast("dict[Any, Any]", value).items()})
+    if issubclass(kind, list):
+        copied[:] = [_copied(part, made) for part in value]
+    elif issubclass(kind, dict):
+        copied.update({key: _copied(part, made) for key, part in value.items()})
     return copied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import dspy
 import pytest
@@ -63,7 +63,7 @@ class Argued(dspy.Signature):
 @pytest.mark.parametrize(
     ("program", "told"),
     [
-        (dspy.ChainOfThought(Rated, rationale_field=cast("Any", dspy.OutputField(desc="in Latin"))), "in Latin"),
+        (dspy.ChainOfThought(Rated, rationale_field=dspy.OutputField(desc="in Latin")), "in Latin"),
         (dspy.ChainOfThought(Rated, rationale_field_type=list[str]), "list[str]"),
         (dspy.ChainOfThought(Argued), "in Latin"),
     ],
