@@ -32,7 +32,7 @@ from preceptor.cli.inputs import (
 )
 from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
 from preceptor.data import HUB_ID, as_fields
-from preceptor.errors import PreceptorError
+from preceptor.errors import ConfigError, PreceptorError
 from preceptor.lm.dispatch import Patience
 from preceptor.lm.seam import own_models
 
@@ -115,9 +115,18 @@ def _ready(
     lm: str | None,
     api_base: str | None,
 ) -> tuple[Any, str, Any]:
-    """Return the program, its model, and what tells it apart from another of the same signature."""
+    """Return the program, its model, and what tells it apart from another of the same signature.
+
+    Raises:
+        ConfigError: If there are instructions for a saved program, which has its own.
+    """
     if not is_saved(target):
         return program_of(target, instructions), lm or DEFAULT_LM, _code(target)
+    if instructions is not None:
+        raise ConfigError(
+            f"--instructions goes with a signature; {target} is a saved program with its own. Leave them out, or give "
+            "the program's signature in its place."
+        )
     saved = artifact.read(Path(target))
     parts = {name: _sha(saved.path / name) for name in ("program.json", "centroids.safetensors")}
     return load(Path(target), student, embedder), lm_named(saved, lm, api_base), [parts, _code(student)]

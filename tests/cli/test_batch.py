@@ -75,6 +75,20 @@ def test_a_saved_program_answers_every_row_and_says_what_it_took(
     assert "belongs to another program; nothing was overwritten" in capsys.readouterr().err
 
 
+def test_a_saved_program_is_not_asked_under_other_instructions_than_its_own(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact.save(Classify(SPAM, "Sort."), tmp_path / "program", evidence={}, lm="openai/model")
+    given = ["batch", str(tmp_path / "program"), str(table(tmp_path / "in.csv", 2)), str(tmp_path / "out.csv")]
+
+    assert run([*given, "--api-base", server.url, *SETTINGS[2:], "--instructions", "Sort well."]) == 2
+
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"--instructions goes with a signature; {tmp_path}/program is a saved program with its own." in told
+    assert server.count == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "program"]
+
+
 def test_a_column_of_another_name_is_read_and_kept_as_it_is(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
