@@ -15,6 +15,7 @@ import typer
 
 from preceptor import program as artifact
 from preceptor.batch import SHARD_ROWS, Batch, Progress, open_source, refuse_failures
+from preceptor.batch.folder import Folder
 from preceptor.cli.command import DEFAULT
 from preceptor.cli.compiling import Bound, Json, MaxTokens, Price, Retries, Timeout, Workers
 from preceptor.cli.evaluating import Embedding, Student, load
@@ -30,6 +31,7 @@ from preceptor.cli.inputs import (
     lm_on,
     program_of,
 )
+from preceptor.cli.planning import check_keys
 from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
 from preceptor.data import HUB_ID, as_fields
 from preceptor.errors import ConfigError, PreceptorError
@@ -81,12 +83,15 @@ def batch(
     check_columns(read_from, ready)
     inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
     bounds = budget_of(budget, price or (), [model, *(own.model for _, own in own_models(ready))])
+    asked = lm_on(engine, model, api_base, max_tokens)
+    if not (Folder(to, rows.kind).work / "run.json").is_file():  # a batch made again may need no call
+        check_keys(ready, asked)
     with _progress() as report:
         job = Batch(
             program=ready,
             identity=identity,
             inputs=inputs,
-            lm=lm_on(engine, model, api_base, max_tokens),
+            lm=asked,
             source=rows,
             out=to,
             budget=bounds,

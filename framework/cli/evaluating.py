@@ -28,6 +28,7 @@ from preceptor.cli.inputs import (
     metric_of,
     program_of,
 )
+from preceptor.cli.planning import check_keys
 from preceptor.cli.scored import changed, comparison, evaluated, even, kinds_of, print_comparison, print_evaluation
 from preceptor.cli.view import print_json, progress, say
 from preceptor.data import examples, load_rows
@@ -225,6 +226,9 @@ def _metered(
     """Open the ledger of these programs, rows and models; equal calls of two programs are made once.
 
     What the model or the budget fails at is said to be gone on with.
+
+    Raises:
+        ConfigError: If a key is missing and there is no answer yet; an eval made again may need no call.
     """
     parts = {
         "programs": [_state(entrant) for entrant in entrants],
@@ -232,15 +236,24 @@ def _metered(
         "models": [[models[entrant.lm].model, models[entrant.lm].kwargs.get("api_base")] for entrant in entrants],
     }
     folder = cache_folder() / "evals" / fingerprint(parts)
+    if not folder.is_dir():  # which isn't made for nothing
+        _check_keys(entrants, models)
     with _in_cache(), open_ledger(folder, parts) as ledger:
         if len(ledger):
             say(f"  {len(ledger)} answers are of an earlier eval, kept in {folder}; delete it to ask anew")
+        else:
+            _check_keys(entrants, models)
         try:
             yield ledger, Account(budget, Cost(*ledger.failures), paid=Cost(*ledger.paid))
         except BudgetExhausted as error:
             raise BudgetExhausted(f"{error} {_KEPT} with a larger budget goes on.") from error
         except LMFailed as error:
             raise LMFailed(f"{error} {_KEPT} goes on.") from error
+
+
+def _check_keys(entrants: Sequence[Entrant], models: Mapping[str, dspy.LM]) -> None:
+    for entrant in entrants:
+        check_keys(entrant.program, models[entrant.lm])
 
 
 @contextmanager

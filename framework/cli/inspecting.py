@@ -18,6 +18,7 @@ from preceptor import program as artifact
 from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Embedding, Student, eval_, load
 from preceptor.cli.inputs import lm_named, lm_of
+from preceptor.cli.planning import check_keys
 from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say, tell_fault
 from preceptor.difference import compared
 from preceptor.errors import ArtifactError, LMFailed
@@ -119,6 +120,8 @@ def verify(
     say("  hashes hold")
     probes: list[dict[str, Any]] = saved.evidence.get("probes", [])
     model = lm_of(lm_named(saved, lm, api_base), api_base)
+    if probes:
+        check_keys(loaded, model)
     with dspy.context(lm=model):
         answers = [_answer(loaded, probe) for probe in probes]
     changed = [

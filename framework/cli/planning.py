@@ -1,4 +1,4 @@
-"""What a compile would take: `compile --dry-run`."""
+"""What a compile would take, `compile --dry-run`; and whether the models can be asked at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import CATALOGUE, refuse_unknown
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import check
-from preceptor.lm.seam import every_predictor, predictors
+from preceptor.lm.seam import every_predictor, own_models, predictors
 from preceptor.scoring.statistics import smallest_gain
 from preceptor.splits import different
 from preceptor.teleprompter import Teleprompter
@@ -86,6 +86,16 @@ def check_own(program: dspy.Module, budget: Budget) -> None:
         if predictor.lm is not None:
             check(predictor.lm, budget)
             check_key(predictor.lm)
+
+
+def check_keys(program: dspy.Module, lm: dspy.LM) -> None:
+    """Raise if the model that a program is asked by, or one of its predictors' own, needs a key and none is set.
+
+    Raises:
+        ConfigError: Naming the variables; nothing was sent.
+    """
+    for one in (lm, *(own for _, own in own_models(program))):
+        check_key(one)
 
 
 def embedders(method: Teleprompter) -> list[str]:

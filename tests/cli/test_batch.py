@@ -89,6 +89,20 @@ def test_a_saved_program_is_not_asked_under_other_instructions_than_its_own(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "program"]
 
 
+def test_a_missing_key_is_told_before_anything_is_written_and_a_finished_batch_needs_none(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command(server, table(tmp_path / "in.csv", 2), tmp_path / "out.csv")
+    with monkeypatch.context() as without:
+        without.delenv("OPENAI_API_KEY")
+        assert run(given) == 2
+        assert "openai/model needs a key. Set OPENAI_API_KEY" in " ".join(capsys.readouterr().err.split())
+        assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    assert run(given) == 0
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert (run(given), server.count) == (0, 2)
+
+
 def test_a_column_of_another_name_is_read_and_kept_as_it_is(
     tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

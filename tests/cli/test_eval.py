@@ -301,6 +301,21 @@ def test_an_eval_whose_model_failed_goes_on_with_the_answers_it_has(
         assert (server.answered, answered > 0) == (40, True)
 
 
+def test_a_missing_key_is_told_before_anything_is_written_and_an_eval_made_again_needs_none(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer(lambda body: "spam") as server:
+        with monkeypatch.context() as without:
+            without.delenv("OPENAI_API_KEY")
+            assert run(hosted(here, server)) == 2
+            assert "openai/m needs a key. Set OPENAI_API_KEY" in " ".join(capsys.readouterr().err.split())
+            assert (server.count, (here / "cache").exists()) == (0, False)
+        first = evaluated(capsys, *hosted(here, server))
+        monkeypatch.delenv("OPENAI_API_KEY")
+        assert evaluated(capsys, *hosted(here, server)) == first
+        assert server.count == 40
+
+
 def test_an_eval_tries_its_metric_and_its_settings_before_any_call(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,8 @@ class Rule(dspy.Module):
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
     (tmp_path / "rule.py").write_text(RULE, encoding="utf-8")
     return tmp_path / "program"
 
@@ -57,6 +58,15 @@ def test_the_answer_that_was_recorded_is_the_one_compared(saved: Path, capsys: p
     """Not the program's last output, which no row may have had a label for."""
     probes = [{"inputs": {"text": "a"}, "output": "label", "answer": "A"}]
     assert verified(saved, probes, capsys) == (0, {"hashes": True, "probes": 1, "changed": []})
+
+
+def test_a_missing_key_is_a_wrong_use_and_programs_without_recorded_answers_need_none(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    code, told = verified(saved, [{"inputs": {"text": "a"}, "output": "label", "answer": "A"}], capsys)
+    assert (code, told["error"][:27]) == (2, "openai/model needs a key. S")
+    assert verified(saved, [], capsys) == (0, {"hashes": True, "probes": 0, "changed": []})
 
 
 def test_a_probe_of_an_older_version_is_of_the_last_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
