@@ -509,6 +509,31 @@ def test_what_a_metric_confirmed_doesnt_stay_once_it_scores_the_candidates_answe
     assert not compiled(strict, USELESS).replaced, "its answers were never scored by this metric"
 
 
+def test_what_a_metric_confirmed_stays_where_its_other_code_scores_all_of_its_answers_alike(tmp_path: Path) -> None:
+    """Each answer of the confirmed program is the prompt's or the later candidate's, which always says yes."""
+
+    def compiled(metric: Any, text: str) -> Any:
+        @dataclass(frozen=True, kw_only=True)
+        class Given(Idle):
+            def search(self, task: Task) -> Sequence[Trial]:
+                return task.score([task.seed.with_instruction("predict", text)], task.order)
+
+        return compiled_by(Given(metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
+
+    def answers(request: Request) -> str:
+        return "yes" if USELESS in system(request) else answer(request)
+
+    def short(gold: Any, predicted: Any) -> float:
+        return float(predicted.label == gold.label)
+
+    def long(gold: Any, predicted: Any) -> float:
+        return 1.0 if predicted.label == gold.label else 0.0
+
+    short.__name__ = long.__name__ = "judged"
+    assert compiled(short, RIGHT).replaced
+    assert compiled(long, USELESS).replaced, "the program that was confirmed"
+
+
 def test_another_verdict_on_the_same_answers_is_another_look_at_the_rows(tmp_path: Path) -> None:
     """A judge that tosses coins confirms something in the end, if it is asked often enough at the same level."""
     tosses = random.Random(1)
