@@ -32,7 +32,7 @@ from preceptor.cli.inputs import (
     program_of,
 )
 from preceptor.cli.planning import check_keys
-from preceptor.cli.view import cost, counted, out, plain, print_json, say, tell_fault
+from preceptor.cli.view import aside, cost, counted, out, plain, print_json, say, tell_fault
 from preceptor.data import HUB_ID, as_fields
 from preceptor.errors import ConfigError, PreceptorError
 from preceptor.lm.dispatch import Patience
@@ -75,33 +75,34 @@ def batch(
     json: Json = False,
 ) -> None:
     """Answer every row of a data set, once; the same command again goes on where it was stopped."""
-    ready, model, identity = _ready(program, instructions, student, embedder, lm, api_base)
-    rows = open_source(source, part=part)
-    if rows.name != source:
-        say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
-    read_from = columns_of(column)
-    check_columns(read_from, ready)
-    inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
-    bounds = budget_of(budget, price or (), [model, *(own.model for _, own in own_models(ready))])
-    asked = lm_on(engine, model, api_base, max_tokens)
-    if not (Folder(to, rows.kind).work / "run.json").is_file():  # a batch made again may need no call
-        check_keys(ready, asked)
-    with _progress() as report:
-        job = Batch(
-            program=ready,
-            identity=identity,
-            inputs=inputs,
-            lm=asked,
-            source=rows,
-            out=to,
-            budget=bounds,
-            threads=threads,
-            patience=Patience(timeout=timeout, retries=retries),
-            shard_rows=shard_rows,
-            report=report,
-            read_from=read_from,
-        )
-        result = job.run(retry_failed=retry_failed)
+    with aside():
+        ready, model, identity = _ready(program, instructions, student, embedder, lm, api_base)
+        rows = open_source(source, part=part)
+        if rows.name != source:
+            say(f"  The rows are those of {rows.name}; give that name to go on once the data set has changed.")
+        read_from = columns_of(column)
+        check_columns(read_from, ready)
+        inputs, _ = fields_of(ready, as_fields(dict.fromkeys(rows.columns), read_from))
+        bounds = budget_of(budget, price or (), [model, *(own.model for _, own in own_models(ready))])
+        asked = lm_on(engine, model, api_base, max_tokens)
+        if not (Folder(to, rows.kind).work / "run.json").is_file():  # a batch made again may need no call
+            check_keys(ready, asked)
+        with _progress() as report:
+            job = Batch(
+                program=ready,
+                identity=identity,
+                inputs=inputs,
+                lm=asked,
+                source=rows,
+                out=to,
+                budget=bounds,
+                threads=threads,
+                patience=Patience(timeout=timeout, retries=retries),
+                shard_rows=shard_rows,
+                report=report,
+                read_from=read_from,
+            )
+            result = job.run(retry_failed=retry_failed)
     if not json:
         _print(result)
     try:

@@ -18,7 +18,7 @@ from preceptor.cli import inputs
 from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
 from preceptor.cli.planning import check_model, check_own, embedders, plan, tell_plan
-from preceptor.cli.view import print_json, print_verdict, progress, say
+from preceptor.cli.view import aside, print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError
 from preceptor.evidence import Evidence
@@ -196,7 +196,8 @@ def _given(command: Command, folder: Path | None) -> _Given:
 
 def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     """Print what the command would take."""
-    given = _given(command, folder)
+    with aside():
+        given = _given(command, folder)
     warn(given.metric, given.program, given.train, given.confirm, given.output)
     planned = plan(given.method, given.program, given.train, given.confirm)
     check_model(command.lm, command.api_base, command.max_tokens, given.method.budget)
@@ -207,6 +208,7 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     tell_plan(planned, given.folder, models, as_json=as_json)
 
 
+@aside()
 def _run(command: Command, folder: Path | None) -> Evidence:
     """Compile as the command says; every input is checked before the model is loaded."""
     given = _given(command, folder)

@@ -30,7 +30,7 @@ from preceptor.cli.inputs import (
 )
 from preceptor.cli.planning import check_keys
 from preceptor.cli.scored import changed, comparison, evaluated, even, kinds_of, print_comparison, print_evaluation
-from preceptor.cli.view import print_json, progress, say
+from preceptor.cli.view import aside, print_json, progress, say
 from preceptor.data import examples, load_rows
 from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, ModelError, RunError
 from preceptor.lm.budget import Account, Budget, Cost
@@ -109,20 +109,21 @@ def eval_(
     Answers are kept in the cache: the same command again goes on where it was stopped, and asks nothing twice.
     """
     targets = [target] if other is None else [target, other]
-    rows = load_rows(data, part=part, columns=columns_of(column))
-    entrants = _entrants(targets, instructions or [], rows, data, lm, api_base, student, embedder)
-    check_columns(columns_of(column), *(entrant.program for entrant in entrants))
-    measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
-    asked = [name for each in entrants for name in (each.lm, *(own.model for _, own in own_models(each.program)))]
-    bounds, patience = budget_of(budget, price or (), asked), Patience(timeout=timeout, retries=retries)
-    for entrant in entrants:
-        check_models(entrant.program)
-        check_metric(measure, entrant.program, entrant.rows[0], data)
-        check_positive(measure, entrant.rows, entrant.label)
-    models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}
-    with progress() as report, _metered(entrants, models, bounds) as (ledger, account):
-        meter = Meter(ledger, account, threads=threads, patience=patience)
-        scored = [_outcomes(entrant, meter, models[entrant.lm], measure, report) for entrant in entrants]
+    with aside():
+        rows = load_rows(data, part=part, columns=columns_of(column))
+        entrants = _entrants(targets, instructions or [], rows, data, lm, api_base, student, embedder)
+        check_columns(columns_of(column), *(entrant.program for entrant in entrants))
+        measure = wrap(metric_of(metric or _of_compile(entrants), entrants[0].program), entrants[0].label)
+        asked = [name for each in entrants for name in (each.lm, *(own.model for _, own in own_models(each.program)))]
+        bounds, patience = budget_of(budget, price or (), asked), Patience(timeout=timeout, retries=retries)
+        for entrant in entrants:
+            check_models(entrant.program)
+            check_metric(measure, entrant.program, entrant.rows[0], data)
+            check_positive(measure, entrant.rows, entrant.label)
+        models = {entrant.lm: lm_of(entrant.lm, api_base, max_tokens) for entrant in entrants}
+        with progress() as report, _metered(entrants, models, bounds) as (ledger, account):
+            meter = Meter(ledger, account, threads=threads, patience=patience)
+            scored = [_outcomes(entrant, meter, models[entrant.lm], measure, report) for entrant in entrants]
     calls = account.billed.calls
     results = [
         {"program": entrant.name, "lm": entrant.lm, **evaluated(outcomes, measure)}

@@ -19,7 +19,7 @@ from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Embedding, Student, eval_, load
 from preceptor.cli.inputs import lm_named, lm_of
 from preceptor.cli.planning import check_keys
-from preceptor.cli.view import counted, out, plain, print_diff, print_json, print_verdict, say, tell_fault
+from preceptor.cli.view import aside, counted, out, plain, print_diff, print_json, print_verdict, say, tell_fault
 from preceptor.difference import compared
 from preceptor.errors import ArtifactError, LMFailed
 from preceptor.lineage import Descendant, descendants, folder_of
@@ -116,13 +116,14 @@ def verify(
 ) -> None:
     """Check a saved program: its hashes, then its recorded answers."""
     saved = artifact.read(program)
-    loaded = load(program, student, embedder)
+    with aside():
+        loaded = load(program, student, embedder)
     say("  hashes hold")
     probes: list[dict[str, Any]] = saved.evidence.get("probes", [])
     model = lm_of(lm_named(saved, lm, api_base), api_base)
     if probes:
         check_keys(loaded, model)
-    with dspy.context(lm=model):
+    with aside(), dspy.context(lm=model):
         answers = [_answer(loaded, probe) for probe in probes]
     changed = [
         {"inputs": probe["inputs"], "recorded": probe["answer"], "now": answer}

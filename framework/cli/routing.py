@@ -9,7 +9,7 @@ import typer
 
 from preceptor.cli.compiling import Json
 from preceptor.cli.evaluating import Embedding, Student, load
-from preceptor.cli.view import out, plain, print_json, print_table
+from preceptor.cli.view import aside, out, plain, print_json, print_table
 from preceptor.errors import ConfigError
 
 
@@ -27,7 +27,8 @@ def route(
     json: Json = False,
 ) -> None:
     """Say which region an input is in, who answers there, and how near every centroid is; no model is asked."""
-    experts: Any = load(program, student, embedder)
+    with aside():
+        experts: Any = load(program, student, embedder)
     router = getattr(experts, "router", None)
     if router is None:
         raise ConfigError(f"{program} has one prompt for all inputs, and no router; compile with --mixture to get one.")

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final
 
 from rich.console import Console
@@ -73,6 +73,13 @@ def tell_own_fault(error: Exception) -> int:
     where = "" if os.environ.get(TRACEBACK) else f" {TRACEBACK}=1 before the same command shows where."
     say(f"This is a fault of preceptor's own, not of what you gave: {told}.{where} Please report it.")
     return _OWN_FAULT
+
+
+@contextmanager
+def aside() -> Generator[None]:
+    """Have what the user's own program or metric prints on stderr: on stdout there are results only."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

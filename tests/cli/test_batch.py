@@ -89,6 +89,23 @@ def test_a_saved_program_is_not_asked_under_other_instructions_than_its_own(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "program"]
 
 
+def test_what_a_program_prints_is_not_among_the_results(
+    tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import dspy\nprint('imported')\nclass Talks(dspy.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.predict = dspy.Predict('text -> label')\n"
+        "    def forward(self, text):\n        print('asked', text)\n        return dspy.Prediction(label='mail')\n",
+        encoding="utf-8",
+    )
+    given = command(server, table(tmp_path / "in.csv", 2), tmp_path / "out.csv", "--json")
+    kept = [each for each in given if each not in ("--instructions", "Sort.")]
+    assert run(["batch", f"{tmp_path}/talks.py:Talks", *kept[2:]]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["answered"] == 2
+    assert {"imported", "asked lunch 0", "asked a prize 1"} <= set(told.err.splitlines())
+
+
 def test_a_missing_key_is_told_before_anything_is_written_and_a_finished_batch_needs_none(
     tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,6 +172,20 @@ def test_a_metric_that_returns_none_is_refused_before_any_call(
     assert not (tmp_path / "run" / "ledger.sqlite").exists()
 
 
+def test_what_a_metric_prints_is_not_among_the_results_of_a_compile(
+    rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "def judge(example, prediction):\n    print('judged')\n    return prediction.label == 'spam'\n"
+    (tmp_path / "loud.py").write_text(code, encoding="utf-8")
+    given = compile_arguments(rows, "--run", str(tmp_path / "run"), "--metric", f"{tmp_path}/loud.py:judge", "--json")
+    assert run([*given, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["confirm_rows"] == 12
+    assert run(given) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["metric"] == "judge"
+    assert "judged" in told.err.splitlines()
+
+
 def test_a_run_folder_of_other_data_is_refused_and_left_alone(
     rows: Path, tmp_path: Path, smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
 ) -> None:

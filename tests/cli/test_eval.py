@@ -54,6 +54,17 @@ class Odd(Rule):
             raise RuntimeError("the line is dead")
         return dspy.Prediction(label="mail")
 
+print("imported")
+
+class Talks(Rule):
+    def forward(self, text):
+        print("asked", text)
+        return dspy.Prediction(label="mail")
+
+def told(example, prediction):
+    print("judged", prediction.label)
+    return example.label == prediction.label
+
 def graded(example, prediction):
     return 0.75 if example.label == prediction.label else 0.25
 """
@@ -93,6 +104,15 @@ def test_one_program_has_its_score_interval_and_confusion(here: Path, capsys: py
         ("mail", "spam"): 1,
         ("mail", "mail"): 24,
     }
+
+
+def test_what_a_program_and_a_metric_print_is_not_among_the_results(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments(here, "Talks"), "--metric", f"{here}/rules.py:told", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["score"] == 0.625
+    assert {"asked win a prize 1", "judged mail"} <= set(told.err.splitlines())
 
 
 def test_the_model_of_a_programs_own_is_metered_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
