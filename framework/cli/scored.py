@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ _GRADED: Final = {0: "same score", 1: "higher", -1: "lower"}
 _CHANGES: Final = ("wrong -> right", "right -> wrong", "higher", "lower")
 _FAILED: Final = "failed"
 
+_MOST_FAILURES: Final = 20
+"""Rows that failed, of which the reason is told."""
+
 
 def even(one: Sequence[Outcome], other: Sequence[Outcome], measure: Metric) -> Comparison:
     """Compare two programs; a row that one of them fails with counts against that one."""
@@ -40,10 +43,22 @@ def evaluated(outcomes: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
         "rows": len(outcomes),
         "unparsable": kinds["unparsable"],
         "failed": kinds["failed"],
+        "failures": list(islice(_failures(outcomes), _MOST_FAILURES)),
         "confusion": [
             {"label": gold, "answer": answer, "rows": count} for (gold, answer), count in sorted(pairs.items())
         ],
     }
+
+
+def _failures(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    for number, outcome in enumerate(outcomes, 1):
+        if outcome.kind == _FAILED:
+            yield {"row": number, "reason": outcome.error}
+
+
+def _print_first_failure(result: Mapping[str, Any], whose: str = "") -> None:
+    for first in result["failures"][:1]:
+        out().print(plain(f"row {first['row']} failed{whose}: {first['reason']}"), soft_wrap=True)
 
 
 def _answer(outcome: Outcome) -> str:
@@ -58,7 +73,9 @@ def print_evaluation(result: dict[str, Any]) -> None:
         plain(f"{result['metric']} {result['score']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {result['rows']} rows")
     )
     failed = f"{result['failed']}, left out of the score" if result["failed"] else "0"
-    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {failed}\n")
+    console.print(f"unparsable answers: {result['unparsable']}, failed calls: {failed}")
+    _print_first_failure(result)
+    console.print()
     labels = sorted({cell["label"] for cell in result["confusion"]})
     answers = sorted({cell["answer"] for cell in result["confusion"]})
     if len(answers) > _LARGEST_TABLE:
@@ -129,6 +146,8 @@ def print_comparison(result: dict[str, Any]) -> None:
         for name, side in sides
     ]
     print_table("", header, rows)
+    for name, side in sides:
+        _print_first_failure(side, f" with the {name} program")
     low, high = result["ci"]
     lines = (
         f"\ngain {100 * result['gain']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "

@@ -202,6 +202,25 @@ def test_a_row_that_one_program_fails_with_counts_against_it(here: Path, capsys:
     }
 
 
+def test_the_first_row_that_failed_is_told_with_its_reason(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "rows.csv").write_text(
+        "text,label\n" + "\n".join(f"lunch {n},mail" for n in range(28, 50) if n != 40) + "\n", encoding="utf-8"
+    )
+    failures = evaluated(capsys, *arguments(here, "Odd"))["failures"]
+    assert [(failure["row"], failure["reason"][:34]) for failure in failures] == [
+        (3, "RuntimeError: the line is dead (ru")
+    ]
+    assert run(arguments(here, "Odd")) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == [
+        "unparsable answers: 0, failed calls: 1, left out of the score",
+        f"row 3 failed: {failures[0]['reason']}",
+    ]
+    assert run(arguments(here, "Mail", "Odd")) == 0
+    told = capsys.readouterr().out
+    assert f"\nrow 3 failed with the second program: {failures[0]['reason']}\n" in told
+    assert "with the first program" not in told
+
+
 def test_programs_of_different_outputs_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "rows.csv").write_text("text,label,topic\nlunch,mail,mail\n", encoding="utf-8")
     assert run(arguments(here, "Mail", "Topic")) == 2
