@@ -45,6 +45,8 @@ REASONING_TOKENS: Final = 16_000
 LOCAL: Final = "local/"
 """Before the name of a model in this process."""
 
+_PROGRAMS: Final = "a signature has '->', as in \"text -> label: Literal['a', 'b']\"; other programs are FILE.py:NAME"
+
 _PRINT: Final = re.compile(r"@[0-9a-f]{12}$")
 """The fingerprint of a local model's weights, behind its id."""
 
@@ -66,9 +68,7 @@ def is_saved(target: str) -> bool:
         if Path(target).is_dir():
             return True
     if ".py:" not in target:
-        raise ConfigError(
-            f"No folder {target!r} of a saved program; a signature has '->', other programs are FILE.py:NAME."
-        )
+        raise ConfigError(f"No folder {target!r} of a saved program; {_PROGRAMS}.")
     return False
 
 
@@ -80,6 +80,8 @@ def program_of(target: str, instructions: str | None) -> dspy.Module:
     """
     if "->" in target:
         return _declared(_signature(target), instructions)
+    if ".py:" not in target:
+        raise ConfigError(f"{target!r} is no program to be asked: {_PROGRAMS}. A saved one can't be compiled again.")
     found = _named(target, "a module, a signature, or a function that returns one")
     if inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, dspy.Module)):
         with _users(f"{target}, called without arguments,"):

@@ -97,9 +97,20 @@ def test_what_is_no_program_to_improve_is_refused(
 @pytest.mark.parametrize("target", ["runs/spam/program", "Is this spam? " * 30])
 def test_what_is_no_folder_no_signature_and_no_files_object_is_told_as_that(target: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"^No folder '.*' of a saved program; a signature has '->', other programs are F"
+        ConfigError,
+        match=r"^No folder '.*' of a saved program; a signature has '->', as in .*; other programs are FILE\.py:NAME",
     ):
         is_saved(target)
+
+
+@pytest.mark.parametrize("target", ["text label", "text - > label", "runs/good/program", "mine.txt:Desk"])
+def test_what_cant_be_compiled_is_told_with_what_can(target: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        program_of(target, None)
+    assert str(told.value) == (
+        f"{target!r} is no program to be asked: a signature has '->', as in \"text -> label: Literal['a', 'b']\"; "
+        "other programs are FILE.py:NAME. A saved one can't be compiled again."
+    )
 
 
 def test_a_folder_is_a_saved_program_and_a_signature_or_a_files_object_none(tmp_path: Path) -> None:
