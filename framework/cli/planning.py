@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from preceptor.affordable import affordable, confirming, power
-from preceptor.cli.inputs import LOCAL, lm_of
+from preceptor.cli.inputs import LOCAL, lm_of, local_id
 from preceptor.cli.view import counted, out, plain, print_json
 from preceptor.lm.budget import Budget
 from preceptor.lm.catalogue import CATALOGUE, refuse_unknown
@@ -73,7 +73,7 @@ def check_model(name: str, api_base: str | None, max_tokens: int | None, budget:
         ModelError: If a local model is neither in the catalogue nor a folder, nor a name of the hub's.
     """
     if name.startswith(LOCAL):
-        refuse_unknown(name.removeprefix(LOCAL).partition("@")[0])
+        refuse_unknown(local_id(name))
     else:
         lm = lm_of(name, api_base, max_tokens)
         check(lm, budget)
@@ -105,9 +105,9 @@ def embedders(method: Teleprompter) -> list[str]:
 
 
 def _is_missing(name: str) -> bool:
-    known = CATALOGUE.get(name.removeprefix(LOCAL))
+    known = CATALOGUE.get(local_id(name))
     return known is not None and not known.is_here
 
 
 def _megabytes(name: str) -> int:
-    return round(CATALOGUE[name.removeprefix(LOCAL)].size / 1e6)
+    return round(CATALOGUE[local_id(name)].size / 1e6)

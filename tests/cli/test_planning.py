@@ -66,6 +66,16 @@ def test_people_are_told_in_lines_and_what_would_be_fetched_first(
     ]
 
 
+@pytest.mark.parametrize(("pinned", "is_known"), [("smollm2-135m@0123456789ab", True), ("smollm2-135m@latest", False)])
+def test_a_model_whose_weights_are_pinned_would_be_fetched_too(
+    command: list[str], pinned: str, is_known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--lm", f"local/{pinned}"]) == (0 if is_known else 2)
+    size = round(CATALOGUE["smollm2-135m"].size / 1e6)
+    told = f"  local/{pinned} isn't here yet: {size} MB are fetched first"
+    assert (told in capsys.readouterr().out.splitlines()) == is_known
+
+
 def test_rows_that_are_shown_and_not_scored_are_told(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--set", "few_shot=4"]) == 0
     assert "  12 rows to search on (4 shown as demonstrations), about 17 calls" in capsys.readouterr().out.splitlines()
