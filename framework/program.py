@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from preceptor.copies import apply, candidate_of, copy_of
 from preceptor.declared import type_text
 from preceptor.errors import ArtifactError, ConfigError
 from preceptor.lm.embedding import Embedder
-from preceptor.lm.redaction import without_credentials
+from preceptor.lm.redaction import without_address, without_credentials
 from preceptor.lm.seam import frozen_predictors, has_address, predictors
 from preceptor.untrusted import Malformed, shown
 
@@ -81,17 +80,12 @@ def save(
 
 
 def check_savable(program: dspy.Module, lm: str, *, copies: int = 1) -> None:
-    """Raise if a program, or one of so many experts as large as it, couldn't be saved; nothing is written.
-
-    Args:
-        program: To be saved.
-        lm: The name of its model.
-        copies: Experts as large as it.
+    """Raise if a program of the model `lm`, or `copies` experts as large as it, couldn't be saved; nothing is written.
 
     Raises:
         ConfigError: Saying why not.
     """
-    if lm and not _without_address(lm):
+    if lm and not without_address(lm):
         raise ConfigError(
             f"A program of the model {without_credentials(lm)} couldn't be saved: its name is an address, which isn't "
             "kept. Name it without: dspy.LM('organisation/model', engine=...)."
@@ -142,15 +136,11 @@ def _described(program: dspy.Module, lm: dspy.LM | str) -> dict[str, Any]:
         **student,
         "predictors": described,
         **({"frozen": frozen} if (frozen := _frozen(cast("Any", program).default if is_routed else program)) else {}),
-        "lm": _without_address(lm if isinstance(lm, str) else lm.model),
+        "lm": without_address(lm if isinstance(lm, str) else lm.model),
         **({"has_address": True} if not isinstance(lm, str) and has_address(lm) else {}),
         "preceptor": version("preceptor"),
         "dspy": version("dspy"),
     }
-
-
-def _without_address(name: str) -> str:
-    return re.sub(r"\w+://.*", "", name)
 
 
 def _frozen(program: dspy.Module) -> dict[str, str]:

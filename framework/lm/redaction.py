@@ -75,6 +75,16 @@ def _secret_names(settings: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{inner}" for inner in _secret_names(value))
 
 
+def without_address(name: str) -> str:
+    """Return a model's name without an address in it.
+
+    Example:
+        >>> without_address("openai/gpt-4o-mini"), without_address("hf://org/model")
+        ('openai/gpt-4o-mini', '')
+    """
+    return re.sub(r"\w+://.*", "", name)
+
+
 def without_credentials(address: str) -> str:
     """Return an address without user, password and query.
 

@@ -44,6 +44,7 @@ def test_the_calls_are_told_and_neither_a_model_nor_a_folder_is_made(
         "confirm_rows": 12,
         "different_rows": 12,
         "smallest_gain": pytest.approx(0.757, abs=0.001),
+        "confirmed_programs": 2,
         "run": str(tmp_path / "run"),
         "to_fetch": ["local/qwen2.5-coder-1.5b"],
     }
