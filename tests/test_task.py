@@ -20,7 +20,7 @@ from preceptor.lm.meter import Meter
 from preceptor.modules import Classify
 from preceptor.program import candidate_of
 from preceptor.run import open_run
-from preceptor.scoring.evaluate import charged
+from preceptor.scoring.evaluate import Losses, charged
 from preceptor.scoring.metrics import wrap
 from preceptor.scoring.trial import Candidate, Outcome
 from preceptor.task import Sampling, Task
@@ -462,7 +462,8 @@ def test_a_candidate_that_most_rows_fail_with_does_not_win_by_the_others(make: O
 
     breaking = Candidate({"predict": "Break."})
     others = [Candidate({"predict": f"Say yes, {n}."}) for n in range(11)]
-    with make(simulated(answering), train=20) as task:
+    with make(simulated(answering), train=20) as alone:
+        task = dataclasses.replace(alone, losses=Losses(20))
         trials = task.score([breaking, *others], range(20))
         assert [trial.score for trial in trials] == [0.5] * 12  # not 1.0, over the 10 rows that were answered
         assert [outcome.kind for outcome in trials[0].outcomes].count("unparsable") == 10

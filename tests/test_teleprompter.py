@@ -1248,7 +1248,7 @@ def test_too_many_broken_calls_end_the_compile_and_are_mended_by_another(tmp_pat
 
     with pytest.raises(
         LMFailed,
-        match=r"2 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*compile again, with run_dir='.*run'$",
+        match=r"3 of \d+ rows failed \(48 to be scored\); .*no route\. Spent .*compile again, with run_dir='.*run'$",
     ):
         compiled_by(tries(tmp_path, simulated(moody), USELESS, RIGHT, threads=1))
     is_up.set()

@@ -260,7 +260,8 @@ def refuse_failures(
     """Raise if so many rows failed that comparing programs on the rest wouldn't be honest.
 
     One in twenty may, or one; a row that several programs fail with is one. If nothing was answered, none may.
-    In a search, one in twenty of all its rows may, whichever of them an evaluation draws.
+    In a search, one in twenty of all its rows may, whichever of them an evaluation draws, or of its answers: they are
+    one candidate's perhaps.
 
     Args:
         outcomes: Those so far, None where one is still to come.
@@ -279,6 +280,7 @@ def refuse_failures(
     if not failed or may_go_on:
         return
     is_few = len({of[at] for at in failed}) <= max(1, TOLERATED * len(set(of)))
+    is_few = is_few or (losses is not None and len(failed) <= TOLERATED * rows)  # of one candidate, which is charged
     if len(failed) == rows or not is_few:
         done = sum(outcome is not None for outcome in outcomes)
         first = next(iter(failed.values())).error

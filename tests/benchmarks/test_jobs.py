@@ -6,6 +6,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -34,6 +35,12 @@ def asking(one: One, *, lm: dspy.LM, report: Any = silent) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     said = [lm(text, max_tokens=6, temperature=0)[0] for text in (f"Say {one.name}.", "Say it again.")]
     return {"said": said, "process": os.getpid()}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that are begun here import this module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 def test_runs_side_by_side_have_a_process_each_and_share_the_model(smollm: dspy.LM) -> None:

@@ -47,10 +47,9 @@ def test_a_bound_too_small_to_reason_in_is_refused(rows: Path, capsys: pytest.Ca
     assert "openai/o3 reasons before it answers, within --max-tokens: 16000 at least, not 700." in message
 
 
-@pytest.mark.parametrize("model", ["", "openai/"])
-def test_what_is_no_name_of_a_model_is_refused(rows: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", SPAM, "--data", str(rows), "--lm", model]) == 2
-    assert f"{model!r} is no language model: " in " ".join(capsys.readouterr().err.split())
+def test_what_is_no_name_of_a_model_is_refused(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", SPAM, "--data", str(rows), "--lm", "openai/"]) == 2
+    assert "'openai/' is no language model: " in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_bound_of_an_answer_is_the_one_that_was_asked_for(rows: Path) -> None:
