@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import dspy
 import torch
 
 from preceptor.cli.view import say
-from preceptor.errors import RunError
+from preceptor.errors import PreceptorError, RunError
 from preceptor.lm import elsewhere
 from preceptor.lm.elsewhere import asked_at
 from preceptor.lm.meter import batching_engine
@@ -57,10 +58,10 @@ def spread(
     if jobs == 1:
         yield ((one, measure(one, report=report)) for one in runs)
     elif is_shared(lm):
-        yield _settled(_on_one_model(measure, runs, jobs, lm))
+        yield _settled(_on_one_model(measure, runs, jobs, lm), report, len(runs))
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            yield _settled(_as_they_come({pool.submit(measure, one): one for one in runs}))
+            yield _settled(_as_they_come({pool.submit(measure, one): one for one in runs}), report, len(runs))
 
 
 def is_shared(lm: dspy.LM) -> bool:
@@ -68,10 +69,12 @@ def is_shared(lm: dspy.LM) -> bool:
     return batching_engine(lm) is not None and not torch.cuda.is_available()
 
 
-def _settled(ends: Iterator[tuple[R, Result | BaseException]]) -> Iterator[tuple[R, Result]]:
+def _settled(ends: Iterator[tuple[R, Result | BaseException]], report: Report, runs: int) -> Iterator[tuple[R, Result]]:
     """Yield each run with its result; what one raises is raised when the others are through."""
     errors: list[BaseException] = []
-    for one, end in ends:
+    report("making runs", 0, runs)
+    for done, (one, end) in enumerate(ends, 1):
+        report("making runs", done, runs)
         if isinstance(end, BaseException):
             errors.append(end)
             say(f"{one.name}: {end}")
@@ -117,7 +120,10 @@ def _asking(connection: Connection, facts: Mapping[str, Any], measure: Measure, 
     """Make one run in this process, with the model of the one that began it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that answers; this one ends with it
     try:
-        end: Result | Exception = measure(one, lm=asked_at(Asker(connection, facts), facts))
-    except Exception as error:  # noqa: BLE001  raised again in the process that began it
+        end: Result | PreceptorError = measure(one, lm=asked_at(Asker(connection, facts), facts))
+    except PreceptorError as error:  # raised again in the process that began it
         end = error
+    except Exception as error:  # noqa: BLE001  which not every one of can be sent to another process
+        traceback.print_exc()
+        end = RunError(f"{type(error).__name__}: {error}")
     connection.send(("through", end))

@@ -125,7 +125,7 @@ def run(
     missing = [one for one in runs if not places[one].is_file()]
     for name in dict.fromkeys(one.task for one in missing):
         tasks.find(name).rows(data_dir, 0)  # whose data isn't there is said before anything is compiled
-    together = jobs if is_shared(asked) else 1
+    together = min(jobs, len(missing)) if is_shared(asked) else 1
     measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve, together=together)
     with progress() as report, spread(measure, missing, jobs, asked, report) as results:
         for one, result in results:

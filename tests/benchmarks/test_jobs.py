@@ -31,6 +31,8 @@ def asking(one: One, *, lm: dspy.LM, report: Any = silent) -> dict[str, Any]:
     del report
     if one.name == "fails":
         raise ConfigError("no such data")
+    if one.name == "breaks":
+        raise dspy.lm15.InvalidRequestError("no such luck")  # which can't be sent
     if one.name == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
     said = [lm(text, max_tokens=6, temperature=0)[0] for text in (f"Say {one.name}.", "Say it again.")]
@@ -59,10 +61,13 @@ def test_runs_side_by_side_have_a_process_each_and_share_the_model(smollm: dspy.
 def test_a_run_that_fails_or_is_killed_leaves_the_others_theirs(
     smollm: dspy.LM, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends: list[str] = []
+    ends, reports = list[str](), list[tuple[str, int, int]]()
+
+    def report(*told: Any) -> None:
+        reports.append(told)
 
     def make_all() -> None:
-        with spread(asking, [One("fails"), One("is killed"), One("yes")], 3, smollm, silent) as results:
+        with spread(asking, [*map(One, ("fails", "is killed", "breaks", "yes"))], 4, smollm, report) as results:
             for one, _ in results:
                 ends.append(one.name)
 
@@ -70,8 +75,10 @@ def test_a_run_that_fails_or_is_killed_leaves_the_others_theirs(
         make_all()
 
     assert ends == ["yes"]
+    assert reports == [("making runs", done, 4) for done in range(5)]
     told = capsys.readouterr().err
     assert "fails: no such data" in told
+    assert "breaks: InvalidRequestError: no such luck" in told
     assert "is killed: Its process ended, and told nothing. Resume with the same command." in told
 
 
@@ -95,7 +102,7 @@ def test_what_one_of_several_processes_raises_is_told_when_the_others_results_ar
     with ThreadPoolExecutor() as pool:
         begun = {pool.submit(failed): One("liar"), pool.submit(dict, gain=0.1): One("subj")}
         wait(begun)
-        told = _settled(_as_they_come(begun))
+        told = _settled(_as_they_come(begun), silent, 2)
         assert [next(told)] == [(One("subj"), {"gain": 0.1})]
         with pytest.raises(ConfigError, match=r"^no such data$"):
             next(told)
