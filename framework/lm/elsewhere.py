@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeAlias, cast
 
@@ -18,7 +19,7 @@ Result: TypeAlias = Response | Exception
 _FLAGS: Final = ("supports_choices", "supports_function_calling", "supports_reasoning", "supports_response_schema")
 
 
-class Elsewhere:
+class Elsewhere(ABC):
     """A DSPy engine that passes on what it is asked; deep copies are the engine itself.
 
     Args:
@@ -48,9 +49,9 @@ class Elsewhere:
             raise result
         return result
 
+    @abstractmethod
     def batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Result]]]:
         """Yield (index, answer or error) pairs after each batch that the model has executed."""
-        raise NotImplementedError
 
 
 def facts(lm: dspy.LM) -> dict[str, Any]:

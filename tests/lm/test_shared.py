@@ -16,7 +16,7 @@ from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
 
 from preceptor.errors import InputTooLong
 from preceptor.lm import elsewhere
-from preceptor.lm.elsewhere import Elsewhere, Result, asked_at
+from preceptor.lm.elsewhere import Result, asked_at
 from preceptor.lm.shared import Answerer, Asker
 from preceptor.lm.soft import EmbeddingSpace
 from preceptor.testing import prompt
@@ -167,12 +167,6 @@ def test_an_error_is_raised_where_one_request_is_asked() -> None:
         return "raised"
 
     assert shared(asks)[1] == ["raised"]
-
-
-def test_what_is_elsewhere_says_how_it_is_asked() -> None:
-    engine = Elsewhere(elsewhere.facts(dspy.LM("m", engine=Noting(), cache=False)))
-    with pytest.raises(NotImplementedError):
-        list(engine.batches([]))
 
 
 def test_the_process_ends_when_the_one_that_answers_is_gone() -> None:
