@@ -12,7 +12,8 @@ from dspy.adapters.utils import serialize_for_json
 from pydantic import TypeAdapter
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
-_CONSTANT: Final = (str, bytes, bool, int, float, type(None))
+CONSTANTS: Final = (str, bytes, bool, int, float, type(None))
+"""What of an object tells it from another in every process."""
 
 
 def plain(value: Any) -> Any:
@@ -85,7 +86,7 @@ def _named(value: Any) -> str:
     """Return what a value's text says without its address, which is another in every process."""
     told = str(value)
     name = without_addresses(told)
-    own = {key: each for key, each in getattr(value, "__dict__", {}).items() if isinstance(each, _CONSTANT)}
+    own = {key: each for key, each in getattr(value, "__dict__", {}).items() if isinstance(each, CONSTANTS)}
     if name == told or not own:
         return name
     return f"{name} {hashlib.blake2b(repr(sorted(own.items())).encode(errors='replace'), digest_size=8).hexdigest()}"

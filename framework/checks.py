@@ -209,7 +209,7 @@ def _warn_of_unseen_labels(
     metric: Metric, train: Sequence[dspy.Example], rows: Sequence[dspy.Example], output: str
 ) -> None:
     """Log a warning if macro F1, in which each label weighs the same, is confirmed without any row of some label."""
-    if metric.is_built_in and metric.name.partition(":")[0] == "macro_f1":
+    if metric.is_built_in and metric.name == "macro_f1":
         seen = {folded(text_of(row, output)) for row in rows}
         unseen = sorted({folded(text_of(row, output)) for row in train} - seen)
         if unseen:

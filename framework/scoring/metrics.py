@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +19,7 @@ import dspy
 import numpy as np
 import numpy.typing as npt
 
+from preceptor.canonical import CONSTANTS, without_addresses
 from preceptor.errors import ConfigError, MetricError
 from preceptor.scoring.texts import as_text, folded, members, normalize, references, spaced, token_f1
 from preceptor.scoring.trial import Outcome
@@ -81,9 +81,6 @@ def mean(outcomes: Sequence[Outcome]) -> float:
     return fmean(scores) if scores else 0.0
 
 
-_CONSTANT: Final = (str, bytes, bool, int, float, type(None))
-
-
 @dataclass(frozen=True, slots=True)
 class Metric:
     """How rows are scored, and how their outcomes add up.
@@ -118,8 +115,8 @@ class Metric:
         found = getattr(scorer, "__code__", None)
         own = [found.co_code, *map(_ordered, found.co_consts), found.co_names] if found else [type(scorer).__qualname__]
         named |= {} if found else getattr(scorer, "__dict__", {})
-        constants = [each for each in [*bound, *sum(named.items(), ())] if isinstance(each, _CONSTANT)]
-        told = re.sub(r" at 0x[0-9a-f]+", "", repr([*own, constants]))
+        constants = [each for each in [*bound, *sum(named.items(), ())] if isinstance(each, CONSTANTS)]
+        told = without_addresses(repr([*own, constants]))
         return hashlib.blake2b(told.encode(errors="backslashreplace"), digest_size=8).hexdigest()
 
     @property
