@@ -80,6 +80,20 @@ class Idle(Teleprompter):
         return []
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given(Idle):
+    """Finds a text; a run that finds another one is the same run, as with a larger budget."""
+
+    text: str = RIGHT
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        return {}
+
+    def search(self, task: Task) -> Sequence[Trial]:
+        return task.score([task.seed.with_instruction("predict", self.text)], task.order)
+
+
 def student() -> dspy.Module:
     return Classify("text -> label: Literal['yes', 'no']", SEED)
 
@@ -467,13 +481,8 @@ def test_what_another_metric_of_the_same_name_confirmed_doesnt_stay(
         return predicted.label == gold.label and int(gold.text.split()[1]) >= least
 
     def compiled(least: int, text: str) -> Any:
-        @dataclass(frozen=True, kw_only=True)
-        class Given(Idle):
-            def search(self, task: Task) -> Sequence[Trial]:
-                return task.score([task.seed.with_instruction("predict", text)], task.order)
-
         metric = partial(judged, least=least)
-        return compiled_by(Given(metric=metric, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
+        return compiled_by(Given(text=text, metric=metric, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
 
     assert compiled(0, RIGHT).replaced
     assert compiled(0, USELESS).replaced, "the same metric's stays"
@@ -486,12 +495,7 @@ def test_what_a_metric_confirmed_doesnt_stay_once_it_scores_the_candidates_answe
     """It took each "yes" for right; mended, it scores the prompt's answers, which are "no", as before."""
 
     def compiled(metric: Any, text: str = RIGHT) -> Any:
-        @dataclass(frozen=True, kw_only=True)
-        class Given(Idle):
-            def search(self, task: Task) -> Sequence[Trial]:
-                return task.score([task.seed.with_instruction("predict", text)], task.order)
-
-        return compiled_by(Given(metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
+        return compiled_by(Given(text=text, metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
 
     def answers(request: Request) -> str:
         return "yes" if RIGHT in system(request) else "no"
@@ -513,12 +517,7 @@ def test_what_a_metric_confirmed_stays_where_its_other_code_scores_all_of_its_an
     """Each answer of the confirmed program is the prompt's or the later candidate's, which always says yes."""
 
     def compiled(metric: Any, text: str) -> Any:
-        @dataclass(frozen=True, kw_only=True)
-        class Given(Idle):
-            def search(self, task: Task) -> Sequence[Trial]:
-                return task.score([task.seed.with_instruction("predict", text)], task.order)
-
-        return compiled_by(Given(metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
+        return compiled_by(Given(text=text, metric=metric, lm=simulated(answers), run_dir=tmp_path / "run")).evidence
 
     def answers(request: Request) -> str:
         return "yes" if USELESS in system(request) else answer(request)
@@ -540,11 +539,6 @@ def test_another_verdict_on_the_same_answers_is_another_look_at_the_rows(tmp_pat
 
     def judged(gold: Any, predicted: Any) -> bool:
         return tosses.random() < 0.5
-
-    @dataclass(frozen=True, kw_only=True)
-    class Given(Idle):
-        def search(self, task: Task) -> Sequence[Trial]:
-            return task.score([task.seed.with_instruction("predict", RIGHT)], task.order)
 
     def look(folder: str, metric: Any) -> int:
         method = Given(metric=metric, lm=simulated(answer), run_dir=tmp_path / folder)
@@ -588,12 +582,7 @@ def test_what_a_judge_that_isnt_sure_has_confirmed_stays(tmp_path: Path) -> None
         return 1 - 0.01 * seen[gold.text] if predicted.label == gold.label else 0.0
 
     def compiled(text: str) -> Any:
-        @dataclass(frozen=True, kw_only=True)
-        class Given(Idle):
-            def search(self, task: Task) -> Sequence[Trial]:
-                return task.score([task.seed.with_instruction("predict", text)], task.order)
-
-        return compiled_by(Given(metric=judged, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
+        return compiled_by(Given(text=text, metric=judged, lm=simulated(answer), run_dir=tmp_path / "run")).evidence
 
     assert (compiled(RIGHT).replaced, compiled(USELESS).replaced) == (True, True)
 
