@@ -27,7 +27,7 @@ _SEEDS: Final = 2**32
 """Seeds that NumPy takes, and so the optimizers that are built on it: those below."""
 
 _HOTTEST: Final = 2.0
-"""Temperature up to which a model may be asked; no provider takes a higher one."""
+"""Temperature up to which DSPy's requests go."""
 
 
 def _quiet(what: str, done: int, total: int) -> None:

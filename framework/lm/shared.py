@@ -1,9 +1,8 @@
 """One model for several processes: texts that they ask for at the same time are decoded together.
 
-Decoding reads all of a model's weights for each token, however many texts are decoded, and on a processor it waits
-for the memory: the texts of six compiles take little longer than those of one. So whoever has the model waits until
-all others have asked. Choices are answered first, which take as long together as one after the other; texts wait
-until nobody asks for choices. What is answered together depends on what is asked alone, not on when.
+Decoding reads all of a model's weights for each token, once for all texts that are decoded together. So whoever has
+the model waits until all others have asked. Choices are answered first; texts wait until nobody asks for choices. What
+is answered together depends on what is asked alone, not on when.
 """
 
 from __future__ import annotations
