@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import dspy
 
 from preceptor.copies import apply
 from preceptor.errors import ConfigError
+from preceptor.lm.seam import predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.splits import different, inputs_key
 
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
     from preceptor.task import Task
     from preceptor.teleprompter import Teleprompter
 
+    Method = TypeVar("Method", bound=Teleprompter)
+
 LEFT: Final = 2
 """Train rows that a search needs beside those it shows."""
+
+ROWS: Final = 32
+"""Train rows from which on a method shows some where it isn't told to; the fewest that was measured with."""
+
+_CHARACTERS: Final = 1_000
+"""Longest row that is shown where it isn't told to: demonstrations are paid for, and read, in every call."""
 
 
 def demonstrated(task: Task, method: Teleprompter) -> Task:
@@ -38,7 +47,7 @@ def demonstrated(task: Task, method: Teleprompter) -> Task:
     Raises:
         ConfigError: As `refuse`.
     """
-    count, rows = method.few_shot, task.order
+    count, rows = method.demonstration_rows, task.order
     if not count:
         return task
     refuse(method, [task.train[row] for row in rows], task.signatures)
@@ -52,6 +61,25 @@ def demonstrated(task: Task, method: Teleprompter) -> Task:
         tuple(taken.values()),
     )
     return dataclasses.replace(task, student=apply(task.student, seed), seed=seed, demonstrated=shown, order=left)
+
+
+def settled(method: Method, student: dspy.Module, train: Sequence[dspy.Example]) -> Method:
+    """Return the method with its number of demonstrations: what it was given, else its own or none.
+
+    Its own are shown by a program of one predictor that has none of its own, where rows of different inputs are `ROWS`
+    or more, and every row has all of the predictor's fields and is short.
+    """
+    return method.settled(is_able=_is_able(predictors(student), train))
+
+
+def _is_able(asked: Sequence[tuple[str, Any]], train: Sequence[dspy.Example]) -> bool:
+    if len(asked) != 1 or asked[0][1].demos or different(train) < ROWS:
+        return False
+    names = asked[0][1].signature.fields
+    return all(
+        all(row.get(name) is not None for name in names) and sum(len(str(row[name])) for name in names) <= _CHARACTERS
+        for row in train
+    )
 
 
 def showing(seed: Candidate, signatures: Mapping[str, type[dspy.Signature]], rows: Iterable[dspy.Example]) -> Candidate:

@@ -40,8 +40,10 @@ def checked(
     student: dspy.Module,
     trainset: Sequence[dspy.Example],
     valset: Sequence[dspy.Example] | None,
-) -> tuple[list[dspy.Example], list[dspy.Example], str, Metric]:
-    """Return the rows to search on, those to confirm on, the label's field and the metric; no model is needed.
+) -> tuple[Teleprompter, list[dspy.Example], list[dspy.Example], str, Metric]:
+    """Return the method, the rows to search on, those to confirm on, the label's field and the metric; asks no model.
+
+    The method is the one given, with the number of its demonstrations.
 
     Raises:
         ConfigError: If something can't work, or the rows are too few to confirm any gain.
@@ -63,6 +65,7 @@ def checked(
             f"Too few rows: {len(train)} to search on, {told} to confirm on; at least 2 and {FEWEST}: "
             "fewer can't tell a gain from chance, however large it is."
         )
+    method = demonstrated.settled(method, student, train)
     _refuse_unsavable(method, student, train)
     metric = wrap(method.metric, output)
     for name, rows in (("trainset", train), ("valset", confirm)):
@@ -70,7 +73,7 @@ def checked(
         check_labels(metric, student, rows, output, name)
         check_metric(metric, student, rows[0], name)
     check_positive(metric, [*train, *confirm], output)
-    return train, confirm, output, metric
+    return method, train, confirm, output, metric
 
 
 def counted(name: str, lm: Any) -> dspy.LM:

@@ -97,7 +97,7 @@ class Compile:
         check_module(student)
         lm = counted("lm", method.lm or dspy.settings.lm)
         proposer = counted("proposer", method.proposer or lm)
-        train, confirm, output, metric = checked(method, student, trainset, valset)
+        method, train, confirm, output, metric = checked(method, student, trainset, valset)
         warn(metric, student, train, confirm, output)
         return cls(method, student, train, confirm, output, metric, lm, proposer)
 

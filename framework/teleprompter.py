@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 import dspy
 
@@ -64,7 +64,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         report: Told of progress.
         few_shot: Train rows shown below the instruction as demonstrations, in the search and in what it finds; it
             scores none of them (`preceptor.demonstrated`). The winner is confirmed against the student as it is. For
-            programs of one predictor.
+            programs of one predictor. By default the method's own number, `shows`, where they can be shown.
 
     Raises:
         ConfigError: If `threads` is below 1, `seed` or `few_shot` below 0, or `seed` is 2**32 or above.
@@ -75,6 +75,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     needs: ClassVar[str] = "a chat model"
     confirms: ClassVar[int] = 2
     """Programs that are asked each confirmation row, at most: the seed and the winner."""
+    shows: ClassVar[int] = 0
+    """Demonstrations where `few_shot` isn't given."""
     is_alone: ClassVar[bool] = False
     """True if two searches can't run in one process at the same time."""
 
@@ -87,10 +89,10 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     patience: Patience = field(default_factory=Patience)
     seed: int = 0
     report: Report = _quiet
-    few_shot: int = 0
+    few_shot: int | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, {"threads": 1, "seed": 0, "few_shot": 0})
+        check_least(self, {"threads": 1, "seed": 0} | ({} if self.few_shot is None else {"few_shot": 0}))
         if self.seed >= _SEEDS:
             raise ConfigError(f"{type(self).__name__} needs seed < {_SEEDS}, got {self.seed}.")
 
@@ -102,7 +104,13 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     @property
     def demonstration_rows(self) -> int:
         """Train rows that each search shows as demonstrations, with these settings."""
-        return self.few_shot
+        return self.shows if self.few_shot is None else self.few_shot
+
+    def settled(self, *, is_able: bool) -> Self:
+        """Return the method with its number of demonstrations: what was given, else its own if they can be shown."""
+        if self.few_shot is not None:
+            return self
+        return dataclasses.replace(self, few_shot=self.shows if is_able else 0)
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -138,7 +146,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
 
     def estimated(self, signatures: Mapping[str, Any], train: int, calls: int | None) -> Estimate:
         """Return the estimate of a search with so many train rows, some of them shown as demonstrations."""
-        return self.estimate(signatures, max(LEFT, train - self.few_shot), calls)
+        return self.estimate(signatures, max(LEFT, train - self.demonstration_rows), calls)
 
     def compile(
         self,
@@ -172,7 +180,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         compiling = Compile.prepare(self, student, trainset, valset)
         with compiling.open() as task:
             try:
-                return self.carry_out(compiling, task)
+                return compiling.method.carry_out(compiling, task)
             except (BudgetExhausted, LMFailed, MetricError, RunError) as error:
                 if isinstance(error, LMFailed):
                     task.meter.ledger.take_back()

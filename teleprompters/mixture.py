@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import dspy
 
@@ -98,6 +98,11 @@ class MixtureOfExperts(Teleprompter):
         """Train rows that each search shows as demonstrations, with these settings."""
         return self._inner.demonstration_rows
 
+    def settled(self, *, is_able: bool) -> Self:
+        """Return the mixture with the number of demonstrations of the method's searches."""
+        count = self._inner.settled(is_able=is_able).few_shot
+        return replace(self, settings={**self.settings, "few_shot": count})
+
     @property
     def knobs(self) -> dict[str, Any]:
         """The settings that decide which path the search takes."""
@@ -156,7 +161,7 @@ class MixtureOfExperts(Teleprompter):
     def _inner(self) -> Teleprompter:
         shared = ("metric", "lm", "proposer", "budget", "threads", "patience", "seed", "report")
         try:
-            given = {**({"few_shot": self.few_shot} if self.few_shot else {}), **self.settings}
+            given = {**({} if self.few_shot is None else {"few_shot": self.few_shot}), **self.settings}
             return self.method(**{name: getattr(self, name) for name in shared}, **given)
         except TypeError as error:
             raise ConfigError(f"{getattr(self.method, '__name__', self.method)}: {error}.") from error

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dspy
 import pytest
 
+from preceptor.demonstrated import ROWS, settled
 from preceptor.errors import ConfigError, Unaffordable
 from preceptor.lm.budget import Budget
 from preceptor.scoring.trial import Trial
@@ -244,3 +246,54 @@ def test_the_least_budget_is_that_of_the_rows_that_are_left(tmp_path: Path) -> N
         )
     ).evidence
     assert (evidence.spent.calls, evidence.replaced) == (least, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing(APE):
+    """Shows three rows where it isn't told how many."""
+
+    shows: ClassVar[int] = 3
+
+
+def with_demos() -> dspy.Module:
+    program = toy.Sorter()
+    program.predict.demos = [dspy.Example(text="row 90 yes", label="yes")]
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "rows", "settings", "count"),
+    [
+        (toy.Sorter(), toy.rows(ROWS), {}, 3),
+        (toy.Sorter(), toy.rows(ROWS), {"few_shot": 0}, 0),
+        (toy.Sorter(), toy.rows(ROWS), {"few_shot": 5}, 5),
+        (toy.Sorter(), toy.rows(ROWS - 1), {}, 0),
+        (toy.Sorter(), [*toy.rows(ROWS - 1), toy.rows(1)[0]], {}, 0),
+        (toy.Sorter(), toy.rows(ROWS - 1) + toy.rows(1, ROWS, "row {} {}" + 987 * "x"), {}, 3),
+        (toy.Sorter(), toy.rows(ROWS - 1) + toy.rows(1, ROWS, "row {} {}" + 988 * "x"), {}, 0),
+        (toy.Sorter("text, note -> label"), toy.rows(ROWS), {}, 0),
+        (toy.Chain(), toy.rows(ROWS), {}, 0),
+        (with_demos(), toy.rows(ROWS), {}, 0),
+    ],
+)
+def test_a_methods_own_demonstrations_are_shown_where_they_can_be(
+    program: dspy.Module, rows: list[dspy.Example], settings: dict[str, Any], count: int
+) -> None:
+    method = settled(Showing(metric="accuracy", **settings), program, rows)
+    assert (method.few_shot, method.demonstration_rows) == (count, count)
+    mixture = settled(MixtureOfExperts(metric="accuracy", method=Showing, settings=settings), program, rows)
+    assert (mixture.settings, mixture.demonstration_rows) == ({"few_shot": count}, count)
+    whole: Any = MixtureOfExperts
+    whole = settled(whole(metric="accuracy", method=Showing, **settings), program, rows)
+    assert (whole.settings, whole.demonstration_rows) == ({"few_shot": count}, count)
+    assert settled(APE(metric="accuracy"), program, rows).few_shot == 0
+
+
+def test_a_run_is_the_same_whether_the_number_was_told_or_is_the_methods_own(tmp_path: Path) -> None:
+    of, train, confirm = models(), toy.rows(ROWS), toy.rows(CONFIRM, ROWS)
+    first, again = (
+        made(Showing, of, tmp_path, candidates=1, **settings).compile(toy.Sorter(), trainset=train, valset=confirm)
+        for settings in ({}, {"few_shot": 3})
+    )
+    assert [len(one.predict.demos) for one in (first, again)] == [3, 3]
+    assert again.evidence.spent == first.evidence.spent

@@ -20,9 +20,9 @@ ROWS = [dspy.Example(text=f"row {n}", label=["spam", "mail"][n % 2]).with_inputs
 def parts(
     *, rows: list[dspy.Example] = ROWS, instructions: str = "Spam?", metric: str = "accuracy", **knobs: Any
 ) -> Any:
-    method = APE(metric=metric, **knobs)
+    method: Any = APE(metric=metric, **knobs)
     program = Classify("text -> label: Literal['spam', 'mail']", instructions)
-    train, confirm, _, wrapped = checked(method, program, rows, None)
+    method, train, confirm, _, wrapped = checked(method, program, rows, None)
     return parts_of(method, program, train, confirm, wrapped)
 
 
@@ -104,7 +104,7 @@ def _same_config(gold: Any, told: Any) -> bool:
 
 def test_an_output_of_a_users_own_class_may_have_such_a_name() -> None:
     rows = [row.copy(config=row.label) for row in ROWS]
-    assert checked(APE(metric=_same_config), Settings("text -> config"), rows, None)[2] == "config"
+    assert checked(APE(metric=_same_config), Settings("text -> config"), rows, None)[3] == "config"
 
 
 def test_a_program_that_couldnt_be_read_again_is_refused_before_it_is_compiled() -> None:

@@ -30,6 +30,7 @@ from preceptor.report import REPORT
 from preceptor.resuming import remembered
 from preceptor.scoring.metrics import BUILT_IN, Metric
 from preceptor.splits import drawn
+from preceptor.teleprompter import Teleprompter
 
 DEMO_BUDGET: Final = "calls=1000"
 DEMO_KNOBS: Final = {"candidates": "12", "subsamples": "3", "demos": "6", "mode": "labels", "few_shot": "12"}
@@ -188,7 +189,7 @@ def _given(command: Command, folder: Path | None) -> _Given:
     train = _some(command, program, command.data)
     confirm = _some(command, program, command.validation, part="validation") if command.validation else None
     method = _method_of(command, program)
-    train, confirm, output, metric = checked(method, program, train, confirm)
+    method, train, confirm, output, metric = checked(method, program, train, confirm)
     place = folder or _place(command, method, train, confirm, program)
     runs.check_folder(place, parts_of(method, program, train, confirm, metric))
     return _Given(program, method, train, confirm, place, output, metric)
@@ -293,18 +294,27 @@ def _settable(kind: Any) -> dict[str, Any]:
     try:
         hints = get_type_hints(kind)
     except NameError:  # of a third party's, with types imported for checkers only
-        hints = {}
-    return {
-        field.name: str if field.default is None else type(field.default)
+        hints = get_type_hints(Teleprompter)
+    kinds = {
+        field.name: _written(field.default, hints.get(field.name))
         for field in sorted(dataclasses.fields(kind), key=lambda each: each.name == "few_shot")
         if field.name not in _CONTRACT
-        and (isinstance(field.default, (str, int, float)) or _may_be_a_word(hints.get(field.name)))
     }
+    return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
-def _may_be_a_word(hint: Any) -> bool:
-    """Return True for the type of a setting that is one of some words, or not given."""
-    return type(None) in get_args(hint) and any(get_origin(one) is Literal for one in get_args(hint))
+def _written(default: Any, hint: Any) -> type | None:
+    """Return the type that a setting's text is read as, None if it can't be written: of what may be given or not, its.
+
+    Example:
+        >>> _written(0.5, float), _written(None, int | None), _written(None, Literal["a", "b"] | None)
+        (<class 'float'>, <class 'int'>, <class 'str'>)
+        >>> _written(None, dspy.LM | None)
+    """
+    if isinstance(default, (str, int, float)):
+        return type(default)
+    given = [str if get_origin(one) is Literal else one for one in get_args(hint)] if default is None else []
+    return next((kind for kind in (str, int) if kind in given), None)
 
 
 def _knobs(kind: Any, given: dict[str, str]) -> dict[str, Any]:
