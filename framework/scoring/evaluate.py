@@ -34,7 +34,7 @@ from preceptor.lm.ended import ending
 from preceptor.lm.flow import in_order, submit
 from preceptor.lm.meter import give_up
 from preceptor.lm.seam import every_predictor, predictors
-from preceptor.scoring.metrics import Metric
+from preceptor.scoring.metrics import Metric, OtherFields
 from preceptor.scoring.texts import text_of
 from preceptor.scoring.trial import Outcome, Step
 from preceptor.splits import inputs_key
@@ -120,6 +120,8 @@ class Evaluator:
     losses: Losses | None = None
     _is_heard: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     """Set once a row was answered on which it was listened to whether the program asks models by itself."""
+    _has_scored: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
+    """Set once an answer was scored."""
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -127,7 +129,8 @@ class Evaluator:
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
             LMFailed: As soon as too many have failed; see `refuse_failures`.
-            ConfigError: If the program returns something else than a `dspy.Prediction`, or asks a model past the meter.
+            ConfigError: If the program asks a model past the meter; or returns something else than a `dspy.Prediction`
+                before an answer was scored. Later that row has failed, as one without the label's field has.
             MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
@@ -213,16 +216,30 @@ class Evaluator:
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}{line}")
         if not isinstance(prediction, dspy.Prediction):
-            raise no_prediction(prediction, self.output)
+            return self._odd(no_prediction(prediction, self.output), gold)
+        return self._scored(job, prediction, gold)
+
+    def _scored(self, job: Job, prediction: dspy.Prediction, gold: str) -> Outcome:
         try:
             score = self.metric(job.example, prediction)
+        except OtherFields as error:
+            return self._odd(error, gold)
         except MetricError as error:  # a metric that asks a model can end the budget too
             unanswered = unjudged(error)
             if unanswered:
                 return Outcome("failed", None, "", gold, unanswered)
             raise again(ours(error.__cause__) or error) from error.__cause__
+        self._has_scored.set()
+        if self.losses is not None:
+            self.losses.is_answered = True
         answer = text_of(prediction, self.output) if self.output else ""
         return Outcome("scored", score, answer, gold, "", self._steps(job.program))
+
+    def _odd(self, error: ConfigError, gold: str) -> Outcome:
+        """Return a row's failure that no attempt would mend; raise if nothing else has come from the programs yet."""
+        if not (self._has_scored.is_set() or (self.losses is not None and self.losses.is_answered)):
+            raise error
+        return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
 
     def _steps(self, program: dspy.Module) -> tuple[Step, ...]:
         if not self.has_steps:

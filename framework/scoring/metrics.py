@@ -35,6 +35,10 @@ _ROUNDED: Final = 1e-9
 """How far outside [0, 1] a score is taken as its end: a sum of tenths needn't be 1."""
 
 
+class OtherFields(MetricError):
+    """A prediction hasn't the field that holds the label."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """A score of a whole set that depends on sums over its rows; statistics resample the rows of `terms`.
@@ -258,11 +262,11 @@ def _answer(prediction: Any, field: str) -> Any:
     """Return what is compared, "" where a program answers nothing at all.
 
     Raises:
-        MetricError: If it answers by other fields: the rows' column has another name, and all of them would be wrong.
+        OtherFields: If it answers by other fields: the rows' column has another name, and all of them would be wrong.
     """
     others = list(prediction.keys()) if isinstance(prediction, dspy.Prediction) else []
     if others and field not in others:
-        raise MetricError(
+        raise OtherFields(
             f"The rows' labels are in {field!r}, and the program answers with {', '.join(others)}. Let the column have "
             f"the answer's name: --column {others[-1]}=COLUMN, or another one in dspy.Example."
         )

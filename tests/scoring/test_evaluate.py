@@ -113,6 +113,38 @@ def test_a_program_that_returns_no_prediction_is_refused_at_its_first_row() -> N
     assert len(asked(lm)) == 1
 
 
+class Odd(dspy.Module):
+    """Returns on some rows what it can't be scored by."""
+
+    def __init__(self, **odd: Any) -> None:
+        super().__init__()
+        self.pick, self.odd = program(), odd
+
+    def forward(self, text: str) -> Any:
+        told = self.pick(text=text)
+        return self.odd.get(text.replace(" ", "_"), told)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_odd_answer_among_others_fails_its_row(threads: int) -> None:
+    odd = Odd(item_50=None, item_51=dspy.Prediction(error="no route"))
+    outcomes = evaluator(simulated(lambda request: "a"), threads=threads).run(jobs(odd, rows(60)))
+    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [50, 51]
+    assert outcomes[50].error.startswith("ConfigError: The program returned a NoneType, not a dspy.Prediction;")
+    assert outcomes[51].error.startswith("OtherFields: The rows' labels are in 'label', and the program answers")
+
+
+@pytest.mark.parametrize("odd", [None, dspy.Prediction(error="no route")])
+def test_what_was_answered_before_in_a_search_tells_an_odd_row_from_an_odd_program(odd: Any) -> None:
+    lm, losses = simulated(lambda request: "a"), Losses(60)
+    several = dataclasses.replace(evaluator(lm, threads=1), losses=losses)
+    with pytest.raises(ConfigError, match=r"returned a NoneType|answers with error"):
+        several.run(jobs(Odd(item_0=odd), rows(2)))
+    assert several.run(jobs(program(), rows(1)))[0].kind == "scored"
+    fresh = dataclasses.replace(evaluator(lm, threads=1), losses=losses)
+    assert [outcome.kind for outcome in fresh.run(jobs(Odd(item_0=odd), rows(2)))] == ["failed", "scored"]
+
+
 def test_an_exception_of_the_users_program_fails_its_row_with_its_text() -> None:
     class Picky(dspy.Module):
         def forward(self, text: str) -> dspy.Prediction:
