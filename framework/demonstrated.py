@@ -14,6 +14,7 @@ import dspy
 
 from preceptor.copies import apply
 from preceptor.errors import ConfigError
+from preceptor.lm.adapter import labels_of
 from preceptor.lm.seam import predictors
 from preceptor.scoring.trial import Candidate
 from preceptor.splits import different, inputs_key
@@ -30,8 +31,8 @@ LEFT: Final = 2
 ROWS: Final = 32
 """Train rows from which on a method shows some where it isn't told to; the fewest that was measured with."""
 
-_CHARACTERS: Final = 1_000
-"""Longest row that is shown where it isn't told to: demonstrations are paid for, and read, in every call."""
+_CHARACTERS: Final = 8_000
+"""Of all rows that are shown where it isn't told to: they are paid for, and read, in every call."""
 
 
 def demonstrated(task: Task, method: Teleprompter) -> Task:
@@ -66,20 +67,20 @@ def demonstrated(task: Task, method: Teleprompter) -> Task:
 def settled(method: Method, student: dspy.Module, train: Sequence[dspy.Example]) -> Method:
     """Return the method with its number of demonstrations: what it was given, else its own or none.
 
-    Its own are shown by a program of one predictor that has none of its own, where rows of different inputs are `ROWS`
-    or more, and every row has all of the predictor's fields and is short.
+    Its own are shown as they were measured: to a program of one predictor, which has no others and answers by one of
+    some labels; where `ROWS` or more have different inputs and all have its fields; and where any so many are short.
     """
-    return method.settled(is_able=_is_able(predictors(student), train))
+    asked = [predictor for _, predictor in predictors(student)]
+    return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, method.demonstration_rows))
 
 
-def _is_able(asked: Sequence[tuple[str, Any]], train: Sequence[dspy.Example]) -> bool:
-    if len(asked) != 1 or asked[0][1].demos or different(train) < ROWS:
+def _is_able(asked: Any, train: Sequence[dspy.Example], count: int) -> bool:
+    names = asked.signature.fields
+    is_choice = all(labels_of(told.annotation) for told in asked.signature.output_fields.values())
+    if asked.demos or not is_choice or different(train) < ROWS:
         return False
-    names = asked[0][1].signature.fields
-    return all(
-        all(row.get(name) is not None for name in names) and sum(len(str(row[name])) for name in names) <= _CHARACTERS
-        for row in train
-    )
+    lengths = sorted(sum(len(str(row.get(name))) for name in names) for row in train)
+    return sum(lengths[-count:]) <= _CHARACTERS and all(row.get(name) is not None for row in train for name in names)
 
 
 def showing(seed: Candidate, signatures: Mapping[str, type[dspy.Signature]], rows: Iterable[dspy.Example]) -> Candidate:
