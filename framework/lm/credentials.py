@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from typing import Final
 
 import dspy
@@ -18,19 +21,21 @@ _BY_KEY: Final = "key"
 
 
 def check_key(lm: dspy.LM) -> None:
-    """Raise if a hosted model needs a key and none is set; nothing is sent.
+    """Raise if a hosted model needs a key and none is set, or nobody hosts such a model; nothing is sent.
 
     Models in this process, servers of one's own that need none, classes with calls of their own, and providers that
     DSPy reaches through LiteLLM or that have other credentials than keys pass.
 
     Raises:
-        ConfigError: Naming the variables.
+        ConfigError: Naming the variables, or the provider that isn't known.
     """
     is_own = any(getattr(type(lm), name) is not getattr(dspy.LM, name) for name in _CALLS)
     if is_own or not isinstance(lm.engine, str):
         return
     chosen = select_backend(lm)
     route = chosen.resolution
+    if not chosen.native:
+        _check_provider(lm)
     if not chosen.native or route is None or route.declared or route.credential_policy != _BY_KEY:
         return
     if chosen.clients.get("api_key"):
@@ -43,4 +48,20 @@ def check_key(lm: dspy.LM) -> None:
         raise ConfigError(
             f"{lm.model} needs a key. Set {names} in the environment; for a server of your own that needs none, to any "
             "word. No call was made."
+        ) from error
+
+
+def _check_provider(lm: dspy.LM) -> None:
+    """Raise if LiteLLM, which asks where DSPy doesn't, knows no provider by the name's first part."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network
+    from litellm import get_llm_provider
+    from litellm.exceptions import BadRequestError
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # where it prints a list's address
+            get_llm_provider(lm.model, api_base=lm.kwargs.get("api_base"))
+    except BadRequestError as error:
+        raise ConfigError(
+            f"{lm.model}: no provider {lm.model.partition('/')[0]!r} is known. Write it as openai/gpt-4o-mini; a "
+            "server of your own as openai/NAME with its address. No call was made."
         ) from error

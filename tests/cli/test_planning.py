@@ -103,6 +103,10 @@ def test_a_model_that_is_here_need_not_be_fetched(
         (["--budget", "calls=48"], "APE needs at least 49 calls here"),
         (["--lm", "openai/gpt-4o-mini"], "openai/gpt-4o-mini needs a key. Set OPENAI_API_KEY"),
         (["--proposer", "openai/gpt-4o-mini"], "openai/gpt-4o-mini needs a key. Set OPENAI_API_KEY"),
+        (
+            ["--lm", "opena/gpt-4o-mini"],
+            "opena/gpt-4o-mini: no provider 'opena' is known. Write it as openai/gpt-4o-mini",
+        ),
         (["--lm", "local/nope"], "No model 'nope'. The catalogue has smollm2-135m, "),
         (["--proposer", "local/nope"], "No model 'nope'. The catalogue has smollm2-135m, "),
         (["--lm", "openai/none-such", "--budget", "dollars=1"], "No price is known for openai/none-such"),

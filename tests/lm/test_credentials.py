@@ -85,6 +85,8 @@ def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
         {"model": "hosted_vllm/mine"},
         {"model": "ollama_chat/mine"},
         {"model": "azure/mine"},
+        {"model": "bedrock/mine"},
+        {"model": "custom/mine", "api_base": "http://127.0.0.1:9/v1"},
         {"model": "mistral/mistral-large-latest"},
         {"model": "none/none", "engine": Simulated(lambda request: "", "none")},
     ],
