@@ -264,7 +264,8 @@ def _shared(runs: Sequence[Run], methods: Sequence[str], tasks: Iterable[str]) -
 
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a line for each comparison: best against best, ConstitutionalExperts' F1, what a mixture adds."""
-    lines = [*_best(runs), _line("constitutional_experts against the mean of the peers", "F1", f1_over(runs, PEERS))]
+    ahead = f1_over(runs, PEERS, "constitutional_experts")
+    lines = [*_best(runs), _line("constitutional_experts against the mean of the peers", "F1", ahead)]
     for score, name in (("compiled", "score"), ("compiled_f1", "F1")):
         added = mixed(runs, score)
         if len(added) > 1:
@@ -276,10 +277,10 @@ def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [line for line in lines if line["tasks"]]
 
 
-def f1_over(runs: Sequence[Run], others: Sequence[str]) -> list[float]:
-    """Return ConstitutionalExperts' F1 minus the mean of the others', a task each."""
+def f1_over(runs: Sequence[Run], others: Sequence[str], one: str) -> list[float]:
+    """Return a method's F1 minus the mean of the others', a task each."""
     scores = scored(runs, "compiled_f1")
-    gaps = [by_task(scores, "constitutional_experts", other) for other in others]
+    gaps = [by_task(scores, one, other) for other in others]
     return mean_of_tasks({str(at): each for at, each in enumerate(gaps)})
 
 

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import fmean, stdev
 from typing import Annotated, Any, Final
@@ -112,7 +113,8 @@ def measure(asked: tuple[Compile, int]) -> dict[str, float]:
         output="shelf",
         seed=compiled.seed,
     )
-    claim = peers.compile_ours(peers.ours()[compiled.method], case, Budget(calls=compiled.calls))
+    kind = partial(peers.ours()[compiled.method], few_shot=0)  # which would tell the rules too
+    claim = peers.compile_ours(kind, case, Budget(calls=compiled.calls))
     [(_, predictor)] = predictors(claim.program)
     return {**checked(predictor.signature.instructions), "calls": claim.calls, "replaced": claim.replaced}
 

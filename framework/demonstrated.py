@@ -70,8 +70,8 @@ def settled(method: Method, student: dspy.Module, train: Sequence[dspy.Example])
     Its own are shown as they were measured: to a program of one predictor, which has no others and answers by one of
     some labels; where `ROWS` or more have different inputs and all have its fields; and where any so many are short.
     """
-    asked = [predictor for _, predictor in predictors(student)]
-    return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, method.demonstration_rows))
+    asked, count = [predictor for _, predictor in predictors(student)], method.settled(is_able=True).demonstration_rows
+    return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, count))
 
 
 def _is_able(asked: Any, train: Sequence[dspy.Example], count: int) -> bool:

@@ -103,8 +103,8 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
 
     @property
     def demonstration_rows(self) -> int:
-        """Train rows that each search shows as demonstrations, with these settings."""
-        return self.shows if self.few_shot is None else self.few_shot
+        """Train rows that each search shows as demonstrations, with these settings; none before it is `settled`."""
+        return self.few_shot or 0
 
     def settled(self, *, is_able: bool) -> Self:
         """Return the method with its number of demonstrations: what was given, else its own if they can be shown."""

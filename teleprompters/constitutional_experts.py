@@ -5,7 +5,8 @@ Paper:   Petridis et al., "ConstitutionalExperts: Training a Mixture of Principl
 Notes:   seeds/constitutional_experts.md
 Departs: most numbers are ours or those of the authors' later library, for little of the paper could be read;
          principles stand below the user's own words, which no edit touches; two principles can be merged; the
-         parents race with their children on the same rows, and win ties; edits of a step that help alone are tried
+         parents race with their children on the same rows, and win ties; eight train rows are shown below the prompt
+         where they can be (`few_shot=0`: none); edits of a step that help alone are tried
          together; a beam goes on; at the end, principles that earn nothing on train rows set aside are dropped; the
          winner is confirmed on rows no search step has seen; several predictors are improved one after the other, each
          with its own inputs, outputs and errors.
@@ -140,6 +141,7 @@ class ConstitutionalExperts(Teleprompter):
         "rows + steps * (errors * (1 + 2 * edits) + race(beam + errors * edits, rows, known=beam)) "
         "+ (beam + principles) * held_out; up to steps * beam * rows more for edits tried together"
     )
+    shows: ClassVar[int] = 8
 
     regions: int = 1
     least_rows: int = 10

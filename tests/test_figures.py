@@ -397,26 +397,32 @@ def test_the_runs_of_peers_and_constitutional_experts_on_two_cores(place: int, f
 
 def test_what_demonstrations_do_for_constitutional_experts() -> None:
     runs, _ = of_peers_and_principles("papers-bfloat16")
-    runs = [run for run in runs if run["seed"] == 0 and base(run["method"]) not in PEERS]
+    runs = [run for run in runs if run["seed"] == 0 and base(run["method"]) not in PEERS and "+" not in run["method"]]
     of = {(run["task"], run["method"].partition(":")[2]): run for run in runs}
     lines: list[str] = []
     for task, score in (("ethos", "F1"), ("trec", "accuracy"), ("tickets", "accuracy")):
-        plain, shown = of[task, ""], of[task, "few_shot=8"]
+        plain, shown = of[task, "few_shot=0"], of[task, ""]
         lines.append(f"| {task}, {score} | {plain['seed_score']:.3f} | {verdict(plain)} | {verdict(shown)} |")
         assert shown["instructions"] == made_with(plain, runs), "all of the gain is the demonstrations'"
-    table = page("constitutional_experts").split("| task | the prompt | without | `few_shot=8` |")[1].split("\n\n")[0]
+    table = page("constitutional_experts").split("| task | the prompt | without | with eight |")[1].split("\n\n")[0]
     assert table.strip().splitlines()[1:] == lines
 
 
 def test_what_the_announced_test_of_demonstrations_has_come_to() -> None:
     runs, _ = of_peers_and_principles("papers-bfloat16")
     names = ("agnews", "liar", "openai_moderation", "sst-2", "subj")
-    own = [run for run in runs if run["task"] in names and base(run["method"]) == "constitutional_experts"]
-    of = {(run["task"], run["seed"], run["method"].partition(":")[2]): run for run in own}
-    pairs = [(of[task, seed, ""], run) for (task, seed, name), run in of.items() if name and (task, seed, "") in of]
-    told = page("constitutional_experts").partition("Announced before it is run:")[2]
-    assert f"{len(own)} of its 20 runs are made" in told
-    table = told.split("| task | seed | the prompt | without | `few_shot=8` |")[1].split("\n\n")[0]
+    plain = "constitutional_experts:few_shot=0"
+    own = [run for run in runs if run["task"] in names and run["method"] in ("constitutional_experts", plain)]
+    of = {(run["task"], run["seed"], run["method"]): run for run in own}
+    pairs = [(run, of[task, seed, "constitutional_experts"]) for (task, seed, name), run in of.items() if name == plain]
+    assert len(own) == 2 * len(pairs) == 20
+    told = page("constitutional_experts").partition("Announced before it was run:")[2]
+    [duel] = duels(own)
+    gain, low, high = (100 * duel[name] for name in ("gain", "rows_low", "rows_high"))
+    assert f"The mean gap is {gain:+.1f} points, over test rows {low:+.1f} to {high:+.1f}" in " ".join(told.split())
+    assert low > 0
+    assert duel["losses"] == 0, "no task's mean falls"
+    table = told.split("| task | seed | the prompt | without | with eight |")[1].split("\n\n")[0]
     assert table.strip().splitlines()[1:] == [
         f"| {one['task']} | {one['seed']} | {one['seed_score']:.3f} | {verdict(one)} | {verdict(shown)} |"
         for one, shown in pairs

@@ -28,8 +28,8 @@ def test_each_claim_is_measured_on_the_runs_it_is_about() -> None:
         ("antonyms", "instruct_zero", 0.75),
         ("ethos", "protegi", 0.7),
         ("ethos", "ape", 0.65),
-        ("ethos", "constitutional_experts", 0.8),
-        ("ethos", "constitutional_experts+mixture", 0.9),
+        ("ethos", "constitutional_experts:few_shot=0", 0.8),
+        ("ethos", "constitutional_experts:few_shot=0+mixture", 0.9),
         ("subj", "protegi", 0.9),
     ]
     told = checked(runs(*scores))

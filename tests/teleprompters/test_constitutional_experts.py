@@ -88,7 +88,7 @@ def right_rule(text: str) -> str:
 
 
 def constitutional(tmp_path: Path, proposer: dspy.LM, **settings: Any) -> ConstitutionalExperts:
-    given = {"metric": "accuracy", "lm": simulated(answer), "run_dir": tmp_path / "run", "threads": 1}
+    given = {"metric": "accuracy", "lm": simulated(answer), "run_dir": tmp_path / "run", "threads": 1, "few_shot": 0}
     return ConstitutionalExperts(proposer=proposer, **{**given, **settings})
 
 
@@ -133,6 +133,19 @@ def signatures(program: dspy.Module) -> dict[str, Any]:
 def test_the_librarys_numbers_are_the_defaults() -> None:
     method = ConstitutionalExperts(metric="accuracy")
     assert (method.errors, method.edits, method.rows, method.temperature) == (3, 2, 100, 0.9)
+
+
+@pytest.mark.parametrize(("train", "few_shot", "demos"), [(32, None, 8), (31, None, 0), (32, 0, 0), (31, 4, 4)])
+def test_eight_rows_are_shown_where_there_are_enough(
+    tmp_path: Path, train: int, few_shot: int | None, demos: int
+) -> None:
+    proposer = simulated(choosing("Add", right_rule), name="writer")
+    found = compiled_by(constitutional(tmp_path, proposer, few_shot=few_shot, steps=8, edits=1), train)
+    assert found.evidence.replaced
+    [(_, predictor)] = predictors(found)
+    assert len(predictor.demos) == demos
+    known = {(row.text, row.label) for row in rows(train)}
+    assert {(demo["text"], demo["label"]) for demo in predictor.demos} <= known
 
 
 def test_the_rules_of_a_hidden_policy_are_found_one_by_one(tmp_path: Path) -> None:
@@ -485,7 +498,7 @@ def test_the_seeds_score_in_the_search_is_told_if_it_is_on_the_winners_rows(
 
     texts = iter(added)
     method = constitutional(tmp_path, simulated(choosing("Add", lambda text: next(texts)), name="writer"))
-    given = {name: getattr(method, name) for name in ("metric", "lm", "proposer", "run_dir", "threads")}
+    given = {name: getattr(method, name) for name in ("metric", "lm", "proposer", "run_dir", "threads", "few_shot")}
     program = student(with_principles(*own)) if own else student()
     evidence = compiled_by(Open(**given, errors=1, edits=1, **settings), 72, program).evidence
 
