@@ -37,7 +37,7 @@ FOLDER: Final = Path(__file__).parent / "results" / "papers"
 BOUNDS: Final = "bounds"
 """In a group's folder, what `preceptor bench bounds` has written."""
 
-MARKS: Final = ("<!-- preceptor bench table --group {} --markdown -->", "<!-- end of the table -->")
+MARKS: Final = ("<!-- preceptor bench table {} --markdown -->", "<!-- end of the table -->")
 YOURS, INDUCTION = "your instructions", "induction"
 TITLES: Final = {
     "ranks": "Mean rank over tasks that all methods ran on",
@@ -65,7 +65,9 @@ def run(
         raise DataError(f"{folder} holds no results{which}; make some with: preceptor bench papers --data-dir DATA.")
     if as_markdown:
         for place, runs in held.items():
-            out().print(block(place.name, runs), markup=False, highlight=False, soft_wrap=True)
+            out().print(
+                block(asked(folder, place.name, task or ()), runs), markup=False, highlight=False, soft_wrap=True
+            )
         return
     if as_json:
         print_json({place.name: _plain({"runs": runs, **_told(place, runs)}) for place, runs in held.items()})
@@ -148,12 +150,23 @@ def _plain(value: dict[str, Any]) -> Any:
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
-def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
+def asked(folder: Path, group: str, tasks: Sequence[str]) -> str:
+    """Return the options that a table is asked for with.
+
+    Example:
+        >>> asked(FOLDER, "model-600", []), asked(Path("runs"), "model-600", ["subj", "trec"])
+        ('--group model-600', '--folder runs --group model-600 --task subj --task trec')
+    """
+    place = "" if folder == FOLDER else f"--folder {folder.as_posix()} "
+    return f"{place}--group {group}{''.join(f' --task {task}' for task in tasks)}"
+
+
+def block(told: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return a group's scores as the README shows them, between the two comments that `tests/test_figures.py` finds.
 
-    A row a method with its runs, those refused left out, a column a task, means over seeds; the 24 induction tasks
-    share one, of those that all of the rows have. The last column is the mean gain over tasks, in points, of the seeds
-    that each has, with Student's interval over tasks if they differ.
+    `told` are the options that it is asked for with. A row a method with its runs, those refused left out, a column a
+    task, means over seeds; the 24 induction tasks share one, of those that all of the rows have. The last column is the
+    mean gain over tasks, in points, of the seeds that each has, with Student's interval over tasks if they differ.
     """
     seeds = [{**run, "method": YOURS, "compiled": run["seed_score"]} for run in made(runs)]
     scores = scored([*runs, *seeds])
@@ -172,7 +185,7 @@ def block(group: str, runs: Sequence[dict[str, Any]]) -> str:
         gaps = [100 * gap for gap in gaps_of(scores, name, YOURS)]
         lines.append([name if name == YOURS else f"`{name}`", count, *cells, "" if name == YOURS else _gain(gaps)])
     table = "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
-    return f"{MARKS[0].format(group)}\n{table}\n{MARKS[1]}"
+    return f"{MARKS[0].format(told)}\n{table}\n{MARKS[1]}"
 
 
 def _column(task: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from preceptor.benchmarks.compared import HUMAN, PEERS, base, duels, interval, made, mixed
 from preceptor.benchmarks.papers import DEFAULT_METHODS
-from preceptor.benchmarks.table import FOLDER, MARKS, block, read
+from preceptor.benchmarks.table import FOLDER, MARKS, asked, block, read
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -234,8 +234,8 @@ def test_how_good_a_samplers_pick_is(row: dict[str, Any]) -> None:
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Return the group and the text of each table of methods and tasks, its two comments included."""
-    begun = "([^ ]+)".join(map(re.escape, MARKS[0].split("{}")))
+    """Return the options and the text of each table of methods and tasks, its two comments included."""
+    begun = "([^\n]+)".join(map(re.escape, MARKS[0].split("{}")))
     found = re.finditer(f"{begun}.*?{re.escape(MARKS[1])}", text, flags=re.DOTALL)
     return [(one[1], one[0]) for one in found]
 
@@ -243,15 +243,22 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def test_tables_of_methods_and_tasks_are_those_of_their_groups_byte_for_byte() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(blocks(text)) == text.count(MARKS[1]) == text.count(MARKS[0].partition("{}")[0])
-    for group, told in blocks(text):
-        assert told == block(group, read(FOLDER / group))
+    for options, told in blocks(text):
+        given = options.split()
+        of: dict[str, list[str]] = {}
+        for name, value in zip(given[::2], given[1::2], strict=True):
+            of.setdefault(name, []).append(value)
+        [group], [folder], tasks = of["--group"], of.get("--folder", [""]), of.get("--task", [])
+        runs = read((ROOT / folder if folder else FOLDER) / group)
+        assert told == block(options, [run for run in runs if not tasks or run["task"] in tasks])
 
 
 def test_a_table_of_methods_and_tasks_is_found_where_it_stands() -> None:
     [place, *_] = [place for place in sorted(FOLDER.iterdir()) if place.is_dir()]
-    told = block(place.name, read(place))
-    assert blocks(f"# Measured\n\n{told}\n\nText.\n\n{told}\n") == [(place.name, told)] * 2
-    assert blocks(told.replace("0.", "1.")) != [(place.name, told)]
+    options = asked(FOLDER, place.name, [])
+    told = block(options, read(place))
+    assert blocks(f"# Measured\n\n{told}\n\nText.\n\n{told}\n") == [(options, told)] * 2
+    assert blocks(told.replace("0.", "1.")) != [(options, told)]
 
 
 def test_what_is_said_of_the_table_of_methods() -> None:
