@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -21,6 +22,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, graphs, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
+from preceptor.lm.joining import Decoder, Joining
 from preceptor.lm.prompts import Prompt
 from preceptor.lm.sampling import Tokens
 from preceptor.lm.seam import InThread, mean_log_probability, only_text, text_of_parts
@@ -211,14 +213,34 @@ class LocalEngine:
         draws = [(index, prompt, prompt.draw(self.context, MAX_TOKENS)) for index, prompt in members]
         draws.sort(key=lambda item: (*item[1].place, item[2].seed, item[0]))
         while draws:
-            longest = max(prompt.length + draw.max_tokens for _, prompt, draw in draws)
-            fits = max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
+            fits = self._fitting(max(prompt.length + draw.max_tokens for _, prompt, draw in draws))
             fits = graphs.fitting(fits) if self._device == "cuda" else fits
             batch, draws = draws[:fits], draws[fits:]
             own = [draw for _, _, draw in batch]
             read = self._read([prompt.prefix for _, prompt, _ in batch], own)
             texts = decoding.decode(self._model, read, own, ends=self._ends, detokenize=self._detokenize)
             yield [(i, self._decoded(prompt, text)) for (i, prompt, _), text in zip(batch, texts, strict=True)]
+
+    def _fitting(self, longest: int) -> int:
+        """Return how many texts are decoded together, if the longest has so many tokens."""
+        return max(1, min(_DECODED_TOGETHER, self._memory // (longest * self._bytes_per_token)))
+
+    def joining(self) -> Joining[Any] | None:
+        """Return texts that others can join while they are decoded; None on a GPU, or if attention isn't whole."""
+        if self._device == "cuda" or not attention.is_whole(self._model):
+            return None
+
+        def prompted(request: Request) -> tuple[Prompt, sampling.Draw]:
+            prompt = self._prompt(request)
+            return prompt, prompt.draw(self.context, MAX_TOKENS)
+
+        @contextmanager
+        def turn() -> Generator[None]:
+            with self._lock, torch.inference_mode():
+                yield
+
+        together = decoding.Together(self._model, ends=self._ends, detokenize=self._detokenize, is_open=True)
+        return Joining(Decoder(together, prompted, self._read, self._decoded, self._fitting, turn))
 
     def _read(self, prefixes: Sequence[Tokens], draws: Sequence[sampling.Draw]) -> prefill.Read:
         if self._blocks is None or any(draw.soft for draw in draws):

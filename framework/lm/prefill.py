@@ -240,6 +240,27 @@ def _rows(layers: Sequence[Any], like: Any, side: str, width: int) -> Any:
     return rows
 
 
+def below(model: Any, first: tuple[Any, Any], second: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return one cache of two batches' rows and its mask, filled up from the left, without places that no row has.
+
+    Args:
+        model: A causal language model of `transformers`, of whole attention.
+        first: Keys and values, and the mask.
+        second: The same of the rows that stand below.
+    """
+    widths = [mask.shape[1] - int(mask.any(0).int().argmax()) for _, mask in (first, second)]
+    width, joined = max(widths), _empty(model)
+
+    def wide(several: Any, side: int) -> Any:
+        own = several[..., -widths[side] :, :]
+        return torch.nn.functional.pad(own, (0, 0, width - widths[side], 0))
+
+    for at, pair in enumerate(zip(first[0].layers, second[0].layers, strict=True)):
+        keys = torch.cat([wide(layer.keys, side) for side, layer in enumerate(pair)])
+        joined.update(keys, torch.cat([wide(layer.values, side) for side, layer in enumerate(pair)]), at)
+    return joined, torch.cat([wide(mask[..., None], side)[..., 0] for side, (_, mask) in enumerate((first, second))])
+
+
 def forward(model: Any, cache: Any, tokens: Any, mask: Any, embedded: Any = None) -> Any:
     """Go on with a left-padded batch; return the logits after each row's last token, in float32."""
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]

@@ -1,8 +1,9 @@
 """One model for several processes: texts that they ask for at the same time are decoded together.
 
 Decoding reads all of a model's weights for each token, once for all texts that are decoded together. So whoever has
-the model waits until all others have asked. Choices are answered first; texts wait until nobody asks for choices. What
-is answered together depends on what is asked alone, not on when.
+the model waits until all others have asked. Choices are answered first. While nobody asks for any, texts are decoded:
+who has all of its own goes on, and what it asks for next joins those that are still on their way. What is answered
+together depends on what is asked alone, not on when.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import dspy
 from dspy.lm15 import Request
@@ -22,6 +24,9 @@ from preceptor.lm import elsewhere
 from preceptor.lm.elsewhere import Elsewhere, Result
 from preceptor.lm.meter import batching_engine
 from preceptor.lm.soft import EmbeddingSpace
+
+_Place: TypeAlias = tuple[Connection, int]
+"""Who asks, and which of its requests."""
 
 
 class Asker(Elsewhere):
@@ -59,6 +64,53 @@ class Asker(Elsewhere):
                 os._exit(1)  # whatever is to be kept is in a ledger, and nobody is left to be told
 
 
+@dataclass(slots=True)
+class _Begun:
+    """What an asker waits for while its texts are decoded.
+
+    Attributes:
+        size: Requests it has made.
+        answers: Those that there are, by their places.
+    """
+
+    size: int
+    answers: dict[int, Result]
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.answers) == self.size
+
+
+class _Texts(Protocol):
+    """Texts that are decoded together."""
+
+    def add(self, requests: Mapping[_Place, Request]) -> None: ...
+
+    def ended(self) -> dict[_Place, Result]: ...
+
+
+class Rounds:
+    """Texts of an engine that none can join: those that are there are decoded to their ends.
+
+    Args:
+        engine: Takes many requests at once.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._added: dict[_Place, Request] = {}
+
+    def add(self, requests: Mapping[_Place, Request]) -> None:
+        """Have more requests answered, in the next round."""
+        self._added.update(requests)
+
+    def ended(self) -> dict[_Place, Result]:
+        """Answer all that were added."""
+        places, requests = list(self._added), list(self._added.values())
+        self._added = {}
+        return {places[at]: result for batch in self._engine.batches(requests) for at, result in batch}
+
+
 class Answerer:
     """Answers processes that ask through an `Asker` each, until they are through.
 
@@ -70,6 +122,16 @@ class Answerer:
         self._lm = lm
         self._live: list[Connection] = []
         self._waiting: dict[Connection, list[Request]] = {}
+        self._begun: dict[Connection, _Begun] = {}
+
+    @cached_property
+    def _engine(self) -> Any:
+        return batching_engine(self._lm)
+
+    @cached_property
+    def _texts(self) -> _Texts:
+        joining = getattr(self._engine, "joining", None)
+        return (joining and joining()) or Rounds(self._engine)
 
     def join(self, connection: Connection) -> None:
         """Have another process to wait for; what it asks stands behind what those before it ask."""
@@ -78,14 +140,14 @@ class Answerer:
     def until_one_is_through(self) -> tuple[Connection, Any]:
         """Answer, until one says its last word, ("through", anything); return that, None if it is gone without."""
         while True:
-            busy = [each for each in self._live if each not in self._waiting]
+            busy = [each for each in self._live if each not in self._waiting and each not in self._begun]
             for ready in wait(busy) if busy else []:
                 asker = cast("Connection", ready)
                 what, *told = self._heard(asker)
                 if what == "through":
                     self._live.remove(asker)
                     return asker, told[0]
-            if len(self._waiting) == len(self._live):
+            if self._live and len(self._waiting) + len(self._begun) == len(self._live):
                 self._answer()
 
     def _heard(self, asker: Connection) -> tuple[Any, ...]:
@@ -106,15 +168,36 @@ class Answerer:
         return message
 
     def _answer(self) -> None:
-        """Answer all that wait for choices, or else all."""
-        chosen = [asker for asker in self._live if all(map(_is_choice, self._waiting[asker]))] or list(self._live)
-        asked = {asker: self._waiting.pop(asker) for asker in chosen}
-        together = [request for requests in asked.values() for request in requests]
-        engine = cast("Any", batching_engine(self._lm))
-        answers = dict(pair for batch in engine.batches(together) for pair in batch)
-        in_order = iter([answers[place] for place in range(len(together))])
+        """Answer all that wait for choices alone; if nobody does, decode until somebody has all of its texts."""
+        asking = [asker for asker in self._live if asker in self._waiting]
+        chosen = [asker for asker in asking if all(map(_is_choice, self._waiting[asker]))]
+        if chosen:
+            self._choose({asker: self._waiting.pop(asker) for asker in chosen})
+            return
+        for asker in asking:
+            self._begin(asker, self._waiting.pop(asker))
+        while not any(begun.is_whole for begun in self._begun.values()):
+            for (asker, at), result in self._texts.ended().items():
+                self._begun[asker].answers[at] = result
+        for asker in [asker for asker in self._live if self._begun[asker].is_whole]:
+            begun = self._begun.pop(asker)
+            _send(asker, [begun.answers[at] for at in range(begun.size)])
+
+    def _choose(self, asked: Mapping[Connection, Sequence[Request]]) -> None:
+        answers = self._chosen([request for requests in asked.values() for request in requests])
+        in_order = iter([answers[place] for place in range(len(answers))])
         for asker, requests in asked.items():
             _send(asker, [next(in_order) for _ in requests])
+
+    def _begin(self, asker: Connection, requests: Sequence[Request]) -> None:
+        """Have an asker's texts decoded with those that are on their way; choices among them are answered now."""
+        chosen = [at for at, request in enumerate(requests) if _is_choice(request)]
+        answers = self._chosen([requests[at] for at in chosen])
+        self._begun[asker] = _Begun(len(requests), {chosen[at]: result for at, result in answers.items()})
+        self._texts.add({(asker, at): request for at, request in enumerate(requests) if at not in chosen})
+
+    def _chosen(self, requests: Sequence[Request]) -> dict[int, Result]:
+        return dict(pair for batch in self._engine.batches(requests) for pair in batch) if requests else {}
 
 
 def _is_choice(request: Request) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -62,9 +62,36 @@ def texts(results: Sequence[Result]) -> list[str]:
     return [each.text or "" if isinstance(each, Response) else f"{type(each).__name__}: {each}" for each in results]
 
 
-def shared(*askers: Callable[[Asker], Any]) -> tuple[list[list[str]], list[Any]]:
+class Open(Noting):
+    """Takes a step for each letter of a text; others join between two steps, and each step's texts are noted."""
+
+    def joining(self) -> Letters:
+        return Letters(self)
+
+
+class Letters:
+    """The texts on their way."""
+
+    def __init__(self, engine: Open) -> None:
+        self._engine = engine
+        self._live: dict[Any, tuple[Request, int]] = {}
+
+    def add(self, requests: Mapping[Any, Request]) -> None:
+        self._live |= {place: (request, len(prompt(request))) for place, request in requests.items()}
+
+    def ended(self) -> dict[Any, Result]:
+        ended: dict[Any, Result] = {}
+        while not ended:
+            self._engine.noted.append([prompt(request) for request, _ in self._live.values()])
+            self._live = {place: (request, left - 1) for place, (request, left) in self._live.items()}
+            ended = {place: self._engine._said(request) for place, (request, left) in self._live.items() if not left}
+            self._live = {place: told for place, told in self._live.items() if place not in ended}
+        return ended
+
+
+def shared(*askers: Callable[[Asker], Any], engine: Noting | None = None) -> tuple[list[list[str]], list[Any]]:
     """Return what the model was asked together, and the last words of each asker, in their order."""
-    engine = Noting()
+    engine = engine or Noting()
     lm = dspy.LM("m", engine=engine, cache=False)
     answerer, ends, facts = Answerer(lm), dict[Connection, Any](), elsewhere.facts(lm)
     with ThreadPoolExecutor() as pool:
@@ -115,6 +142,42 @@ def test_texts_wait_until_nobody_asks_for_choices() -> None:
     noted, ends = shared(writes, chooses)
     assert noted == [["x"], ["z"], ["text", "more"]]
     assert ends == [["text"], ["x", "z", "more"]]
+
+
+def test_who_has_all_its_texts_goes_on_and_what_it_asks_next_joins_those_on_their_way() -> None:
+    def long(asker: Asker) -> list[str]:
+        return batch(asker, ask("abcdef"))
+
+    def short(asker: Asker) -> list[str]:
+        return batch(asker, ask("g"), ask("hi")) + batch(asker, ask("x", "y", "n")) + batch(asker, ask("jkl"))
+
+    noted, ends = shared(long, short, engine=Open())
+    both = [["abcdef", "g", "hi"], ["abcdef", "hi"]]
+    assert noted == [*both, ["x"], *[["abcdef", "jkl"]] * 3, ["abcdef"]]
+    assert ends == [["abcdef"], ["g", "hi", "x", "jkl"]]
+
+
+def test_choices_beside_texts_are_answered_while_the_texts_wait() -> None:
+    def mixed(asker: Asker) -> list[str]:
+        return batch(asker, ask("ab"), ask("x", "y", "n"), ask("c"))
+
+    noted, ends = shared(mixed, lambda asker: batch(asker, ask("d")), engine=Open())
+    assert noted == [["x"], ["ab", "c", "d"], ["ab"]]
+    assert ends == [["ab", "x", "c"], ["d"]]
+
+
+def test_who_is_gone_while_its_texts_are_decoded_holds_up_nobody() -> None:
+    lm = dspy.LM("m", engine=Open(), cache=False)
+    facts, answerer = elsewhere.facts(lm), Answerer(lm)
+    (here, there), (own, other) = Pipe(), Pipe()
+    answerer.join(here)
+    answerer.join(own)
+    there.send(("batches", [ask("abc")]))
+    there.close()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(through, lambda asker: batch(asker, ask("d")) + batch(asker, ask("e")), Asker(other, facts), other)
+        ends = dict(answerer.until_one_is_through() for _ in range(2))
+    assert ends == {here: None, own: ["d", "e"]}
 
 
 def test_who_is_through_is_not_waited_for() -> None:
