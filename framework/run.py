@@ -214,10 +214,13 @@ def check_folder(folder: Path, parts: Mapping[str, Any]) -> None:
         parts: What is known of what the run depends on, by name.
 
     Raises:
-        RunError: If it belongs to other inputs, lost its ledger, or is no folder.
+        RunError: If it belongs to other inputs, lost its ledger, or is no folder, or can't be made or written.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is no folder, so no run can be in it. Choose another one.")
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} can't be written: {there} is {'read-only' if there.is_dir() else 'no folder'}.")
     _known(folder, {name: fingerprint(part) for name, part in parts.items()}, is_run=True)
 
 

@@ -18,7 +18,7 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.lm15 import Request, Response, request_from_openai_chat
 
 from preceptor.copies import with_own_models
-from preceptor.errors import ConfigError, LMFailed
+from preceptor.errors import LMFailed
 from preceptor.lineage import Birth
 from preceptor.lm.budget import Cost
 from preceptor.lm.dispatch import may_pass, reason
@@ -26,7 +26,7 @@ from preceptor.lm.flow import let_through
 from preceptor.lm.ledger import Call
 from preceptor.lm.meter import Meter, MeteredEngine, batching_engine
 from preceptor.lm.seam import predictors, said, sampled, whole
-from preceptor.lm.soft import EmbeddingSpace, SoftTokens, with_soft_tokens
+from preceptor.lm.soft import EmbeddingSpace, SoftTokens, takes_none, with_soft_tokens
 from preceptor.program import apply
 from preceptor.run import Run
 from preceptor.scoring import likelihood
@@ -274,10 +274,7 @@ class Task:
         """
         space: EmbeddingSpace | None = getattr(self.proposer.engine, "embedding_space", None)
         if space is None:
-            raise ConfigError(
-                f"Soft tokens need a proposer in this process; {self.proposer.model} only reads text. "
-                "Pass proposer=preceptor.LocalLM('qwen2.5-coder-1.5b'), or --proposer local/qwen2.5-coder-1.5b."
-            )
+            raise takes_none(self.proposer.model)
         return space
 
     def propose_from(self, prompts: Sequence[tuple[SoftTokens, str]], sampling: Sampling) -> list[str]:

@@ -80,6 +80,7 @@ class InstructZero(Teleprompter):
     formula: ClassVar[str] = (
         "points + rows * (distinct points + 1) + (train - rows) * (finalists + 1); points = start + iterations * batch"
     )
+    is_soft: ClassVar[bool] = True
     needs: ClassVar[str] = "a proposer in this process (local/<id>); any chat model for the task"
 
     dimensions: int = 10

@@ -16,8 +16,8 @@ from preceptor.canonical import lasting, without_addresses
 from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
 from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
-from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of
-from preceptor.cli.planning import check_model, check_own, embedders, plan, tell_plan
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of, workers_of
+from preceptor.cli.planning import check_model, check_own, check_proposer, embedders, plan, tell_plan
 from preceptor.cli.view import aside, print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
 from preceptor.errors import ConfigError
@@ -205,6 +205,9 @@ def _tell(command: Command, folder: Path | None, as_json: bool) -> None:
     if command.proposer:
         check_model(command.proposer, command.proposer_api_base, None, given.method.budget)
     check_own(given.program, given.method.budget)
+    check_proposer(given.method, command.proposer or command.lm)
+    if command.workers is not None:
+        workers_of(command.workers, command.lm)
     models = [command.lm, command.proposer or command.lm, *embedders(given.method)]
     tell_plan(planned, given.folder, models, as_json=as_json)
 

@@ -246,11 +246,23 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
     """Return a language model in this process, or in those that `ray` or `ray:<number>` names.
 
     Raises:
-        ConfigError: If `workers` is neither, or the model is a server's: threads are enough to wait for it.
-        ModelError: If the workers can't be had, or can't load the model.
+        ConfigError: As `workers_of`; and ModelError if the workers can't be had, or can't load the model.
     """
     if workers is None:
         return lm_of(name, api_base, max_tokens)
+    from preceptor.lm.local import LocalLM
+    from preceptor.lm.workers import RayLM
+
+    made = partial(LocalLM, local_id(name), max_tokens=max_tokens or MAX_TOKENS)
+    return _pinned(RayLM(made, workers_of(workers, name)), name)
+
+
+def workers_of(workers: str, name: str) -> int | None:
+    """Return the number in `ray:<number>`, None of `ray`; for a model of this name.
+
+    Raises:
+        ConfigError: If it is neither, or the model is a server's: threads are enough to wait for it.
+    """
     engine, colon, number = workers.partition(":")
     if engine != "ray" or (colon and not number.isdecimal()):
         raise ConfigError(f"{workers!r} is neither ray nor ray:<number of workers>.")
@@ -258,11 +270,7 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
         raise ConfigError(
             f"Ray runs models of its own process, local/<id>, not {name}; leave it out, and set --threads."
         )
-    from preceptor.lm.local import LocalLM
-    from preceptor.lm.workers import RayLM
-
-    made = partial(LocalLM, local_id(name), max_tokens=max_tokens or MAX_TOKENS)
-    return _pinned(RayLM(made, int(number) if number else None), name)
+    return int(number) if number else None
 
 
 def metric_of(name: str | None, program: dspy.Module) -> Any:

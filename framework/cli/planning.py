@@ -16,6 +16,7 @@ from preceptor.lm.catalogue import CATALOGUE, refuse_unknown
 from preceptor.lm.credentials import check_key
 from preceptor.lm.meter import check
 from preceptor.lm.seam import every_predictor, own_models, predictors
+from preceptor.lm.soft import takes_none
 from preceptor.scoring.statistics import smallest_gain
 from preceptor.splits import different
 from preceptor.teleprompter import Teleprompter
@@ -86,6 +87,16 @@ def check_own(program: dspy.Module, budget: Budget) -> None:
         if predictor.lm is not None:
             check(predictor.lm, budget)
             check_key(predictor.lm)
+
+
+def check_proposer(method: Teleprompter, name: str) -> None:
+    """Raise if a method's proposer reads soft tokens, and no model of this name can.
+
+    Raises:
+        ConfigError: Naming one that can.
+    """
+    if not name.startswith(LOCAL) and (method.is_soft or getattr(getattr(method, "method", None), "is_soft", False)):
+        raise takes_none(name)
 
 
 def check_keys(program: dspy.Module, lm: dspy.LM) -> None:

@@ -13,6 +13,8 @@ from typing import Final, TypeAlias, cast
 
 from dspy.lm15 import Request
 
+from preceptor.errors import ConfigError
+
 SoftTokens: TypeAlias = Sequence[Sequence[float]]
 """One vector a token, each as wide as the model's embeddings."""
 
@@ -30,6 +32,14 @@ class EmbeddingSpace:
 
     width: int
     norm: float
+
+
+def takes_none(model: str) -> ConfigError:
+    """Return the error of a proposer that takes no soft tokens."""
+    return ConfigError(
+        f"Soft tokens need a proposer in this process; {model} only reads text. "
+        "Pass proposer=preceptor.LocalLM('qwen2.5-coder-1.5b'), or --proposer local/qwen2.5-coder-1.5b."
+    )
 
 
 def with_soft_tokens(request: Request, tokens: SoftTokens) -> Request:

@@ -111,6 +111,8 @@ def test_a_model_that_is_here_need_not_be_fetched(
         (["--proposer", "local/nope"], "No model 'nope'. The catalogue has smollm2-135m, "),
         (["--lm", "openai/none-such", "--budget", "dollars=1"], "No price is known for openai/none-such"),
         (["--metric", "wit"], "wit"),
+        (["--workers", "4"], "'4' is neither ray nor ray:<number of workers>."),
+        (["--run", "/dev/null/run"], "/dev/null/run can't be written: /dev/null is no folder."),
     ],
 )
 def test_what_would_be_refused_is_refused(
@@ -122,6 +124,19 @@ def test_what_would_be_refused_is_refused(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert run([*command, *more]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--lm", "ollama_chat/m"], ["--proposer", "ollama_chat/m"], ["--proposer", "ollama_chat/m", "--mixture", "2"]],
+)
+def test_soft_tokens_need_a_proposer_of_this_process(
+    command: list[str], capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    plain = [word for word in command if word not in ("--set", "candidates=1")]
+    assert run([*plain, "--method", "instruct_zero", *more]) == 2
+    told = "Soft tokens need a proposer in this process; ollama_chat/m only reads text."
     assert told in " ".join(capsys.readouterr().err.split())
 
 
