@@ -32,6 +32,9 @@ _MOST_TOLD: Final = 10
 _TOLD: Final = 400
 """Characters of what others say about an error."""
 
+_RAGGED: Final = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
+"""What pandas says of a row with more values than the first."""
+
 
 def load_rows(
     source: str | Path,
@@ -144,11 +147,17 @@ def _read(reader: str, path: Path) -> list[dict[str, Any]]:
             cause = error.__cause__ or error
             if isinstance(cause, UnicodeDecodeError):
                 raise _encoded(path, cause) from error
+            if ragged := _RAGGED.search(str(cause)):
+                raise DataError(_told_ragged(f"{path}, line {ragged[2]}", ragged[3], ragged[1])) from error
             raise DataError(f"{path} can't be read as {path.suffix[1:].upper()}: {cause}") from error
         finally:
             datasets.logging.set_verbosity(told)
             if shown:
                 datasets.enable_progress_bars()
+
+
+def _told_ragged(where: str, values: int | str, columns: int | str) -> str:
+    return f"{where}: {values} values under {columns} columns; quote text with separators."
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def _csv_options(path: Path) -> dict[str, Any]:
     header, first = _beginning(path, dialect(path))
     check_header(path, header)
     if len(first) > len(header):  # pandas would take the first column for an index and shift the others
-        raise DataError(f"{path}, row 1: {len(first)} values under {len(header)} columns; quote text with separators.")
+        raise DataError(_told_ragged(f"{path}, row 1", len(first), len(header)))
     features = datasets.Features({name: datasets.Value("string") for name in header})
     options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if dialect(path) else {}
     return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig", **options}
@@ -249,6 +258,7 @@ def examples(
     outputs: Mapping[str, Any],
     *,
     source: str,
+    columns: Mapping[str, str] | None = None,
 ) -> list[dspy.Example]:
     """Return rows as examples, every field checked and of the declared type; a label's record as JSON has it.
 
@@ -257,6 +267,7 @@ def examples(
         inputs: Input field -> type.
         outputs: Label field -> type.
         source: Named in messages.
+        columns: Field -> the column that it was read from, where the names differ; for messages.
 
     Raises:
         DataError: Naming the row and the field: a missing column, an empty value, a wrong type, an unknown
@@ -267,7 +278,7 @@ def examples(
         raise DataError(f"{source} has no rows.")
     absent = [name for name, kind in fields.items() if name not in rows[0] and not takes_none(kind)]
     if absent:
-        raise DataError(no_column(absent[0], rows[0], source))
+        raise DataError(no_column(absent[0], [(columns or {}).get(name, name) for name in rows[0]], source))
     _refuse_duplicates(rows, source)
     found: list[dspy.Example] = []
     unusable: list[str] = []

@@ -16,7 +16,8 @@ from preceptor.canonical import lasting, without_addresses
 from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
 from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
-from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, pair, program_of, workers_of
+from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, program_of, workers_of
+from preceptor.cli.pairs import pairs
 from preceptor.cli.planning import check_model, check_own, check_proposer, embedders, plan, tell_plan
 from preceptor.cli.view import aside, print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
@@ -144,7 +145,7 @@ def compile_(
         timeout=timeout,
         retries=retries,
         prices=price or [],
-        knobs=dict(pair("--set", text) for text in knob or ()) | _asked(regions, mixture),
+        knobs=pairs("--set", knob) | _asked(regions, mixture),
     )
     _tell(command, run, json) if dry_run else _show(_run(command, run), json)
 

@@ -21,6 +21,7 @@ import dspy
 import typer
 
 from preceptor.checks import refuse_steering
+from preceptor.cli.pairs import pair, pairs
 from preceptor.cli.view import download
 from preceptor.data import examples, load_rows
 from preceptor.errors import ConfigError
@@ -320,18 +321,6 @@ def _price(text: str) -> tuple[str, tuple[float, float]]:
     return model, (input_rate, output_rate)
 
 
-def pair(option: str, text: str) -> tuple[str, str]:
-    """Read `name=value`.
-
-    Raises:
-        ConfigError: If there is no equals sign.
-    """
-    name, equals, value = text.rpartition("=") if option == "--price" else text.partition("=")
-    if not equals:
-        raise ConfigError(f"{option} {text!r} is not name=value.")
-    return name, value
-
-
 def fields_of(program: dspy.Module, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a program's input and label fields with their types.
 
@@ -357,7 +346,7 @@ def _checked(kind: Any) -> Any:
 
 def columns_of(given: Iterable[str] | None) -> dict[str, str]:
     """Read `--column text="Message Body"`, as often as given."""
-    return dict(pair("--column", text) for text in given or ())
+    return pairs("--column", given)
 
 
 def check_columns(columns: Mapping[str, str], *programs: dspy.Module) -> None:
@@ -397,4 +386,4 @@ def rows_of(
     check_columns(columns or {}, program)
     rows = load_rows(source, part=part, columns=columns)
     inputs, outputs = fields_of(program, rows[0])
-    return examples(rows, inputs, outputs, source=source)
+    return examples(rows, inputs, outputs, source=source, columns=columns)

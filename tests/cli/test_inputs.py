@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from preceptor.cli import run
-from preceptor.cli.inputs import is_saved, metric_of, program_of
-from preceptor.errors import ConfigError
+from preceptor.cli.inputs import is_saved, metric_of, program_of, rows_of
+from preceptor.errors import ConfigError, DataError
 
 TICKETS = """
 from __future__ import annotations
@@ -158,3 +158,11 @@ print([name for name in ("torch", "transformers", "faiss", "cmaes") if name in s
 def test_a_signature_without_an_input_or_an_output_is_refused(signature: str, missing: str) -> None:
     with pytest.raises(ConfigError, match=f'has no {missing}. Write it as "text -> label: Literal'):
         program_of(signature, None)
+
+
+def test_a_missing_column_is_told_beside_the_files_own_columns(tmp_path: Path) -> None:
+    place = tmp_path / "rows.csv"
+    place.write_text("Message Body,kind\nhi,spam\n", encoding="utf-8")
+    program = program_of("text -> label: Literal['spam', 'mail']", None)
+    with pytest.raises(DataError, match=r"has no column 'label'; it has kind, Message Body\."):
+        rows_of(program, str(place), columns={"text": "Message Body"})
