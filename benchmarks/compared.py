@@ -300,9 +300,9 @@ def mean_of_tasks(gaps: Mapping[str, Mapping[str, float]]) -> list[float]:
 def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the best of ours against the best peer, chosen on every second task and tested on the others, and on all.
 
-    Methods with settings of their own are in neither: defaults against defaults, instructions against instructions.
-    Only tasks count that all of these methods ran on. Chosen and tested on the same tasks, either side's score is
-    biased by how many methods there were to choose from.
+    Methods with settings of their own are in neither: defaults against defaults. ConstitutionalExperts shows train rows
+    by default, no peer does. Only tasks count that all of these methods ran on. Chosen and tested on the same tasks,
+    either side's score is biased by how many methods there were to choose from.
     """
     methods = sorted({run["method"] for run in made(runs) if ":" not in run["method"]})
     sides = [[one for one in methods if is_ours(one)], [one for one in methods if one in PEERS]]

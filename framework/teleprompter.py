@@ -119,7 +119,7 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
         """The settings that decide which path a search takes: the method's own, the demonstrations, and the seed."""
         shared = {field.name for field in dataclasses.fields(Teleprompter)} - {"few_shot", "seed"}
         own = {field.name for field in dataclasses.fields(self)} - shared
-        return {name: getattr(self, name) for name in sorted(own)}
+        return {name: getattr(self, name) for name in sorted(own)} | {"few_shot": self.demonstration_rows}
 
     def check_program(self, student: dspy.Module, output: str) -> None:
         """Raise if the method can't compile a program whose answers are compared by this field; any can, by default.

@@ -119,7 +119,7 @@ class ConstitutionalExperts(Teleprompter):
     Args:
         regions: 1 for one constitution; more for an expert in each region where rows confirm it; 0 for as many
             regions as the inputs fall into.
-        least_rows: Train rows of a region below which it isn't searched.
+        least_rows: Train rows of a region, beside those it shows, below which it isn't searched.
         embedder: Of the regions: a model of the catalogue, a hub id, a folder, or one of the user's.
         steps: Of reading errors and editing (3 in the authors' notebook).
         beam: Constitutions kept after a step (the library computes 3 and keeps 1).

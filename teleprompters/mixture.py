@@ -100,8 +100,10 @@ class MixtureOfExperts(Teleprompter):
 
     def settled(self, *, is_able: bool) -> Self:
         """Return the mixture with the number of demonstrations of the method's searches."""
-        count = self._inner.settled(is_able=is_able).few_shot
-        return replace(self, settings={**self.settings, "few_shot": count})
+        inner = self._inner
+        if inner.few_shot is not None or not inner.shows:
+            return self
+        return replace(self, settings={**self.settings, "few_shot": inner.shows if is_able else 0})
 
     @property
     def knobs(self) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from preceptor.copies import candidate_of, copy_of, with_own_models
-from preceptor.errors import BudgetExhausted, InputTooLong, LMFailed, MetricError, PreceptorError
+from preceptor.errors import BudgetExhausted, ConfigError, InputTooLong, LMFailed, MetricError, PreceptorError
 from preceptor.leaks import Guard
 from preceptor.lm.meter import give_up
 from preceptor.modules import Classify, Generate
-from preceptor.scoring.evaluate import blameless, charged, no_prediction, refuse_failures, unjudged
-from preceptor.scoring.metrics import mean
+from preceptor.scoring.evaluate import blameless, charged, no_prediction, odd, refuse_failures, unjudged
+from preceptor.scoring.metrics import OtherFields, mean
 from preceptor.scoring.texts import text_of
 from preceptor.scoring.trial import Candidate, Outcome, Trial
 from preceptor.task import Task
@@ -316,7 +316,7 @@ class Watch:
                     raise self._stop(error) from error
                 note.outcome = Outcome("failed", None, error=f"{type(error).__name__}: {error}")
         if not isinstance(prediction, dspy.Prediction):
-            raise self._stop(no_prediction(prediction, self._task.output))
+            note.outcome, prediction = odd(no_prediction(prediction, self._task.output)), dspy.Prediction()
         trace[begun:] = [(asked, given, _fields(asked, answer)) for asked, given, answer in trace[begun:]]
         return _noted(prediction, note)
 
@@ -324,6 +324,8 @@ class Watch:
         try:
             with self._as_the_user():
                 return Outcome("scored", self._task.metric(example, prediction), answer)
+        except OtherFields as error:
+            return odd(error)
         except MetricError as error:
             unanswered = unjudged(error)
             if unanswered:
@@ -344,7 +346,7 @@ class Watch:
         try:
             are_seeds = [candidate.key == self._task.seed.key] * len(outcomes)
             refuse_failures(blameless(outcomes, are_seeds), max(len(outcomes), len(self.judged)))
-        except LMFailed as error:
+        except (LMFailed, ConfigError) as error:
             raise self._stop(error) from error
 
     @contextmanager

@@ -284,10 +284,31 @@ def test_a_methods_own_demonstrations_are_shown_where_they_can_be(
     assert (method.few_shot, method.demonstration_rows) == (count, count)
     mixture = settled(MixtureOfExperts(metric="accuracy", method=Showing, settings=settings), program, rows)
     assert (mixture.settings, mixture.demonstration_rows) == ({"few_shot": count}, count)
-    whole: Any = MixtureOfExperts
-    whole = settled(whole(metric="accuracy", method=Showing, **settings), program, rows)
-    assert (whole.settings, whole.demonstration_rows) == ({"few_shot": count}, count)
+    for of in (MixtureOfExperts(metric="accuracy", method=partial(Showing, **settings)), None):
+        other: Any = of or MixtureOfExperts
+        whole = settled(of or other(metric="accuracy", method=Showing, **settings), program, rows)
+        assert (whole.demonstration_rows, whole.knobs["settings"]["few_shot"]) == (count, count)
     assert settled(APE(metric="accuracy"), program, rows).few_shot == 0
+
+
+def test_a_mixture_of_a_method_that_shows_none_is_left_as_it_is() -> None:
+    def plain(**shared: Any) -> APE:
+        return APE(few_shot=4, **shared)
+
+    for method in (APE, plain):
+        mixture = MixtureOfExperts(metric="accuracy", method=method)
+        assert settled(mixture, toy.Sorter(), toy.rows(ROWS)) is mixture
+
+
+def test_an_odd_answer_to_a_row_to_confirm_on_doesnt_end_a_compile(tmp_path: Path) -> None:
+    of, confirm = models(), toy.rows(CONFIRM, TRAIN)
+
+    class Picky(toy.Sorter):
+        def forward(self, **inputs: Any) -> Any:
+            return None if inputs["text"] == confirm[0].text else super().forward(**inputs)
+
+    compiled = made(APE, of, tmp_path, candidates=1).compile(Picky(), trainset=toy.rows(TRAIN), valset=confirm)
+    assert compiled.evidence.replaced
 
 
 def test_a_run_is_the_same_whether_the_number_was_told_or_is_the_methods_own(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def compile_(
         timeout=timeout,
         retries=retries,
         prices=price or [],
-        knobs=pairs("--set", knob) | _asked(regions, mixture),
+        knobs=_asked(pairs("--set", knob), regions, mixture),
     )
     _tell(command, run, json) if dry_run else _show(_run(command, run), json)
 
@@ -256,12 +256,15 @@ def _place(
     """Return a run folder of the cache that is named after all that the answers depend on."""
     settings = ("target", "method", "mixture", "metric", "seed", "lm", "max_tokens", "proposer")
     known = {
-        name: method.knobs.get(name, value) if name == EMBEDDER else value for name, value in command.knobs.items()
+        name: method.knobs.get(name, value) if name == EMBEDDER else value
+        for name, value in command.knobs.items()
+        if name != "few_shot"
     }
+    shown = {"few_shot": method.demonstration_rows} if method.demonstration_rows else {}
     signatures = [[name, without_addresses(str(part.signature))] for name, part in predictors(program)]
     parts = {
         **{name: value for name, value in dataclasses.asdict(command).items() if name in settings},
-        "knobs": known,
+        "knobs": known | shown,
         "student": [*signatures, *adapter_state()],
         **({"models": models} if (models := [[name, *state_of(own)] for name, own in own_models(program)]) else {}),
         "rows": [[row.toDict() for row in rows] for rows in (train, confirm)],
@@ -269,10 +272,12 @@ def _place(
     return cache_folder() / "runs" / runs.fingerprint(lasting(parts))
 
 
-def _asked(regions: int | None, mixture: int | None) -> dict[str, str]:
-    if regions is not None and mixture is not None:
-        raise ConfigError("--mixture and --regions both give a number of regions; give one of them.")
-    return {} if regions is None else {"regions": str(regions)}
+def _asked(knobs: dict[str, str], regions: int | None, mixture: int | None) -> dict[str, str]:
+    told = {"--mixture": mixture, "--regions": regions, "--set regions": knobs.get("regions")}
+    given = [name for name, number in told.items() if number is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} both give a number of regions; give one of them.")
+    return knobs if regions is None else {**knobs, "regions": str(regions)}
 
 
 def _method(name: str) -> Any:

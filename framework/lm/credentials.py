@@ -34,8 +34,8 @@ def check_key(lm: dspy.LM) -> None:
         return
     chosen = select_backend(lm)
     route = chosen.resolution
-    if not chosen.native:
-        _check_provider(lm)
+    if not (chosen.native or (route is not None and route.declared)):
+        _check_provider(lm, chosen.clients.get("custom_llm_provider"))
     if not chosen.native or route is None or route.declared or route.credential_policy != _BY_KEY:
         return
     if chosen.clients.get("api_key"):
@@ -51,15 +51,17 @@ def check_key(lm: dspy.LM) -> None:
         ) from error
 
 
-def _check_provider(lm: dspy.LM) -> None:
+def _check_provider(lm: dspy.LM, told: str | None) -> None:
     """Raise if LiteLLM, which asks where DSPy doesn't, knows no provider by the name's first part."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network
-    from litellm import get_llm_provider
+    from litellm import get_llm_provider, provider_list
     from litellm.exceptions import BadRequestError
 
+    if lm.model.partition("/")[0] in provider_list:  # some of whom are asked to log in by what is below
+        return
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where it prints a list's address
-            get_llm_provider(lm.model, api_base=lm.kwargs.get("api_base"))
+            get_llm_provider(lm.model, custom_llm_provider=told, api_base=lm.kwargs.get("api_base"))
     except BadRequestError as error:
         raise ConfigError(
             f"{lm.model}: no provider {lm.model.partition('/')[0]!r} is known. Write it as openai/gpt-4o-mini; a "

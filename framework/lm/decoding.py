@@ -109,7 +109,9 @@ class Together:
         ended = {row.key: self._whole(row.text) for row, goes_on in zip(self._live, taken, strict=True) if not goes_on}
         stay = [place for place, goes_on in enumerate(taken) if goes_on]
         self._live = [self._live[place] for place in stay]
-        if stay:
+        if not stay:
+            self._steps = self._logits = None
+        else:
             self._logits = self._steps.forward(stay, [drawn[place][0] for place in stay])
         return ended
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from dspy.lm15 import Request, Response
 
+from preceptor.errors import ConfigError, InputTooLong
 from preceptor.lm.decoding import Text, Together
 from preceptor.lm.prefill import Read
 from preceptor.lm.prompts import Prompt
@@ -59,7 +60,7 @@ class Joining(Generic[K]):
         for key, request in requests.items():
             try:
                 told = self._decoder.prompted(request)
-            except Exception as error:  # noqa: BLE001  is the answer to its request
+            except (InputTooLong, ConfigError) as error:  # is the answer to its request
                 self._refused[key] = error
             else:
                 number = next(self._numbers)

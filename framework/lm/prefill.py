@@ -243,6 +243,8 @@ def _rows(layers: Sequence[Any], like: Any, side: str, width: int) -> Any:
 def below(model: Any, first: tuple[Any, Any], second: tuple[Any, Any]) -> tuple[Any, Any]:
     """Return one cache of two batches' rows and its mask, filled up from the left, without places that no row has.
 
+    Both are used up, layer by layer, so that they are never held beside the new one as a whole.
+
     Args:
         model: A causal language model of `transformers`, of whole attention.
         first: Keys and values, and the mask.
@@ -258,6 +260,8 @@ def below(model: Any, first: tuple[Any, Any], second: tuple[Any, Any]) -> tuple[
     for at, pair in enumerate(zip(first[0].layers, second[0].layers, strict=True)):
         keys = torch.cat([wide(layer.keys, side) for side, layer in enumerate(pair)])
         joined.update(keys, torch.cat([wide(layer.values, side) for side, layer in enumerate(pair)]), at)
+        for layer in pair:
+            layer.keys = layer.values = None
     return joined, torch.cat([wide(mask[..., None], side)[..., 0] for side, (_, mask) in enumerate((first, second))])
 
 

@@ -45,6 +45,7 @@ TOLERATED: Final = 0.05
 _STANDARD: Final = sysconfig.get_path("stdlib")
 _INSTALLED: Final = (sysconfig.get_path("purelib"), Path(dspy.__file__).parents[1], Path(__file__).parents[1])
 _TOO_LONG: Final = f"{InputTooLong.__name__}: "
+_ODD: Final = (f"{ConfigError.__name__}: ", f"{OtherFields.__name__}: ")
 _UNJUDGED: Final = (dspy.LMError, AdapterParseError, ParseError, InputTooLong)
 """What a model fails at on one row, where a metric asks it for a verdict."""
 
@@ -120,8 +121,6 @@ class Evaluator:
     losses: Losses | None = None
     _is_heard: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     """Set once a row was answered on which it was listened to whether the program asks models by itself."""
-    _has_scored: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
-    """Set once an answer was scored."""
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return one outcome per job, in order.
@@ -129,8 +128,8 @@ class Evaluator:
         Raises:
             BudgetExhausted: If the budget ends; answers so far are in the ledger.
             LMFailed: As soon as too many have failed; see `refuse_failures`.
-            ConfigError: If the program asks a model past the meter; or returns something else than a `dspy.Prediction`
-                before an answer was scored. Later that row has failed, as one without the label's field has.
+            ConfigError: If the program asks a model past the meter. Or instead of LMFailed, where all that failed are
+                rows on which it returns no `dspy.Prediction`, or one without the label's field.
             MetricError: If the metric raises or returns no score, but for what a model that it asks fails at.
         """
         if not self.together:
@@ -216,30 +215,21 @@ class Evaluator:
             error = known or error
             return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}{line}")
         if not isinstance(prediction, dspy.Prediction):
-            return self._odd(no_prediction(prediction, self.output), gold)
+            return odd(no_prediction(prediction, self.output), gold)
         return self._scored(job, prediction, gold)
 
     def _scored(self, job: Job, prediction: dspy.Prediction, gold: str) -> Outcome:
         try:
             score = self.metric(job.example, prediction)
         except OtherFields as error:
-            return self._odd(error, gold)
+            return odd(error, gold)
         except MetricError as error:  # a metric that asks a model can end the budget too
             unanswered = unjudged(error)
             if unanswered:
                 return Outcome("failed", None, "", gold, unanswered)
             raise again(ours(error.__cause__) or error) from error.__cause__
-        self._has_scored.set()
-        if self.losses is not None:
-            self.losses.is_answered = True
         answer = text_of(prediction, self.output) if self.output else ""
         return Outcome("scored", score, answer, gold, "", self._steps(job.program))
-
-    def _odd(self, error: ConfigError, gold: str) -> Outcome:
-        """Return a row's failure that no attempt would mend; raise if nothing else has come from the programs yet."""
-        if not (self._has_scored.is_set() or (self.losses is not None and self.losses.is_answered)):
-            raise error
-        return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
 
     def _steps(self, program: dspy.Module) -> tuple[Step, ...]:
         if not self.has_steps:
@@ -288,6 +278,7 @@ def refuse_failures(
 
     Raises:
         LMFailed: With how many failed, and the first error.
+        ConfigError: The same where no answer could be scored because of the program, and no attempt would mend that.
     """
     failed = {at: outcome for at, outcome in enumerate(outcomes) if outcome is not None and outcome.kind == "failed"}
     rows = len(outcomes) if rows is None else rows
@@ -300,8 +291,15 @@ def refuse_failures(
     is_few = is_few or (losses is not None and len(failed) <= TOLERATED * rows)  # of one candidate, which is charged
     if len(failed) == rows or not is_few:
         done = sum(outcome is not None for outcome in outcomes)
-        first = next(iter(failed.values())).error
-        raise LMFailed(f"{len(failed)} of {done} rows failed ({rows} to be scored); the first with: {first}.")
+        raise _too_many([outcome.error for outcome in failed.values()], done, rows, is_answered=is_answered)
+
+
+def _too_many(errors: Sequence[str], done: int, rows: int, *, is_answered: bool) -> PreceptorError:
+    first = errors[0].removesuffix(".")
+    told = f"{len(errors)} of {done} rows failed ({rows} to be scored); the first with: {first}."
+    if not all(error.startswith(_ODD) for error in errors):
+        return LMFailed(told)
+    return ConfigError(told if is_answered else errors[0].partition(": ")[2])
 
 
 def blameless(outcomes: Sequence[Outcome | None], are_seeds: Sequence[bool]) -> list[Outcome | None]:
@@ -346,6 +344,11 @@ def held_against(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Ou
 def _held(old: Outcome, failed: Outcome) -> Outcome:
     is_right = (old.score or 0.0) >= 1
     return _wrong(failed) if is_right else replace(_wrong(failed), answer=old.answer, is_charged=False)
+
+
+def odd(error: ConfigError, gold: str = "") -> Outcome:
+    """Return the failure of a row whose answer can't be scored because of the program."""
+    return Outcome("failed", None, "", gold, f"{type(error).__name__}: {error}")
 
 
 def no_prediction(answer: Any, output: str) -> ConfigError:

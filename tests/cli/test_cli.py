@@ -140,6 +140,7 @@ def test_bad_rows_are_refused_with_file_row_and_field(
         (["--method", "magic"], "No method 'magic'; installed are ape, "),
         (["--regions", "2"], "APE has no setting 'regions'; it has candidates"),
         (["--mixture", "2", "--regions", "2"], "--mixture and --regions both give a number of regions"),
+        (["--regions", "2", "--set", "regions=3"], "--regions and --set regions both give a number of regions"),
         (["--set", "speed=9"], "APE has no setting 'speed'; it has candidates"),
         (["--budget", "calls=lots"], "'calls=lots' is not name=number"),
         (["--lm", "local/gpt-9"], "No model 'gpt-9'."),

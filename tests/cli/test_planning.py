@@ -82,6 +82,20 @@ def test_rows_that_are_shown_and_not_scored_are_told(command: list[str], capsys:
     assert "  12 rows to search on (4 shown as demonstrations), about 17 calls" in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize("more", [[], ["--mixture", "2"]])
+def test_the_folder_is_that_of_the_demonstrations_told_or_not(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    lines = [f"Win {n},spam\nLunch {n},mail" for n in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    plain = [word for word in command if word not in ("--set", "candidates=1")]
+    folders: list[str] = []
+    for count in ([], ["--set", "few_shot=8"], ["--set", "few_shot=0"]):
+        assert run([*plain, "--method", "constitutional_experts", *more, *count, "--json"]) == 0
+        folders.append(json.loads(capsys.readouterr().out)["run"])
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_rows_of_one_label_are_warned_of(command: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text(rows.read_text(encoding="utf-8").replace(",mail", ",spam"), encoding="utf-8")

@@ -86,6 +86,8 @@ def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
         {"model": "ollama_chat/mine"},
         {"model": "azure/mine"},
         {"model": "bedrock/mine"},
+        {"model": "github_copilot/gpt-4o"},
+        {"model": "mine", "api_base": "http://127.0.0.1:9/v1", "custom_llm_provider": "openai"},
         {"model": "custom/mine", "api_base": "http://127.0.0.1:9/v1"},
         {"model": "mistral/mistral-large-latest"},
         {"model": "none/none", "engine": Simulated(lambda request: "", "none")},
@@ -94,3 +96,8 @@ def test_a_server_of_ones_own_under_openais_name_needs_one_too() -> None:
 )
 def test_others_pass_as_a_key_was_passed_or_none_is_needed_or_only_a_call_can_tell(settings: dict[str, Any]) -> None:
     assert refused(dspy.LM(**settings)) == ""
+
+
+def test_a_provider_that_nobody_knows_is_refused_at_once() -> None:
+    told = "opena/gpt-4o: no provider 'opena' is known. Write it as openai/gpt-4o-mini; a server of your own as "
+    assert refused(dspy.LM("opena/gpt-4o")).startswith(told)

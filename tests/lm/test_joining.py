@@ -108,3 +108,10 @@ def test_soft_tokens_are_read_apart_and_decoded_with_the_others(precise: LocalEn
 def test_none_joins_where_attention_isnt_whole(precise: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "is_whole", lambda model: False)
     assert precise.joining() is None
+
+
+def test_what_else_goes_wrong_is_no_answer(precise: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    several: Any = precise.joining()
+    monkeypatch.setattr(precise, "_tokens", lambda text: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        several.add({"a": request(SHORT, 1)})

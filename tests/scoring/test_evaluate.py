@@ -103,14 +103,14 @@ class Bare(dspy.Module):
         return self.pick(text=text).label
 
 
-def test_a_program_that_returns_no_prediction_is_refused_at_its_first_row() -> None:
+def test_a_program_that_returns_no_prediction_is_refused_as_soon_as_too_many_rows_have_failed() -> None:
     lm = simulated(lambda request: "a")
     with pytest.raises(
         ConfigError,
         match=r"^The program returned a str, not a dspy\.Prediction; return dspy\.Prediction\(label=\.\.\.\)\.$",
     ):
         evaluator(lm, threads=1).run(jobs(Bare(), rows(9)))
-    assert len(asked(lm)) == 1
+    assert len(asked(lm)) == 2
 
 
 class Odd(dspy.Module):
@@ -127,22 +127,29 @@ class Odd(dspy.Module):
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_odd_answer_among_others_fails_its_row(threads: int) -> None:
-    odd = Odd(item_50=None, item_51=dspy.Prediction(error="no route"))
+    odd = Odd(item_0=None, item_51=dspy.Prediction(error="no route"))
     outcomes = evaluator(simulated(lambda request: "a"), threads=threads).run(jobs(odd, rows(60)))
-    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [50, 51]
-    assert outcomes[50].error.startswith("ConfigError: The program returned a NoneType, not a dspy.Prediction;")
+    assert [at for at, outcome in enumerate(outcomes) if outcome.kind == "failed"] == [0, 51]
+    assert outcomes[0].error.startswith("ConfigError: The program returned a NoneType, not a dspy.Prediction;")
     assert outcomes[51].error.startswith("OtherFields: The rows' labels are in 'label', and the program answers")
 
 
-@pytest.mark.parametrize("odd", [None, dspy.Prediction(error="no route")])
-def test_what_was_answered_before_in_a_search_tells_an_odd_row_from_an_odd_program(odd: Any) -> None:
-    lm, losses = simulated(lambda request: "a"), Losses(60)
-    several = dataclasses.replace(evaluator(lm, threads=1), losses=losses)
-    with pytest.raises(ConfigError, match=r"returned a NoneType|answers with error"):
-        several.run(jobs(Odd(item_0=odd), rows(2)))
-    assert several.run(jobs(program(), rows(1)))[0].kind == "scored"
-    fresh = dataclasses.replace(evaluator(lm, threads=1), losses=losses)
-    assert [outcome.kind for outcome in fresh.run(jobs(Odd(item_0=odd), rows(2)))] == ["failed", "scored"]
+def test_too_many_odd_answers_are_the_programs_fault_and_no_attempt_would_mend_them() -> None:
+    odd = Odd(**{f"item_{at}": None for at in range(40, 44)})
+    told = r"^4 of 44 rows failed \(60 to be scored\); the first with: ConfigError: The program returned a NoneType"
+    with pytest.raises(ConfigError, match=told):
+        evaluator(simulated(lambda request: "a"), threads=1).run(jobs(odd, rows(60)))
+
+
+def test_odd_answers_and_calls_that_fail_together_may_be_tried_again() -> None:
+    def answer(request: Request) -> str:
+        if number(request) < 2:
+            raise dspy.LMUnexpectedError("no route")
+        return "a"
+
+    odd = Odd(item_2=None, item_3=None)
+    with pytest.raises(LMFailed, match=r"^4 of 4 rows failed \(60 to be scored\); the first with: LMUnexpected"):
+        evaluator(simulated(answer), threads=1).run(jobs(odd, rows(60)))
 
 
 def test_an_exception_of_the_users_program_fails_its_row_with_its_text() -> None:
