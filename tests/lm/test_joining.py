@@ -22,7 +22,9 @@ def request(text: str, tokens: int, **settings: Any) -> Request:
 
 
 def said(results: Mapping[Any, Any]) -> dict[Any, str]:
-    return {key: result.text if isinstance(result, Response) else str(result) for key, result in results.items()}
+    return {
+        key: (result.text or "") if isinstance(result, Response) else str(result) for key, result in results.items()
+    }
 
 
 def alone(engine: LocalEngine, asked: Request) -> str:
