@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -443,6 +444,28 @@ def verdict(run: dict[str, Any]) -> str:
     """Return the score of what a compile gave back, and whether that is new."""
     gain, low, high = (f"{100 * run[name]:+.1f}" for name in ("gain", "low", "high"))
     return f"{run['compiled']:.3f}, {gain} ({low} to {high})" if run["replaced"] else "kept"
+
+
+def test_what_is_said_beside_dspys_optimizers() -> None:
+    every = made(read(RESULTS / "papers-bfloat16" / "qwen2.5-coder-1.5b-600"))
+    runs = [run for run in every if run["task"] in ("ethos", "tickets", "trec")]
+    replaced = [run for run in runs if run["replaced"]]
+    [other] = [run for run in replaced if base(run["method"]) != "constitutional_experts"]
+    assert (other["method"], other["task"]) == ("gepa+mixture", "ethos")
+    assert f"{len(replaced)} of these {len(runs)} compiles changed the prompt" in README
+    of = {(line["method"], line["against"]): line for line in duels(runs)}
+    told = "{:+.1f} points ({:+.1f} to {:+.1f} over test rows of these tasks, {:+.1f} to {:+.1f} over tasks)"
+    for peer, words in (("gepa", "ahead of GEPA by "), ("gepa+mixture", "of GEPA in a mixture by ")):
+        line = of["constitutional_experts", peer]
+        ends = [100 * line[name] for name in ("gain", "rows_low", "rows_high", "low", "high")]
+        assert words + told.format(*ends) in README
+    added = mixed(runs, "compiled")
+    means = {method: 100 * fmean(gaps.values()) for method, gaps in added.items()}
+    assert (means["constitutional_experts"], means["protegi"]) == (0, 0)
+    assert f"A mixture added 0.0 to ConstitutionalExperts and ProTeGi, {means['gepa']:+.1f} to GEPA" in README
+    assert f"it adds 0.0 points to this and to ProTeGi and {means['gepa']:+.1f} to GEPA" in page(
+        "constitutional_experts"
+    )
 
 
 def test_what_is_said_of_instruct_zero_redrawn() -> None:
