@@ -39,7 +39,7 @@ from dspy.lm15 import request_from_openai_chat
 from preceptor.benchmarks.killed import ROWS, Order, answerer, digest
 from preceptor.benchmarks.result import Json, Out, give
 from preceptor.cli.compiling import _knobs, _method
-from preceptor.cli.pairs import pairs
+from preceptor.cli.pairs import pair
 from preceptor.cli.view import print_table, say
 from preceptor.errors import ConfigError, RunError
 from preceptor.testing import ChatServer
@@ -70,7 +70,7 @@ def run(
         if name not in ROWS:
             raise ConfigError(f"No model {name!r}; there are {', '.join(ROWS)}.")
         knobs = KNOBS.get((method, name)) or KNOBS.get((method, "")) or {}
-        given = pairs("--set", knob)
+        given = dict(pair("--set", text) for text in knob or ())
         _knobs(_method(method), given)  # refused here rather than by a child
         order = Order(model=name, method=method, knobs={**knobs, **given}, threads=threads, latency=latency)
         found.append(_measure(order, KILLS[name] if kills is None else kills, random.Random(seed)))

@@ -17,7 +17,7 @@ from preceptor.checks import label_field, warn
 from preceptor.cli import inputs
 from preceptor.cli.command import DEFAULT, EMBEDDER, Command, from_anywhere, model_from_anywhere, remembered_in
 from preceptor.cli.inputs import DEFAULT_LM, budget_of, entries, lm_of, lm_on, metric_of, program_of, workers_of
-from preceptor.cli.pairs import pairs
+from preceptor.cli.pairs import pair
 from preceptor.cli.planning import check_model, check_own, check_proposer, embedders, plan, tell_plan
 from preceptor.cli.view import aside, print_json, print_verdict, progress, say
 from preceptor.data import HUB_ID
@@ -145,7 +145,7 @@ def compile_(
         timeout=timeout,
         retries=retries,
         prices=price or [],
-        knobs=_asked(pairs("--set", knob), regions, mixture),
+        knobs=_asked(dict(pair("--set", text) for text in knob or ()), regions, mixture),
     )
     _tell(command, run, json) if dry_run else _show(_run(command, run), json)
 

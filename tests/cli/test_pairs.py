@@ -21,10 +21,10 @@ def test_names_are_read_as_often_as_given() -> None:
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
-        (["steps"], r"^--set 'steps' is not name=value\.$"),
-        (["a=1", "b=2", "a=3"], r"^--set gives a twice, as 1 and as 3; give it once\.$"),
+        (["steps"], r"^--column 'steps' is not name=value\.$"),
+        (["a=1", "b=2", "a=3"], r"^--column gives a twice, as 1 and as 3; give it once\.$"),
     ],
 )
 def test_what_is_no_pair_or_is_given_twice_is_refused(texts: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        pairs("--set", texts)
+        pairs("--column", texts)
