@@ -77,8 +77,6 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     """Programs that are asked each confirmation row, at most: the seed and the winner."""
     shows: ClassVar[int] = 0
     """Demonstrations where `few_shot` isn't given."""
-    is_soft: ClassVar[bool] = False
-    """True if the proposer reads soft tokens, which models of this process do."""
     is_alone: ClassVar[bool] = False
     """True if two searches can't run in one process at the same time."""
 
@@ -102,6 +100,11 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     def confirmed(self) -> int:
         """Programs that are asked each confirmation row, at most, with these settings."""
         return self.confirms
+
+    @property
+    def is_soft(self) -> bool:
+        """True if the proposer reads soft tokens, which models of this process do."""
+        return False
 
     @property
     def demonstration_rows(self) -> int:

@@ -80,7 +80,6 @@ class InstructZero(Teleprompter):
     formula: ClassVar[str] = (
         "points + rows * (distinct points + 1) + (train - rows) * (finalists + 1); points = start + iterations * batch"
     )
-    is_soft: ClassVar[bool] = True
     needs: ClassVar[str] = "a proposer in this process (local/<id>); any chat model for the task"
 
     dimensions: int = 10
@@ -94,6 +93,11 @@ class InstructZero(Teleprompter):
     finalists: int = 4
     sampler: Callable[..., BaseSampler] | None = None
     max_tokens: int = 128
+
+    @property
+    def is_soft(self) -> bool:
+        """True: the proposer reads soft tokens."""
+        return True
 
     def __post_init__(self) -> None:
         Teleprompter.__post_init__(self)

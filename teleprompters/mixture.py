@@ -94,6 +94,11 @@ class MixtureOfExperts(Teleprompter):
             raise ConfigError("A mixture of mixtures has no router of its own; wrap another method.")
 
     @property
+    def is_soft(self) -> bool:
+        """True if the method's proposer reads soft tokens."""
+        return self._inner.is_soft
+
+    @property
     def demonstration_rows(self) -> int:
         """Train rows that each search shows as demonstrations, with these settings."""
         return self._inner.demonstration_rows

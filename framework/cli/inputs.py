@@ -251,11 +251,12 @@ def lm_on(workers: str | None, name: str, api_base: str | None = None, max_token
     """
     if workers is None:
         return lm_of(name, api_base, max_tokens)
+    number = workers_of(workers, name)
     from preceptor.lm.local import LocalLM
     from preceptor.lm.workers import RayLM
 
     made = partial(LocalLM, local_id(name), max_tokens=max_tokens or MAX_TOKENS)
-    return _pinned(RayLM(made, workers_of(workers, name)), name)
+    return _pinned(RayLM(made, number), name)
 
 
 def workers_of(workers: str, name: str) -> int | None:

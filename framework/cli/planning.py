@@ -95,7 +95,7 @@ def check_proposer(method: Teleprompter, name: str) -> None:
     Raises:
         ConfigError: Naming one that can.
     """
-    if not name.startswith(LOCAL) and (method.is_soft or getattr(getattr(method, "method", None), "is_soft", False)):
+    if method.is_soft and not name.startswith(LOCAL):
         raise takes_none(name)
 
 

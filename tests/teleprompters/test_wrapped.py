@@ -280,6 +280,44 @@ def test_a_row_that_fails_is_no_wrong_answer(method: Method, tmp_path: Path) -> 
     assert kinds == ({"scored", "failed"} if method is COPRO else kinds & {"scored", "failed"})
 
 
+class Odd(Sorter):
+    """Answers some rows by what can't be scored, below the right instruction alone or below any."""
+
+    def __init__(self, odd: Any, rows: str, *, is_any: bool) -> None:
+        super().__init__()
+        self.told, self.rows, self.is_any = odd, rows, is_any
+
+    def forward(self, **inputs: Any) -> Any:
+        told = super().forward(**inputs)
+        is_meant = self.is_any or RIGHT in self.predict.signature.instructions
+        return self.told if is_meant and self.rows in inputs["text"] else told
+
+
+ODD = [None, dspy.Prediction(other="no")]
+
+
+@each
+@pytest.mark.parametrize("odd", ODD)
+def test_an_answer_that_cant_be_scored_fails_its_row(method: Method, tmp_path: Path, odd: Any) -> None:
+    def many(count: int, start: int = 0) -> list[dspy.Example]:
+        return toy.rows(3 * count, 3 * start)
+
+    evidence = compiled_by(method, models(), tmp_path, Odd(odd, "row 1 ", is_any=True), rows=many).evidence
+
+    assert evidence.search_score == 1.0
+    kinds = {kind for trial in trials(tmp_path) for kind in trial["kinds"]}
+    assert kinds == ({"scored", "failed"} if method is COPRO else kinds & {"scored", "failed"})
+
+
+@each
+@pytest.mark.parametrize("odd", ODD)
+def test_a_candidate_with_which_no_answer_can_be_scored_ends_the_search(
+    method: Method, tmp_path: Path, odd: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"^(The program returned a NoneType|The rows' labels are in 'label')"):
+        compiled_by(method, models(toy.right), tmp_path, Odd(odd, "row", is_any=False))
+
+
 @each
 @pytest.mark.parametrize("threads", [1, 8])
 def test_too_many_failures_end_the_search(method: Method, tmp_path: Path, threads: int) -> None:
