@@ -69,15 +69,17 @@ def settled(method: Method, student: dspy.Module, train: Sequence[dspy.Example])
 
     Its own are shown as they were measured: to a program of one predictor, which has no others and answers by one of
     some labels; where `ROWS` or more have different inputs and all have its fields; and where any so many are short.
+    With a number of regions there are `ROWS` for each: a region shows rows of its own, and searches on the others.
     """
+    needed = ROWS * max(1, getattr(method, "regions", 1))
     asked, count = [predictor for _, predictor in predictors(student)], method.settled(is_able=True).demonstration_rows
-    return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, count))
+    return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, count, needed))
 
 
-def _is_able(asked: Any, train: Sequence[dspy.Example], count: int) -> bool:
+def _is_able(asked: Any, train: Sequence[dspy.Example], count: int, needed: int) -> bool:
     names = asked.signature.fields
     is_choice = all(labels_of(told.annotation) for told in asked.signature.output_fields.values())
-    if asked.demos or not is_choice or different(train) < ROWS:
+    if asked.demos or not is_choice or different(train) < needed:
         return False
     lengths = sorted(sum(len(str(row.get(name))) for name in names) for row in train)
     return sum(lengths[-count:]) <= _CHARACTERS and all(row.get(name) is not None for row in train for name in names)

@@ -291,6 +291,17 @@ def test_a_methods_own_demonstrations_are_shown_where_they_can_be(
     assert settled(APE(metric="accuracy"), program, rows).few_shot == 0
 
 
+@pytest.mark.parametrize(
+    ("regions", "rows", "count"), [(0, ROWS, 8), (1, ROWS, 8), (2, 2 * ROWS - 1, 0), (2, 2 * ROWS, 8)]
+)
+def test_each_of_a_given_number_of_regions_has_enough_rows(regions: int, rows: int, count: int) -> None:
+    method = ConstitutionalExperts(metric="accuracy", regions=regions)
+    assert settled(method, toy.Sorter(), toy.rows(rows)).demonstration_rows == count
+    if regions != 1:
+        mixture = MixtureOfExperts(metric="accuracy", method=ConstitutionalExperts, regions=regions)
+        assert settled(mixture, toy.Sorter(), toy.rows(rows)).demonstration_rows == count
+
+
 def test_a_mixture_of_a_method_that_shows_none_is_left_as_it_is() -> None:
     def plain(**shared: Any) -> APE:
         return APE(few_shot=4, **shared)

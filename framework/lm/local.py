@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import dspy
 import torch
@@ -22,7 +22,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, TopLog
 from preceptor.errors import ConfigError, InputTooLong, ModelError
 from preceptor.lm import attention, decoding, graphs, packing, prefill, sampling
 from preceptor.lm.fetch import Progress, quiet_transformers
-from preceptor.lm.joining import Decoder, Joining
+from preceptor.lm.joining import Decoder, Joining, Result
 from preceptor.lm.prompts import Prompt
 from preceptor.lm.sampling import Tokens
 from preceptor.lm.seam import InThread, mean_log_probability, only_text, text_of_parts
@@ -42,8 +42,6 @@ _PREFIXES: Final = 8
 
 _SHARE: Final = 4
 """What is kept for later batches is at most one part in so many of the memory of one batch."""
-
-Result: TypeAlias = Response | Exception
 
 
 class LocalEngine:

@@ -89,7 +89,7 @@ class _Texts(Protocol):
     def ended(self) -> dict[_Place, Result]: ...
 
 
-class Rounds:
+class _Rounds:
     """Texts of an engine that none can join: those that are there are decoded to their ends.
 
     Args:
@@ -131,7 +131,7 @@ class Answerer:
     @cached_property
     def _texts(self) -> _Texts:
         joining = getattr(self._engine, "joining", None)
-        return (joining and joining()) or Rounds(self._engine)
+        return (joining and joining()) or _Rounds(self._engine)
 
     def join(self, connection: Connection) -> None:
         """Have another process to wait for; what it asks stands behind what those before it ask."""
