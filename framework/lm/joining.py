@@ -73,20 +73,19 @@ class Joining(Generic[K]):
             return refused
         texts: dict[int, Text] = {}
         with self._decoder.turn():
-            while several := self._fitting():
+            if several := self._fitting():
                 self._join(several)
             while self._live and not texts:
                 texts = self._decoder.together.step()
         return {self._keys.pop(at): self._decoder.answer(self._live.pop(at)[0], text) for at, text in texts.items()}
 
     def _fitting(self) -> list[int]:
-        """Return those that can join now, the first first; with soft tokens and without are read apart."""
+        """Return those that can join now, the first first."""
         several: list[int] = []
         longest = max((prompt.length + draw.max_tokens for prompt, draw in self._live.values()), default=0)
         for at, (prompt, draw) in self._left.items():
             longest = max(longest, prompt.length + draw.max_tokens)
-            is_full = len(self._live) + len(several) >= self._decoder.fitting(longest)
-            if is_full or (several and bool(prompt.soft) != bool(self._left[several[0]][0].soft)):
+            if len(self._live) + len(several) >= self._decoder.fitting(longest):
                 break
             several.append(at)
         return several

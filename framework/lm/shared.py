@@ -168,13 +168,8 @@ class Answerer:
         return message
 
     def _answer(self) -> None:
-        """Answer all that wait for choices alone; if nobody does, decode until somebody has all of its texts."""
-        asking = [asker for asker in self._live if asker in self._waiting]
-        chosen = [asker for asker in asking if all(map(_is_choice, self._waiting[asker]))]
-        if chosen:
-            self._choose({asker: self._waiting.pop(asker) for asker in chosen})
-            return
-        for asker in asking:
+        """Answer choices; if nobody has all of its answers by them, decode until somebody has."""
+        for asker in [asker for asker in self._live if asker in self._waiting]:
             self._begin(asker, self._waiting.pop(asker))
         while not any(begun.is_whole for begun in self._begun.values()):
             for (asker, at), result in self._texts.ended().items():
@@ -183,21 +178,13 @@ class Answerer:
             begun = self._begun.pop(asker)
             _send(asker, [begun.answers[at] for at in range(begun.size)])
 
-    def _choose(self, asked: Mapping[Connection, Sequence[Request]]) -> None:
-        answers = self._chosen([request for requests in asked.values() for request in requests])
-        in_order = iter([answers[place] for place in range(len(answers))])
-        for asker, requests in asked.items():
-            _send(asker, [next(in_order) for _ in requests])
-
     def _begin(self, asker: Connection, requests: Sequence[Request]) -> None:
-        """Have an asker's texts decoded with those that are on their way; choices among them are answered now."""
+        """Answer an asker's choices, and have its texts decoded with those that are on their way."""
         chosen = [at for at, request in enumerate(requests) if _is_choice(request)]
-        answers = self._chosen([requests[at] for at in chosen])
-        self._begun[asker] = _Begun(len(requests), {chosen[at]: result for at, result in answers.items()})
+        answered = self._engine.batches([requests[at] for at in chosen]) if chosen else ()
+        answers = {chosen[at]: result for batch in answered for at, result in batch}
+        self._begun[asker] = _Begun(len(requests), answers)
         self._texts.add({(asker, at): request for at, request in enumerate(requests) if at not in chosen})
-
-    def _chosen(self, requests: Sequence[Request]) -> dict[int, Result]:
-        return dict(pair for batch in self._engine.batches(requests) for pair in batch) if requests else {}
 
 
 def _is_choice(request: Request) -> bool:

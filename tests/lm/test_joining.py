@@ -94,7 +94,7 @@ def test_the_longest_of_those_on_their_way_counts_for_the_room(precise: LocalEng
     assert [list(each) for each in until_all(several)] == [["a", "b"], ["c"]]
 
 
-def test_soft_tokens_are_read_apart_and_decoded_with_the_others(precise: LocalEngine) -> None:
+def test_soft_tokens_are_decoded_with_the_others(precise: LocalEngine) -> None:
     width = precise.embedding_space.width
     soft = with_soft_tokens(request(SHORT, 5), [[0.01] * width, [-0.01] * width])
     several: Any = precise.joining()
