@@ -288,8 +288,8 @@ class Odd(Sorter):
         self.told, self.rows, self.is_any = odd, rows, is_any
 
     def forward(self, **inputs: Any) -> Any:
-        told = super().forward(**inputs)
-        is_meant = self.is_any or RIGHT in self.predict.signature.instructions
+        told, [(_, asked)] = super().forward(**inputs), predictors(self)
+        is_meant = self.is_any or RIGHT in asked.signature.instructions
         return self.told if is_meant and self.rows in inputs["text"] else told
 
 
