@@ -86,7 +86,8 @@ def test_rows_that_are_shown_and_not_scored_are_told(command: list[str], capsys:
 def test_the_folder_is_that_of_the_demonstrations_told_or_not(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
-    lines = [f"Win {n},spam\nLunch {n},mail" for n in range(40)]
+    rows_of_each = 80 if more else 40  # Each of two regions has to have enough.
+    lines = [f"Win {n},spam\nLunch {n},mail" for n in range(rows_of_each)]
     (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     plain = [word for word in command if word not in ("--set", "candidates=1")]
     folders: list[str] = []
