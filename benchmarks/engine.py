@@ -292,8 +292,9 @@ def _llama(name: str, prompts: Sequence[str], tokens: int) -> tuple[float, int]:
 
 def _weights(engine: LocalEngine) -> int:
     """Return the parameters that take part in every token's matrix products."""
-    model = engine._model
-    return sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name)
+    layers = engine._model.named_modules()
+    linear = (layer for name, layer in layers if ".layers." in name and isinstance(layer, torch.nn.Linear))
+    return sum(layer.in_features * layer.out_features for layer in linear)
 
 
 def _print(result: dict[str, Any]) -> None:

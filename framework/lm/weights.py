@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from preceptor.errors import ModelError
 from preceptor.lm.catalogue import CATALOGUE, known_models, refuse_unknown
 from preceptor.lm.fetch import WEIGHTS, Progress, fetch, quiet_transformers, sha256_of
-from preceptor.lm.prepacked import prepacked
+from preceptor.lm.prepacked import blocked, prepacked
 
 _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What a model outside the catalogue is made of: weights, settings, vocabulary and chat template."""
@@ -42,7 +42,7 @@ def locate(model: str, progress: Progress | None) -> tuple[str, str]:
 def read(model: str, source: str) -> Any:
     """Return a model of `transformers` with its weights, on the GPU if there is one.
 
-    In bfloat16 there, and on processors that multiply it fast; on others in float32 with prepacked layers.
+    In bfloat16 there, and on processors that multiply it fast; on others in float32. Layers are prepacked.
 
     Args:
         model: As the user calls it.
@@ -62,7 +62,9 @@ def read(model: str, source: str) -> Any:
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"Can't load {model!r} from {source}: {str(error).splitlines()[0]}") from error
-    return found.to("cuda" if has_gpu else "cpu") if is_half else prepacked(found)
+    if has_gpu:
+        return found.to("cuda")
+    return blocked(found) if is_half else prepacked(found)
 
 
 def has_bfloat16() -> bool:

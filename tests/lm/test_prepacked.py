@@ -1,17 +1,22 @@
-"""Prepacked layers: products with weights in half precision, the same bits for a row in any company, no copy kept."""
+"""Layers laid out once: the products of the plain ones, no copy kept; FBGEMM's bits of a row are its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
 
 from preceptor.lm.local import LocalEngine
-from preceptor.lm.prepacked import Prepacked, has_fbgemm, prepacked
+from preceptor.lm.prepacked import Blocked, Prepacked, blocked, has_amx, has_fbgemm, prepacked
 
 pytestmark = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="torch has no FBGEMM for this processor"
+)
+needs_onednn = pytest.mark.skipif(
+    not (cast("Any", torch.backends.mkldnn).is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="torch has no oneDNN for bfloat16 on this processor",
 )
 
 
@@ -106,3 +111,27 @@ def test_weights_stay_as_they_are_where_a_rows_bits_depend_on_the_others(monkeyp
     model = prepacked(Model().to(torch.bfloat16))
     assert (type(model.layer), type(model.head)) == (torch.nn.Linear, torch.nn.Linear)
     assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 400])
+def test_the_products_of_a_layer_in_blocks_are_those_of_the_plain_one(rows: int, bias: bool) -> None:
+    plain = linear(50, 33, bias=bias).to(torch.bfloat16)
+    inputs = torch.randn(2, rows, 33).to(torch.bfloat16)
+    torch.testing.assert_close(Blocked(plain)(inputs), plain(inputs), rtol=1e-2, atol=1e-2)
+
+
+@needs_onednn
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_model_in_bfloat16_is_laid_out_in_blocks_where_there_is_amx(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: is_there)
+    assert has_amx() is is_there
+    model = blocked(Model().to(torch.bfloat16))
+    kind = Blocked if is_there else torch.nn.Linear
+    assert (type(model.layer), type(model.head)) == (kind, kind)
+    assert model.head.weight is model.embed.weight
+    assert model.layer.weight.numel() == (0 if is_there else 16)
+    assert {weights.dtype for weights in model.parameters()} == {torch.bfloat16}
