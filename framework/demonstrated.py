@@ -71,7 +71,7 @@ def settled(method: Method, student: dspy.Module, train: Sequence[dspy.Example])
     some labels; where `ROWS` or more have different inputs and all have its fields; and where any so many are short.
     With a number of regions there are `ROWS` for each: a region shows rows of its own, and searches on the others.
     """
-    needed = ROWS * max(1, getattr(method, "regions", 1))
+    needed = ROWS * max(1, method.experts)
     asked, count = [predictor for _, predictor in predictors(student)], method.settled(is_able=True).demonstration_rows
     return method.settled(is_able=len(asked) == 1 and _is_able(asked[0], train, count, needed))
 

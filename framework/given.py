@@ -98,13 +98,13 @@ def _refuse_unsavable(method: Teleprompter, student: dspy.Module, train: Sequenc
     """Raise if the rows can't be shown as the method says, or what it compiles couldn't be saved in the end."""
     signatures = {name: predictor.signature for name, predictor in predictors(student)}
     demonstrated.refuse(method, train, signatures)
-    seed, regions = candidate_of(student), getattr(method, "regions", 1)
+    seed, experts = candidate_of(student), method.experts
     if method.demonstration_rows:
         longest = sorted(train, key=lambda row: -len(str(row.toDict())))[: method.demonstration_rows]
         seed = demonstrated.showing(seed, signatures, longest)
     given: Any = method.lm or dspy.settings.lm
     name = answering(student, given).model if isinstance(given, dspy.LM) else _UNKNOWN
-    check_savable(apply(student, seed), name, copies=1 if regions == 1 else regions + 1)
+    check_savable(apply(student, seed), name, copies=1 if experts == 1 else experts + 1)
 
 
 def parts_of(

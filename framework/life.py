@@ -232,7 +232,7 @@ class Compile:
 
         It stays as it is in the run folder, and so does what confirmed it; unless another metric of the same name did.
         """
-        told, embedder = task.run.result(), getattr(self.method, "embedder", None)
+        told, embedder = task.run.result(), self.method.routed_by
         if not told.get("replaced"):
             return None
         try:

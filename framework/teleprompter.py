@@ -19,6 +19,7 @@ from preceptor.errors import BudgetExhausted, ConfigError, LMFailed, MetricError
 from preceptor.life import Compile
 from preceptor.lm.budget import Budget
 from preceptor.lm.dispatch import Patience
+from preceptor.lm.embedding import Embedder
 from preceptor.scoring.metrics import Metric, Scorer
 from preceptor.scoring.trial import Trial
 from preceptor.task import Report, Task
@@ -100,6 +101,16 @@ class Teleprompter(dspy.teleprompt.Teleprompter):
     def confirmed(self) -> int:
         """Programs that are asked each confirmation row, at most, with these settings."""
         return self.confirms
+
+    @property
+    def experts(self) -> int:
+        """Experts of its programs, one for each region, with these settings; 0 if the rows decide how many."""
+        return 1
+
+    @property
+    def routed_by(self) -> str | Embedder | None:
+        """What embeds the inputs of its programs, so that they are routed to experts; None if there is one for all."""
+        return None
 
     @property
     def is_soft(self) -> bool:

@@ -171,6 +171,16 @@ class ConstitutionalExperts(Teleprompter):
         return self.confirms if self.regions == 1 else MixtureOfExperts.confirms
 
     @property
+    def experts(self) -> int:
+        """Experts of its programs, 0 if the rows decide how many."""
+        return self.regions
+
+    @property
+    def routed_by(self) -> str | Embedder | None:
+        """What embeds the inputs of its programs; None if there is one constitution for all."""
+        return None if self.regions == 1 else self.embedder
+
+    @property
     def knobs(self) -> dict[str, Any]:
         """The settings that decide which path the search takes."""
         return {**super().knobs, "embedder": str(embedder_of(self.embedder))}

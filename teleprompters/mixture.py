@@ -94,6 +94,16 @@ class MixtureOfExperts(Teleprompter):
             raise ConfigError("A mixture of mixtures has no router of its own; wrap another method.")
 
     @property
+    def experts(self) -> int:
+        """Experts of its programs, 0 if the rows decide how many."""
+        return self.regions
+
+    @property
+    def routed_by(self) -> str | Embedder | None:
+        """What embeds the inputs of its programs."""
+        return self.embedder
+
+    @property
     def is_soft(self) -> bool:
         """True if the method's proposer reads soft tokens."""
         return self._inner.is_soft
@@ -122,7 +132,7 @@ class MixtureOfExperts(Teleprompter):
         refuse_unroutable(student, output)
 
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
-        """Return the calls of the search on all rows and of those on regions of equal size.
+        """Return the calls of the search on all rows and of those on regions of equal size, if such are searched.
 
         Where the number of regions isn't given, there may be one: then no less than a search of the method alone.
         """
@@ -131,7 +141,8 @@ class MixtureOfExperts(Teleprompter):
         whole = inner.estimated(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
         each = None if calls is None else (calls - whole.expected) // count
         region = inner.estimated(signatures, max(2, rows // count), each)
-        afforded = each is None or each >= region.least
+        is_searched = rows // count >= self.least_rows + self.demonstration_rows
+        afforded = is_searched and (each is None or each >= region.least)
         expected = whole.expected + (count * region.expected if afforded else 0)
         alone = 0 if self.regions else inner.estimated(signatures, rows, calls).expected
         return Estimate(least, max(expected, alone))

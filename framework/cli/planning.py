@@ -111,8 +111,7 @@ def check_keys(program: dspy.Module, lm: dspy.LM) -> None:
 
 def embedders(method: Teleprompter) -> list[str]:
     """Return the name of the embedder that a method of several regions asks, if it is not the user's own object."""
-    name = getattr(method, "embedder", None)
-    return [name] if isinstance(name, str) and getattr(method, "regions", 1) != 1 else []
+    return [method.routed_by] if isinstance(method.routed_by, str) else []
 
 
 def _is_missing(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from preceptor.lm import ahead, graphs, sampling
+from preceptor.lm.growing import growing
 from preceptor.lm.prefill import Read, below, forward
 from preceptor.lm.sampling import Draw
 
@@ -133,7 +134,7 @@ class Shrinking:
     """
 
     def __init__(self, model: Any, read: Read, draws: Sequence[Draw], *, looks: bool = False) -> None:
-        self._model, self._cache, self._mask = model, read.cache, read.mask
+        self._model, self._cache, self._mask = model, growing(read.cache), read.mask
         self._words = [list(draw.suffix) for draw in draws]
         self._most = [draw.max_tokens for draw in draws]
         self._can_look = looks and ahead.can_look(model)
@@ -141,7 +142,8 @@ class Shrinking:
 
     def join(self, read: Read, draws: Sequence[Draw]) -> None:
         """Go on with these, too, from the next step on."""
-        self._cache, self._mask = below(self._model, (self._cache, self._mask), (read.cache, read.mask))
+        cache, self._mask = below(self._model, (self._cache, self._mask), (read.cache, read.mask))
+        self._cache = growing(cache)
         self._words += [list(draw.suffix) for draw in draws]
         self._most += [draw.max_tokens for draw in draws]
 

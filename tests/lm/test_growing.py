@@ -1,0 +1,67 @@
+"""A layer with room: the same keys and values as the plain one, whatever is replaced from outside, seldom copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from preceptor.lm.growing import ROOM, Growing, growing
+
+
+def filled(tokens: int, rows: int = 3) -> Any:
+    layer = DynamicLayer()
+    layer.update(*appended(tokens, rows))
+    return layer
+
+
+def appended(tokens: int, rows: int) -> tuple[Any, Any]:
+    return torch.randn(rows, 2, tokens, 4), torch.randn(rows, 2, tokens, 4)
+
+
+@given(st.lists(st.one_of(st.integers(1, 40), st.just("leave")), max_size=12), st.integers(0, 5))
+def test_it_holds_what_the_plain_layer_holds(steps: list[int | str], seed: int) -> None:
+    torch.manual_seed(seed)
+    plain = filled(5)
+    room: Any = Growing(plain)
+    for step in steps:
+        rows = plain.keys.shape[0]
+        if step == "leave":
+            stay = torch.arange(rows)[seed % rows :]
+            plain.batch_select_indices(stay)
+            room.batch_select_indices(stay)
+        else:
+            more = appended(int(step), rows)
+            for mine, own in zip(room.update(*more), plain.update(*more), strict=True):
+                assert torch.equal(mine, own)
+    assert room.get_seq_length() == plain.get_seq_length()
+    assert torch.equal(room.keys, plain.keys)
+    assert torch.equal(room.values, plain.values)
+
+
+def test_tokens_are_written_in_place_until_the_room_is_used_up() -> None:
+    room: Any = Growing(filled(5))
+    places = [room.update(*appended(1, 3))[0].data_ptr() for _ in range(ROOM + 2)]
+    assert len(set(places[: ROOM + 1])) == 1
+    assert places[-1] != places[0]
+
+
+def test_what_was_given_is_left_as_it_was() -> None:
+    plain = filled(5)
+    before = plain.keys.clone()
+    room = Growing(plain)
+    room.update(*appended(2, 3))
+    assert torch.equal(plain.keys, before)
+
+
+def test_only_layers_that_keep_all_tokens_get_room() -> None:
+    class Sliding(DynamicLayer):
+        pass
+
+    cache: Any = DynamicCache()
+    cache.layers = [filled(2), Sliding()]
+    assert [type(layer) for layer in growing(cache).layers] == [Growing, Sliding]
