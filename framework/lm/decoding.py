@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from preceptor.lm import ahead, graphs, sampling
-from preceptor.lm.growing import growing
 from preceptor.lm.prefill import Read, below, forward
 from preceptor.lm.sampling import Draw
 
@@ -134,7 +133,7 @@ class Shrinking:
     """
 
     def __init__(self, model: Any, read: Read, draws: Sequence[Draw], *, looks: bool = False) -> None:
-        self._model, self._cache, self._mask = model, growing(read.cache), read.mask
+        self._model, self._cache, self._mask = model, _roomy(read.cache), read.mask
         self._words = [list(draw.suffix) for draw in draws]
         self._most = [draw.max_tokens for draw in draws]
         self._can_look = looks and ahead.can_look(model)
@@ -143,7 +142,7 @@ class Shrinking:
     def join(self, read: Read, draws: Sequence[Draw]) -> None:
         """Go on with these, too, from the next step on."""
         cache, self._mask = below(self._model, (self._cache, self._mask), (read.cache, read.mask))
-        self._cache = growing(cache)
+        self._cache = _roomy(cache)
         self._words += [list(draw.suffix) for draw in draws]
         self._most += [draw.max_tokens for draw in draws]
 
@@ -167,6 +166,12 @@ class Shrinking:
         self._cache.batch_select_indices(torch.tensor(stay, device=self._mask.device))
         self._mask = self._mask[stay]
         self._words, self._most = [self._words[at] for at in stay], [self._most[at] for at in stay]
+
+
+def _roomy(cache: Any) -> Any:
+    from preceptor.lm.growing import growing  # needs transformers
+
+    return growing(cache)
 
 
 def _take(text: Text, draw: Draw, token: int, logprob: float, ends: frozenset[int], detokenize: Detokenize) -> bool:
