@@ -13,7 +13,7 @@ ROOM: Final = 64
 class Growing(DynamicLayer):
     """One layer's keys and values, shape (rows, key heads, tokens, width) each, views of buffers that are longer.
 
-    They can be replaced from outside, as `transformers` does when rows leave: the next token's then begin new buffers.
+    Where they are replaced, as when rows leave, the next token's begin new buffers.
 
     Args:
         layer: A layer of a cache of `transformers`, whose keys and values to go on with.
@@ -31,6 +31,16 @@ class Growing(DynamicLayer):
         self.keys = self._put(0, self.keys, key_states)
         self.values = self._put(1, self.values, value_states)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        self._buffers = [None, None]  # not held until the next token
+
+    def reset(self) -> None:
+        """Let go of all."""
+        super().reset()
+        self._buffers = [None, None]
 
     def _put(self, side: int, held: Any, added: Any) -> Any:
         start, end = held.shape[-2], held.shape[-2] + added.shape[-2]

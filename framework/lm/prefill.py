@@ -261,7 +261,7 @@ def below(model: Any, first: tuple[Any, Any], second: tuple[Any, Any]) -> tuple[
         keys = torch.cat([wide(layer.keys, side) for side, layer in enumerate(pair)])
         joined.update(keys, torch.cat([wide(layer.values, side) for side, layer in enumerate(pair)]), at)
         for layer in pair:
-            layer.keys = layer.values = None
+            layer.reset()
     return joined, torch.cat([wide(mask[..., None], side)[..., 0] for side, (_, mask) in enumerate((first, second))])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +59,17 @@ def test_what_was_given_is_left_as_it_was() -> None:
     room = Growing(plain)
     room.update(*appended(2, 3))
     assert torch.equal(plain.keys, before)
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda room: room.reset(), lambda room: room.batch_select_indices(torch.tensor([0]))]
+)
+def test_nothing_is_held_of_rows_that_left(leave: Callable[[Any], None]) -> None:
+    room = Growing(filled(5))
+    held = weakref.ref(room.update(*appended(1, 3))[0].untyped_storage())
+    assert held() is not None
+    leave(room)
+    assert held() is None
 
 
 def test_only_layers_that_keep_all_tokens_get_room() -> None:
