@@ -5,8 +5,10 @@ waits for memory, and float16 is half as much to read. Rounding a weight to floa
 2,048, an eighth of what bfloat16 does. A row has the same bits however many others there are: with AVX2, FBGEMM sums in
 another order where one or two rows are left over, so rows come in multiples of six.
 
-`Blocked` has bfloat16 weights as oneDNN reads them with AMX. What all of it takes is printed by `preceptor bench
-engine`.
+`Blocked` has bfloat16 weights as oneDNN reads them with AMX.
+
+Laying them out takes seconds when a model is loaded, and memory of the process's own: plain weights are those of the
+file, which all processes share. How fast a model answers is printed by `preceptor bench engine`.
 """
 
 from __future__ import annotations
