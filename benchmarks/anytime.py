@@ -28,8 +28,8 @@ from preceptor.benchmarks.compared import (
     mean_of_tasks,
     means_by_task,
 )
-from preceptor.run import CONFIRMATION, HELD, REGIONS
-from preceptor.scoring.trial import Candidate
+from preceptor.run import CONFIRMATION, HELD, REGIONS, fingerprint
+from preceptor.scoring.trial import Candidate, Demos
 
 TESTED: Final = 6
 """Instructions of a curve that are scored on test rows, at most: the first, the last and others between them."""
@@ -48,33 +48,44 @@ class Point:
         search_score: On the train rows it was scored on by then, or on those set aside to choose by; None before
             anything was scored.
         test: On the test rows; None where they were not scored.
+        demos: Demonstrations below the instructions, those that all candidates of a search show.
     """
 
     calls: int
     instructions: Mapping[str, str]
     search_score: float | None
     test: float | None = None
+    demos: int = 0
 
 
 def curve(run: Path) -> list[Point]:
     """Return what a run's search held for best: the seed at no calls, the best once something was scored, each change.
 
     The last is the winner that was confirmed, at the end of the search. A mixture has no curve, for it has many
-    searches; nor has one whose candidates bring demonstrations, which `trials.jsonl` doesn't hold.
+    searches; nor has one whose candidates bring demonstrations of their own, which `trials.jsonl` doesn't hold. Those
+    that all of them show, as with `few_shot`, are the winner's.
     """
     lines, last = _lines(run / "trials.jsonl"), held_last(run)
-    if last is None or last.demos:
+    if last is None or not all(_shows(line, last.demos) for line in lines):
         return []
+    demos = sum(map(len, last.demos.values()))
     seed = json.loads((run / "result.json").read_text(encoding="utf-8"))["seed_instructions"]
     best = _lines(run / HELD) if (run / HELD).is_file() else list(_leaders(lines))
     points = [Point(0, seed, None)]
     for line in best:
         if len(points) == 1 or line["instructions"] != points[-1].instructions:
-            points.append(Point(line["calls"], line["instructions"], line["score"]))
+            points.append(Point(line["calls"], line["instructions"], line["score"], demos=demos))
     winner = last.instructions
     scored = [*({**line, "score": line["so_far"]} for line in lines), *best]
     score = next((line["score"] for line in reversed(scored) if line["instructions"] == winner), None)
-    return [*points, Point(lines[-1]["calls"], winner, score)]
+    return [*points, Point(lines[-1]["calls"], winner, score, demos=demos)]
+
+
+def _shows(line: Mapping[str, Any], demos: Mapping[str, Demos]) -> bool:
+    """Return True if a line of `trials.jsonl` is of a candidate with these demonstrations."""
+    if not line["demos"] or not demos:
+        return not line["demos"] and not demos
+    return bool(line["candidate"] == fingerprint(Candidate(line["instructions"], demos).key))
 
 
 def held_last(run: Path) -> Candidate | None:
@@ -107,15 +118,16 @@ def _leaders(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"calls": line["calls"], "instructions": best["instructions"], "score": best["so_far"]}
 
 
-def scored_on_test(run: Path, score: Callable[[Mapping[str, str]], float]) -> list[dict[str, Any]]:
+def scored_on_test(run: Path, score: Callable[[Candidate], float]) -> list[dict[str, Any]]:
     """Return a run's curve with scores on test rows, as it is kept in the results' files.
 
     Args:
         run: The run folder.
-        score: Of instructions, on test rows; asked at most `TESTED` times.
+        score: Of a candidate, on test rows; asked at most `TESTED` times.
     """
-    points = curve(run)
-    texts = {_key(point): point.instructions for point in points}
+    points, last = curve(run), held_last(run)
+    demos = last.demos if last else {}
+    texts = {_key(point): Candidate(point.instructions, demos if point.demos else {}) for point in points}
     ends = {_key(point): None for point in (*points[:1], *points[-1:])}
     between = [key for key in texts if key not in ends]
     scores = {key: score(texts[key]) for key in (*ends, *(between[at] for at in spread(len(between), TESTED - 2)))}
@@ -228,4 +240,4 @@ def _spread_of(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _key(point: Point) -> str:
-    return json.dumps(dict(point.instructions), sort_keys=True)
+    return json.dumps([dict(point.instructions), point.demos], sort_keys=True)

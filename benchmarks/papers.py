@@ -279,7 +279,7 @@ class _Bench:
         run, curve = Path(evidence.run), []
         if self.with_curve:
             curve = anytime.scored_on_test(
-                run, lambda texts: compare(before, held_against(before, tested(Candidate(texts))), self.metric).after
+                run, lambda held: compare(before, held_against(before, tested(held)), self.metric).after
             )
         after, candidate = self._scored(program, test), dict[str, Any]()
         if (held := anytime.held_last(run)) is not None:

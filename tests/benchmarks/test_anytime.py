@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from preceptor.benchmarks.anytime import Point, curve, held_last, ratios, reached, scored_on_test, speeds, steps
+from preceptor.run import fingerprint
 from preceptor.scoring.trial import Candidate
 
 
@@ -74,8 +75,51 @@ def test_there_is_a_point_where_the_search_first_could_have_returned_anything(tm
     assert (first.calls, second.calls, second.instructions, second.search_score) == (0, 16, {"predict": "seed"}, 0.5)
 
 
-def test_mixtures_and_candidates_with_demonstrations_have_no_curve(tmp_path: Path) -> None:
+DEMOS = {"predict": ({"text": "a", "label": "b"}, {"text": "c", "label": "d"})}
+
+
+def shown(name: str, calls: int, so_far: float) -> dict[str, Any]:
+    return trial(name, calls, 9, so_far, demos=2) | {
+        "candidate": fingerprint(Candidate({"predict": name}, DEMOS).key),
+        "instructions": {"predict": name},
+    }
+
+
+def confirmed(place: Path, winner: str) -> Path:
+    told = {"candidates": {"": {"predict": winner}}, "demos": {"": {"predict": list(DEMOS["predict"])}}}
+    (place / "confirmation.json").write_text(json.dumps(told))
+    return place
+
+
+def test_demonstrations_that_all_candidates_show_are_part_of_the_curve_but_not_of_the_seed(tmp_path: Path) -> None:
+    place = confirmed(folder(tmp_path, [shown("seed", 9, 0.5), shown("good", 18, 0.9)]), "good")
+    assert curve(place) == [
+        Point(0, {"predict": "seed"}, None),
+        Point(9, {"predict": "seed"}, 0.5, demos=2),
+        Point(18, {"predict": "good"}, 0.9, demos=2),
+        Point(18, {"predict": "good"}, 0.9, demos=2),
+    ]
+    asked: list[Candidate] = []
+
+    def score(held: Candidate) -> float:
+        asked.append(held)
+        return 0.1 * len(asked)
+
+    found = scored_on_test(place, score)
+
+    assert asked == [
+        Candidate({"predict": "seed"}),
+        Candidate({"predict": "good"}, DEMOS),
+        Candidate({"predict": "seed"}, DEMOS),
+    ]
+    assert [each["test"] for each in found] == pytest.approx([0.1, 0.3, 0.2, 0.2])
+
+
+def test_mixtures_and_candidates_with_demonstrations_of_their_own_have_no_curve(tmp_path: Path) -> None:
     assert curve(folder(tmp_path / "demos", [trial("seed", 9, 9, 0.5), trial("shown", 18, 9, 0.9, demos=4)])) == []
+    other = [shown("seed", 9, 0.5), trial("other", 18, 9, 0.9, demos=2)]
+    assert curve(confirmed(folder(tmp_path / "own", other), "seed")) == []
+    assert curve(confirmed(folder(tmp_path / "some", [trial("bare", 9, 9, 0.5), shown("good", 18, 0.9)]), "good")) == []
     place = folder(tmp_path / "mixture", RACE, "good")
     assert held_last(place) == Candidate({"predict": "good"})
     (place / "regions.json").write_text("{}")
@@ -87,10 +131,7 @@ def test_what_was_held_last_is_the_winner_with_its_demonstrations_or_the_seed(tm
     assert held_last(folder(tmp_path / "none", RACE)) == Candidate({"predict": "seed"})
     place = folder(tmp_path / "demos", [trial("shown", 18, 9, 0.9, demos=2)], "shown")
     assert held_last(place) is None, "as in runs made before demonstrations were written down"
-    demos = {"predict": [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]}
-    told = {"candidates": {"": {"predict": "shown"}}, "demos": {"": demos}}
-    (place / "confirmation.json").write_text(json.dumps(told))
-    assert held_last(place) == Candidate({"predict": "shown"}, {"predict": tuple(demos["predict"])})
+    assert held_last(confirmed(place, "shown")) == Candidate({"predict": "shown"}, DEMOS)
 
 
 def test_six_instructions_of_a_curve_are_scored_the_first_and_the_last_among_them(tmp_path: Path) -> None:
@@ -98,8 +139,8 @@ def test_six_instructions_of_a_curve_are_scored_the_first_and_the_last_among_the
     place = folder(tmp_path, [trial("seed", 10, 10, 0.5), *better], "n11")
     asked: list[str] = []
 
-    def score(texts: Mapping[str, str]) -> float:
-        asked.append(texts["predict"])
+    def score(held: Candidate) -> float:
+        asked.append(held.instructions["predict"])
         return 0.25
 
     found = scored_on_test(place, score)
