@@ -81,6 +81,15 @@ def curve(run: Path) -> list[Point]:
     return [*points, Point(lines[-1]["calls"], winner, score, demos=demos)]
 
 
+def is_lacking(result: Run, run: Path) -> bool:
+    """Return True if a result was made without a curve, and its run folder, which is still there, tells one."""
+    if result.get("curve") != [] or not (run / "result.json").is_file():
+        return False
+    told = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    is_its_own = all(told[name] == result[name] for name in ("calls", "instructions"))
+    return is_its_own and bool(curve(run))
+
+
 def _shows(line: Mapping[str, Any], demos: Mapping[str, Demos]) -> bool:
     """Return True if a line of `trials.jsonl` is of a candidate with these demonstrations."""
     if not line["demos"] or not demos:

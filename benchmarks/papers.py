@@ -31,7 +31,7 @@ from preceptor.benchmarks import anytime, tasks
 from preceptor.benchmarks.jobs import is_shared, spread
 from preceptor.benchmarks.result import Json
 from preceptor.benchmarks.table import FOLDER, summary
-from preceptor.benchmarks.tasks import Published
+from preceptor.benchmarks.tasks import Parts, Published
 from preceptor.cli.inputs import DEFAULT_LM, entries, lm_of
 from preceptor.cli.view import print_json, progress, say
 from preceptor.errors import BudgetExhausted, ConfigError, Unaffordable
@@ -74,6 +74,11 @@ class Run:
         return f"{self.task}-{self.method}-{self.seed}"
 
     @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return cache_folder() / "runs" / "papers" / self.group / self.name
+
+    @property
     def group(self) -> str:
         """Of the folder that holds it: what must be equal for results to be compared."""
         short = self.model.rpartition("/")[2].partition("@")[0]
@@ -106,7 +111,8 @@ def run(
 ) -> None:
     """Compile, score on test rows, write one file a run, and print the table.
 
-    With --quick the results go into the cache: they say that everything runs, and nothing of the methods.
+    Results without a curve get theirs, unless with --no-curve, if their run folders are still in the cache. With
+    --quick the results go into the cache: they say that everything runs, and nothing of the methods.
     """
     kinds = {name: kind_of(name) for name in method or (QUICK_METHODS if quick else DEFAULT_METHODS)}
     out = out or (cache_folder() / "quick" if quick else FOLDER)
@@ -122,11 +128,13 @@ def run(
     ]
     places = {one: out / one.group / f"{one.name}.json" for one in runs}
     _refuse_others(places, data_dir)
-    missing = [one for one in runs if not places[one].is_file()]
+    known = {one: json.loads(place.read_text(encoding="utf-8")) for one, place in places.items() if place.is_file()}
+    bare = {one: held for one, held in known.items() if curve and anytime.is_lacking(held, one.folder)}
+    missing = [one for one in runs if one in bare or one not in known]
     for name in dict.fromkeys(one.task for one in missing):
         tasks.find(name).rows(data_dir, 0)  # whose data isn't there is said before anything is compiled
     together = min(jobs, len(missing)) if is_shared(asked) else 1
-    measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve, together=together)
+    measure = partial(_measured, data_dir=data_dir, lm=lm, with_curve=curve, together=together, bare=bare)
     with progress() as report, spread(measure, missing, jobs, asked, report) as results:
         for one, result in results:
             places[one].parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +176,21 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _measured(
-    one: Run, *, data_dir: Path | None, lm: str | dspy.LM, with_curve: bool, together: int, report: Report = _silent
+    one: Run,
+    *,
+    data_dir: Path | None,
+    lm: str | dspy.LM,
+    with_curve: bool,
+    together: int,
+    bare: Mapping[Run, Mapping[str, Any]],
+    report: Report = _silent,
 ) -> dict[str, Any]:
+    """Return a run's result: of one that is made but for its curve, with that."""
     asked = lm_of(lm) if isinstance(lm, str) else lm
-    found = _Bench(tasks.find(one.task), data_dir, asked, report, with_curve).measure(one, kind_of(one.method))
+    bench = _Bench(tasks.find(one.task), data_dir, asked, report, with_curve)
+    if one in bare:
+        return {**bare[one], "curve": bench.curve(one)}
+    found = bench.measure(one, kind_of(one.method))
     return {**found, "together": together} if together > 1 else found
 
 
@@ -225,9 +244,7 @@ class _Bench:
 
     def measure(self, run: Run, kind: Callable[..., Teleprompter] | None) -> dict[str, Any]:
         """Compile with one method and seed, and score on the test rows."""
-        drawn = self.task.rows(self.data_dir, run.seed)
-        parts = drawn._replace(val=unseen(drawn.val, drawn.train, name="valset"), test=drawn.test[: run.test_rows])
-        student = self.task.student()
+        parts, student = self._parts(run), self.task.student()
         known = {
             "task": run.task,
             "method": run.method,
@@ -251,7 +268,7 @@ class _Bench:
             metric=self.task.metric,
             lm=self.lm,
             budget=Budget(calls=run.calls),
-            run_dir=cache_folder() / "runs" / "papers" / run.group / run.name,
+            run_dir=run.folder,
             seed=run.seed,
             report=self.report,
         )
@@ -265,26 +282,35 @@ class _Bench:
             kept, spent = self._compared(before, before), _spent(cast("Path", method.run_dir))
             took = round(time.monotonic() - began)
             return {**known, **kept, "replaced": False, "unconfirmed": str(error), **spent, "seconds": took}
-        return {**known, **self._compiled(student, program, before, parts.test)}
+        return {**known, **self._compiled(run, program, before)}
 
-    def _compiled(
-        self, student: dspy.Module, program: dspy.Module, before: Sequence[Outcome], test: Sequence[dspy.Example]
-    ) -> dict[str, Any]:
+    def _parts(self, run: Run) -> Parts:
+        drawn = self.task.rows(self.data_dir, run.seed)
+        return drawn._replace(val=unseen(drawn.val, drawn.train, name="valset"), test=drawn.test[: run.test_rows])
+
+    def curve(self, run: Run) -> list[dict[str, Any]]:
+        """Return the curve of a compile that has been made, from its run folder, scored on test rows."""
+        before = self._scored(self.task.student(), self._parts(run).test)
+
+        def score(held: Candidate) -> float:
+            return compare(before, held_against(before, self._tested(run, held)), self.metric).after
+
+        return anytime.scored_on_test(run.folder, score)
+
+    def _tested(self, run: Run, held: Candidate) -> Sequence[Outcome]:
+        return self._scored(apply(self.task.student(), held), self._parts(run).test)
+
+    def _compiled(self, run: Run, program: dspy.Module, before: Sequence[Outcome]) -> dict[str, Any]:
         """Return what a compile has come to, and what its search, if there was one, held for best, confirmed or not."""
         evidence = getattr(program, "evidence")  # noqa: B009  not a field of DSPy's
-
-        def tested(candidate: Candidate) -> Sequence[Outcome]:
-            return self._scored(apply(student, candidate), test)
-
-        run, curve = Path(evidence.run), []
-        if self.with_curve:
-            curve = anytime.scored_on_test(
-                run, lambda held: compare(before, held_against(before, tested(held)), self.metric).after
-            )
-        after, candidate = self._scored(program, test), dict[str, Any]()
-        if (held := anytime.held_last(run)) is not None:
+        after, candidate = self._scored(program, self._parts(run).test), dict[str, Any]()
+        if (held := anytime.held_last(run.folder)) is not None:
             shown = {"best_demos": count} if (count := sum(map(len, held.demos.values()))) else {}
-            candidate = {**self._of_candidate(before, tested(held)), "best_candidate": dict(held.instructions), **shown}
+            candidate = {
+                **self._of_candidate(before, self._tested(run, held)),
+                "best_candidate": dict(held.instructions),
+                **shown,
+            }
         elif evidence.replaced:
             candidate = self._of_candidate(before, after)
         return {
@@ -297,7 +323,7 @@ class _Bench:
             "tokens": evidence.spent.tokens,
             "seconds": round(evidence.seconds),
             "instructions": evidence.instructions,
-            "curve": curve,
+            "curve": self.curve(run) if self.with_curve else [],
         }
 
     def _of_candidate(self, before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, float]:

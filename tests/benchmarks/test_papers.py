@@ -123,6 +123,32 @@ def test_without_a_curve_only_the_winner_is_scored_on_test_rows(
     assert (found["best_candidate"], found["candidate"]) == ({"predict": GOOD}, 1.0)
 
 
+def test_a_result_without_a_curve_gets_it_from_its_run_folder_and_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(papers, "lm_of", lambda name: model())
+    monkeypatch.setattr("preceptor.benchmarks.tasks.find", lambda name: TASK)
+    arguments = ["--data-dir", str(tmp_path), "--task", "toss", "--method", "ape", "--seeds", "1", "--calls", "300"]
+    arguments += ["--out", str(tmp_path / "results")]
+    as_command("papers", papers.run, [*arguments, "--no-curve"])
+    [place] = (tmp_path / "results").glob("*/*.json")
+    bare = json.loads(place.read_text(encoding="utf-8"))
+    monkeypatch.setattr(_Bench, "measure", lambda *given: pytest.fail("it is made again"))
+
+    as_command("papers", papers.run, [*arguments, "--no-curve"])
+    assert json.loads(place.read_text(encoding="utf-8")) == bare
+    as_command("papers", papers.run, arguments)
+
+    found = json.loads(place.read_text(encoding="utf-8"))
+    assert bare["curve"] == []
+    assert found == {**bare, "curve": found["curve"]}
+    assert [point["test"] for point in (found["curve"][0], found["curve"][-1])] == [bare["seed_score"], 1.0]
+    place.write_text(json.dumps({**bare, "calls": bare["calls"] + 1}))  # not this folder's
+    as_command("papers", papers.run, arguments)
+    assert json.loads(place.read_text(encoding="utf-8"))["curve"] == []
+
+
 def test_rows_to_confirm_on_that_are_train_rows_are_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,14 +323,18 @@ def test_a_candidate_with_demonstrations_is_scored_with_them_confirmed_or_not(
 ) -> None:
     lm = model() if is_new else graded({row.text: row.side for row in rows(0, 104)}, {GOOD: power}, default=power)
 
-    found = bench(lm, monkeypatch, tmp_path).measure(
-        Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2)
-    )
+    one = bench(lm, monkeypatch, tmp_path)
+    one.with_curve = False
 
-    assert (found["replaced"], found["curve"], found["best_demos"]) == (is_new, [], 2)
+    found = one.measure(Run("toss", "ape:few_shot=2", 0, 400, lm.model), partial(APE, few_shot=2))
+
+    assert (found["replaced"], found["best_demos"]) == (is_new, 2)
     told = [(request, (request.messages[-1].text or "").split()[-1]) for request in asked(lm)]
     tested = [request for request, number in told if number.isdecimal() and int(number) >= 64]
     turns = [len(request.messages) for request in tested]
     assert turns == [*[1] * 40, *[5] * 40], "the prompt's, then those of the candidate: two turns a demonstration"
     scores = [found[name] for name in ("compiled", "gain", "low", "high")]
     assert [found[f"candidate{end}"] for end in ("", "_gain", "_low", "_high")] == scores
+    curve = one.curve(Run("toss", "ape:few_shot=2", 0, 400, lm.model))
+    ends = [(point["demos"], point["test"]) for point in (curve[0], curve[-1])]
+    assert ends == [(0, found["seed_score"]), (2, found["candidate"])]
