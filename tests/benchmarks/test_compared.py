@@ -153,6 +153,15 @@ def test_the_best_of_ours_and_of_the_peers_are_chosen_on_half_of_the_tasks_and_t
     assert (same["tasks"], same["gain"]) == (4, pytest.approx((0.2 + 0.0 + 0.2 + 0.0) / 4))
 
 
+def test_what_was_held_for_best_is_compared_though_all_kept_the_prompt() -> None:
+    kept = runs(*((task, method, 0.5) for task in "ab" for method in ("ape", "gepa", "ape:few_shot=8", "ape+mixture")))
+    held = [0.7, 0.6, 0.9, 0.9, 0.8, 0.5, 0.9, 0.9]
+    told = [{**run, "candidate": score} for run, score in zip(kept, held, strict=True)]
+    [line] = [line for line in comparisons(told) if line["of"] == "candidate"]
+    assert line["comparison"] == "ape against gepa, what each held for best, confirmed or not"
+    assert (line["tasks"], line["gain"]) == (2, pytest.approx((0.1 + 0.3) / 2))
+
+
 def test_an_interval_over_rows_is_that_of_both_programs_and_narrower_with_more_tasks() -> None:
     """Below: (0.1 + 0.3) and 0.2, the root of 0.16 + 0.04; above: (0.2 + 0.1) and 0.1, of 0.09 + 0.01; both by 2."""
     made = runs(("a", "ape", 0.9), ("a", "gepa", 0.6), ("b", "ape", 0.7), ("b", "gepa", 0.5))
