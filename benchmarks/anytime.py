@@ -82,12 +82,16 @@ def curve(run: Path) -> list[Point]:
 
 
 def is_lacking(result: Run, run: Path) -> bool:
-    """Return True if a result was made without a curve, and its run folder, which is still there, tells one."""
-    if result.get("curve") != [] or not (run / "result.json").is_file():
+    """Return True if a result was made without a curve, and its own run folder tells one.
+
+    The folder may be gone, another run's of the same name, or one that is being made again.
+    """
+    trials, end = run / "trials.jsonl", run / "result.json"
+    if result.get("curve") != [] or not all(path.is_file() for path in (trials, end, run / CONFIRMATION)):
         return False
-    told = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    is_its_own = all(told[name] == result[name] for name in ("calls", "instructions"))
-    return is_its_own and bool(curve(run))
+    told = json.loads(end.read_text(encoding="utf-8"))
+    is_its_own = all(told[name] == result[name] for name in ("calls", "tokens", "search_score", "instructions"))
+    return is_its_own and trials.stat().st_mtime <= end.stat().st_mtime and bool(curve(run))
 
 
 def _shows(line: Mapping[str, Any], demos: Mapping[str, Demos]) -> bool:

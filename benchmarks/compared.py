@@ -263,7 +263,7 @@ def _shared(runs: Sequence[Run], methods: Sequence[str], tasks: Iterable[str]) -
 
 
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a line for each comparison: best against best, ConstitutionalExperts' F1, what a mixture adds."""
+    """Return a line for each comparison: best against best, what searches held, experts' F1, what a mixture adds."""
     ahead = f1_over(runs, PEERS, "constitutional_experts")
     lines = [*_best(runs), *_held(runs), _line("constitutional_experts against the mean of the peers", "F1", ahead)]
     for score, name in (("compiled", "score"), ("compiled_f1", "F1")):
@@ -324,14 +324,14 @@ def _best(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _held(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return each method of ours against each peer by what their searches held for best, confirmed or not.
 
-    So what a peer finds isn't hidden by our confirmation. Mixtures, of which only confirmed ones are scored, and methods
-    with settings of their own are left out.
+    So what a peer finds isn't hidden by our confirmation. Methods with settings of their own are left out, and runs
+    that were scored only where they were confirmed: mixtures, and older ones with demonstrations.
     """
-    scores = scored(runs, "candidate")
+    scores = scored((run for run in runs if "best_candidate" in run), "candidate")
     names = sorted({method for _, method in scores if base(method) == method and method != HUMAN})
     pairs = [(one, other) for one in names if is_ours(one) for other in names if other in PEERS]
     says = "{} against {}, what each held for best, confirmed or not"
-    return [_line(says.format(*pair), "candidate", gaps_of(scores, *pair)) for pair in pairs]
+    return [_line(says.format(*pair), "score", gaps_of(scores, *pair)) for pair in pairs]
 
 
 def _best_of(scores: Mapping[str, Mapping[str, float]], methods: Sequence[str], tasks: Sequence[str]) -> str:

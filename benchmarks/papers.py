@@ -241,6 +241,7 @@ class _Bench:
         self.task, self.data_dir, self.report, self.with_curve = task, data_dir, report, with_curve
         self.lm = lm.copy(max_tokens=task.max_tokens)
         self.metric = task.scorer()
+        self._drawn: dict[Run, Parts] = {}
 
     def measure(self, run: Run, kind: Callable[..., Teleprompter] | None) -> dict[str, Any]:
         """Compile with one method and seed, and score on the test rows."""
@@ -285,8 +286,11 @@ class _Bench:
         return {**known, **self._compiled(run, program, before)}
 
     def _parts(self, run: Run) -> Parts:
-        drawn = self.task.rows(self.data_dir, run.seed)
-        return drawn._replace(val=unseen(drawn.val, drawn.train, name="valset"), test=drawn.test[: run.test_rows])
+        if run not in self._drawn:
+            drawn = self.task.rows(self.data_dir, run.seed)
+            val, test = unseen(drawn.val, drawn.train, name="valset"), drawn.test[: run.test_rows]
+            self._drawn[run] = drawn._replace(val=val, test=test)
+        return self._drawn[run]
 
     def curve(self, run: Run) -> list[dict[str, Any]]:
         """Return the curve of a compile that has been made, from its run folder, scored on test rows."""

@@ -134,14 +134,16 @@ class MixtureOfExperts(Teleprompter):
     def estimate(self, signatures: Mapping[str, Any], rows: int, calls: int | None) -> Estimate:
         """Return the calls of the search on all rows and of those on regions of equal size, if such are searched.
 
-        Where the number of regions isn't given, there may be one: then no less than a search of the method alone.
+        Where the number of regions isn't given, it is guessed, and there may be one: then no less than a search of the
+        method alone.
         """
-        inner, count = self._inner, self.regions or GUESS
+        inner, smallest = self._inner, self.least_rows + self.demonstration_rows
+        count = self.regions or max(2, min(GUESS, rows // smallest))
         least = inner.estimated(signatures, rows, 1).least
         whole = inner.estimated(signatures, rows, None if calls is None else max(least, int(FIRST * calls)))
         each = None if calls is None else (calls - whole.expected) // count
         region = inner.estimated(signatures, max(2, rows // count), each)
-        is_searched = rows // count >= self.least_rows + self.demonstration_rows
+        is_searched = -(-rows // count) >= smallest
         afforded = is_searched and (each is None or each >= region.least)
         expected = whole.expected + (count * region.expected if afforded else 0)
         alone = 0 if self.regions else inner.estimated(signatures, rows, calls).expected

@@ -54,7 +54,9 @@ class Growing(DynamicLayer):
 
 def growing(cache: Any) -> Any:
     """Return a cache of `transformers`, its layers with room for more; those of sliding windows or states stay."""
-    cache.layers = [Growing(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        Growing(layer) if type(layer) is DynamicLayer and layer.is_initialized else layer for layer in cache.layers
+    ]
     return cache
 
 

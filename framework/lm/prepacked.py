@@ -105,7 +105,7 @@ def prepacked(model: Any) -> Any:
     def whole(layer: torch.nn.Linear) -> torch.nn.Linear:
         return Prepacked(layer.float())
 
-    _replace(model, whole)
+    _replace(model, whole, threads=torch.get_num_threads())  # FBGEMM lays out a layer on one thread
     model.float()
     head = model.get_output_embeddings()
     if _is_plain(head):
@@ -119,14 +119,14 @@ def blocked(model: Any) -> Any:
     The output layer keeps its plain weights, as with `prepacked`.
     """
     if has_amx():
-        _replace(model, Blocked)
+        _replace(model, Blocked, threads=1)
         head = model.get_output_embeddings()
         if _is_plain(head):
             model.set_output_embeddings(Blocked(head, keeps_weight=True))
     return model
 
 
-def _replace(model: Any, make: Callable[[torch.nn.Linear], torch.nn.Linear]) -> None:
+def _replace(model: Any, make: Callable[[torch.nn.Linear], torch.nn.Linear], *, threads: int) -> None:
     """Put a layer that is made of it in the place of each plain one but the output layer."""
     head = model.get_output_embeddings()
     # by their names: layers held in a list would not be freed one by one
@@ -140,7 +140,7 @@ def _replace(model: Any, make: Callable[[torch.nn.Linear], torch.nn.Linear]) -> 
         if layer is not head:
             setattr(parent, name, make(layer))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # FBGEMM lays out a layer on one thread
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(replace, names))
 
 

@@ -42,7 +42,8 @@ def locate(model: str, progress: Progress | None) -> tuple[str, str]:
 def read(model: str, source: str) -> Any:
     """Return a model of `transformers` with its weights, on the GPU if there is one.
 
-    In bfloat16 there, and on processors that multiply it fast; on others in float32. Layers are prepacked.
+    In bfloat16 there, and on processors that multiply it fast; on others in float32. Layers are laid out
+    anew where FBGEMM or AMX reads them (`preceptor.lm.prepacked`).
 
     Args:
         model: As the user calls it.

@@ -156,8 +156,10 @@ def test_the_best_of_ours_and_of_the_peers_are_chosen_on_half_of_the_tasks_and_t
 def test_what_was_held_for_best_is_compared_though_all_kept_the_prompt() -> None:
     kept = runs(*((task, method, 0.5) for task in "ab" for method in ("ape", "gepa", "ape:few_shot=8", "ape+mixture")))
     held = [0.7, 0.6, 0.9, 0.9, 0.8, 0.5, 0.9, 0.9]
-    told = [{**run, "candidate": score} for run, score in zip(kept, held, strict=True)]
-    [line] = [line for line in comparisons(told) if line["of"] == "candidate"]
+    told = [{**run, "candidate": score, "best_candidate": {}} for run, score in zip(kept, held, strict=True)]
+    lucky = runs(("c", "ape", 0.9), ("c", "gepa", 0.5))  # scored, because it was confirmed
+    told += [{**lucky[0], "candidate": 0.9}, {**lucky[1], "candidate": 0.5, "best_candidate": {}}]
+    [line] = [line for line in comparisons(told) if "held for best" in line["comparison"]]
     assert line["comparison"] == "ape against gepa, what each held for best, confirmed or not"
     assert (line["tasks"], line["gain"]) == (2, pytest.approx((0.1 + 0.3) / 2))
 

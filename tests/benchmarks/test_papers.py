@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import re
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,9 +146,16 @@ def test_a_result_without_a_curve_gets_it_from_its_run_folder_and_is_not_made_ag
     assert bare["curve"] == []
     assert found == {**bare, "curve": found["curve"]}
     assert [point["test"] for point in (found["curve"][0], found["curve"][-1])] == [bare["seed_score"], 1.0]
-    place.write_text(json.dumps({**bare, "calls": bare["calls"] + 1}))  # not this folder's
+    place.write_text(json.dumps({**bare, "tokens": bare["tokens"] + 1}))  # not this folder's
     as_command("papers", papers.run, arguments)
     assert json.loads(place.read_text(encoding="utf-8"))["curve"] == []
+    place.write_text(json.dumps(bare))
+    [trials] = (tmp_path / "cache").glob("**/trials.jsonl")
+    os.utime(trials, (time.time() + 9, time.time() + 9))  # it is being made again
+    as_command("papers", papers.run, arguments)
+    trials.unlink()
+    as_command("papers", papers.run, arguments)
+    assert json.loads(place.read_text(encoding="utf-8")) == bare
 
 
 def test_rows_to_confirm_on_that_are_train_rows_are_not_counted(

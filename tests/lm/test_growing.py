@@ -10,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
+from preceptor.lm.decoding import Shrinking
 from preceptor.lm.growing import ROOM, Growing, growing
+from preceptor.lm.prefill import padded
+from preceptor.lm.sampling import Draw
 
 
 def filled(tokens: int, rows: int = 3) -> Any:
@@ -26,7 +29,7 @@ def appended(tokens: int, rows: int) -> tuple[Any, Any]:
     return torch.randn(rows, 2, tokens, 4), torch.randn(rows, 2, tokens, 4)
 
 
-@given(st.lists(st.one_of(st.integers(1, 40), st.just("leave")), max_size=12), st.integers(0, 5))
+@given(st.lists(st.one_of(st.integers(1, 40), st.sampled_from(["leave", "crop"])), max_size=12), st.integers(0, 5))
 def test_it_holds_what_the_plain_layer_holds(steps: list[int | str], seed: int) -> None:
     torch.manual_seed(seed)
     plain = filled(5)
@@ -37,6 +40,9 @@ def test_it_holds_what_the_plain_layer_holds(steps: list[int | str], seed: int) 
             stay = torch.arange(rows)[seed % rows :]
             plain.batch_select_indices(stay)
             room.batch_select_indices(stay)
+        elif step == "crop":
+            plain.crop(-1)
+            room.crop(-1)
         else:
             more = appended(int(step), rows)
             for mine, own in zip(room.update(*more), plain.update(*more), strict=True):
@@ -77,5 +83,20 @@ def test_only_layers_that_keep_all_tokens_get_room() -> None:
         pass
 
     cache: Any = DynamicCache()
-    cache.layers = [filled(2), Sliding()]
-    assert [type(layer) for layer in growing(cache).layers] == [Growing, Sliding]
+    cache.layers = [filled(2), Sliding(), DynamicLayer()]
+    assert [type(layer) for layer in growing(cache).layers] == [Growing, Sliding, DynamicLayer]
+
+
+def test_texts_are_decoded_with_room_before_and_after_others_join() -> None:
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=30, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    model: Any = LlamaForCausalLM(settings)
+    draws = [Draw((1, 2, 3), max_tokens=4)]
+    with torch.inference_mode():
+        steps = Shrinking(model, padded(model, [DynamicCache()], draws), draws)
+        assert {type(layer) for layer in steps._cache.layers} == {Growing}
+        steps.join(padded(model, [DynamicCache()], draws), draws)
+    assert {type(layer) for layer in steps._cache.layers} == {Growing}
+    assert [layer.keys.shape[:2] for layer in steps._cache.layers] == [(2, 2)] * 2

@@ -897,7 +897,9 @@ def test_the_estimate_is_that_of_the_method_on_all_rows_and_on_equal_regions(tmp
     assert method.estimate({}, 40, None) == Estimate(40, 120 + 4 * 30)
     assert method.estimate({}, 40, 200) == Estimate(40, 100 + 4 * 25)
     assert method.estimate({}, 40, 70) == Estimate(40, 40), "30 calls pay for no four regions of 10 rows"
-    assert method.estimate({}, 39, None) == Estimate(39, 117), "regions of 9 rows aren't searched"
+    assert method.estimate({}, 36, None) == Estimate(36, 108), "regions of 9 rows aren't searched"
+    guessed = mixture(tmp_path, method=Fixed, settings={}, regions=0)
+    assert guessed.estimate({}, 39, None) == Estimate(39, 117 + 3 * 39), "of 13 rows each"
 
 
 def test_the_number_of_regions_is_chosen_where_it_isnt_given(tmp_path: Path) -> None:
