@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.benchmarks.compared import HUMAN, PEERS, base, duels, interval, made, mixed
+from preceptor.benchmarks.compared import HUMAN, PEERS, base, comparisons, duels, interval, made, means_by_task, mixed
 from preceptor.benchmarks.papers import DEFAULT_METHODS
 from preceptor.benchmarks.table import FOLDER, MARKS, asked, block, read
 
@@ -448,21 +448,30 @@ def verdict(run: dict[str, Any]) -> str:
 
 def test_what_is_said_beside_dspys_optimizers() -> None:
     every = made(read(RESULTS / "papers-bfloat16" / "qwen2.5-coder-1.5b-600"))
-    runs = [run for run in every if run["task"] in ("ethos", "tickets", "trec")]
+    runs = [run for run in every if run["task"] in ("agnews", "ethos", "liar", "tickets", "trec")]
     replaced = [run for run in runs if run["replaced"]]
-    [other] = [run for run in replaced if base(run["method"]) != "constitutional_experts"]
+    [other] = [run for run in replaced if base(run["method"]) in PEERS]
     assert (other["method"], other["task"]) == ("gepa+mixture", "ethos")
+    assert {base(run["method"]) for run in replaced} == {"ape", "constitutional_experts", "gepa"}
     assert f"{len(replaced)} of these {len(runs)} compiles changed the prompt" in README
     of = {(line["method"], line["against"]): line for line in duels(runs)}
-    told = "{:+.1f} points ({:+.1f} to {:+.1f} over test rows of these tasks, {:+.1f} to {:+.1f} over tasks)"
-    for peer, words in (("gepa", "ahead of GEPA by "), ("gepa+mixture", "of GEPA in a mixture by ")):
+    told = "{:+.1f} points ({:+.1f} to {:+.1f} over test rows of these tasks, {:+.1f} to {:+.1f} over {} tasks)"
+    for peer, words in (("copro", "ahead of COPRO by "), ("gepa", "of GEPA by "), ("gepa+mixture", "in a mixture by ")):
         line = of["constitutional_experts", peer]
         ends = [100 * line[name] for name in ("gain", "rows_low", "rows_high", "low", "high")]
-        assert words + told.format(*ends) in README
+        assert words + told.format(*ends, line["tasks"]) in README
+    [line] = [line for line in comparisons(runs) if line["comparison"].startswith("constitutional_experts against the")]
+    ends = [100 * line[name] for name in ("gain", "low", "high")]
+    mean = "{:+.1f} points ({:+.1f} to {:+.1f} over {} tasks)".format(*ends, line["tasks"])
+    assert f"of the mean peer by {mean}" in README
+    assert f"the mean peer by {mean} in macro F1 (README)" in page("constitutional_experts")
+    plain = [run for run in runs if run["method"] == "constitutional_experts:few_shot=0"]
+    gain = fmean(means_by_task(plain, lambda run: run["compiled"] - run["seed_score"]))
+    assert f"Without its demonstrations it gains {100 * gain:+.1f}." in README
     added = mixed(runs, "compiled")
     means = {method: 100 * fmean(gaps.values()) for method, gaps in added.items()}
     assert (means["constitutional_experts"], means["protegi"]) == (0, 0)
-    assert f"A mixture added 0.0 to ConstitutionalExperts and ProTeGi, {means['gepa']:+.1f} to GEPA" in README
+    assert f"added 0.0 to ConstitutionalExperts and 0.0 to ProTeGi, {means['gepa']:+.1f} to GEPA" in README
     assert f"it adds 0.0 points to this and to ProTeGi and {means['gepa']:+.1f} to GEPA" in page(
         "constitutional_experts"
     )
