@@ -59,6 +59,14 @@ def test_tokens_are_written_in_place_until_the_room_is_used_up() -> None:
     assert places[-1] != places[0]
 
 
+def test_rows_that_were_cut_off_from_outside_begin_a_buffer_of_their_own() -> None:
+    room: Any = Growing(filled(5))
+    keys, values = room.update(*appended(1, 3))
+    room.keys, room.values = keys[:2], values[:2]
+    more = appended(1, 2)
+    assert torch.equal(room.update(*more)[0], torch.cat([keys[:2], more[0]], dim=2))
+
+
 def test_what_was_given_is_left_as_it_was() -> None:
     plain = filled(5)
     before = plain.keys.clone()

@@ -795,3 +795,12 @@ def test_a_mixture_of_a_mixture_of_constitutions_is_refused() -> None:
 def test_regions_that_cannot_be_are_refused_when_they_are_set() -> None:
     with pytest.raises(ConfigError, match=r"^A mixture has 2 regions or more, or 0 to choose their number; got -1\.$"):
         ConstitutionalExperts(metric="accuracy", regions=-1)
+
+
+@pytest.mark.parametrize(("regions", "embedder"), [(1, None), (3, "all-minilm-l6-v2"), (0, "all-minilm-l6-v2")])
+def test_programs_of_several_experts_are_routed_by_the_embedder(regions: int, embedder: str | None) -> None:
+    method = ConstitutionalExperts(metric="accuracy", regions=regions)
+    assert (method.experts, method.routed_by) == (regions, embedder)
+    if embedder:
+        mixture = MixtureOfExperts(metric="accuracy", method=ConstitutionalExperts, regions=regions)
+        assert (mixture.experts, mixture.routed_by) == (regions, embedder)
