@@ -6,6 +6,8 @@ below a shared prefix; llama.cpp (xllamacpp, the same GGUF file, 4 slots, prompt
 
 `prompts` reads what ProTeGi asks of a proposer in one round, four criticisms and their edits, in blocks and filled up.
 `edits` decodes four edits one after the other, as a reflection is asked for: looking ahead, and one token a step.
+`steps` decodes tokens of many texts at a time on a processor: as it is; with all keys and values copied at each token;
+and so with plain layers, whose weights aren't laid out.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import dspy
 import torch
 import typer
 from dspy.lm15 import Config, Message, Request, Response
+from transformers import DynamicCache
 
 from preceptor import demo
 from preceptor.benchmarks.result import Json, Out, give
 from preceptor.cli.view import print_table, say
 from preceptor.data import load_rows
 from preceptor.errors import ConfigError
-from preceptor.lm import ahead, prefill
+from preceptor.lm import ahead, attention, decoding, prefill, weights
 from preceptor.lm.adapter import DirectAdapter, declare
 from preceptor.lm.catalogue import lookup
 from preceptor.lm.local import LocalEngine, LocalLM
@@ -59,13 +62,17 @@ TASKS: Final = {
     ),
     "tickets": (demo.SIGNATURE, demo.INSTRUCTIONS),
 }
-PARTS: Final = (*TASKS, "decoding", "prompts", "edits")
+PARTS: Final = (*TASKS, "decoding", "prompts", "edits", "steps")
 REASON: Final = (
     "The instructions don't say which queue takes the tickets that speak of a payment, a login or a delivery."
 )
 GROUPS, ERRORS = 4, 4
 DECODED: Final = 64
 LONG: Final = 200
+STEPPED: Final = {"few_short": (8, 300), "many_long": (28, 1300)}
+"""Texts whose steps are timed, and the tokens of the prompt of each."""
+
+STEPS: Final = 10
 SLOTS: Final = 4
 BATCH: Final = 16
 
@@ -90,6 +97,7 @@ def run(
                 "decoding": partial(_decoded, name, lm, drafts),
                 "prompts": partial(_prompts, lm),
                 "edits": partial(_edits, lm),
+                "steps": partial(_steps, name, lm),
             }
             measured = others.get(each) or partial(_scored, name, lm, each, data_dir, rows, peak)
             found.append({"model": name, "task": each, **measured()})
@@ -100,7 +108,9 @@ def run(
 def _parts(lm: dspy.LM, data_dir: Path | None) -> list[str]:
     """Return what is measured by default: what can be here."""
     scored = ["subj", "trec"] if data_dir else ["tickets"]
-    return [*scored, "decoding", "prompts", *(["edits"] if ahead.can_look(cast("Any", lm.engine)._model) else [])]
+    model = cast("Any", lm.engine)._model
+    able = {"edits": ahead.can_look(model), "steps": model.device.type == "cpu"}
+    return [*scored, "decoding", "prompts", *(part for part, is_able in able.items() if is_able)]
 
 
 def matrix_rate() -> float:
@@ -218,6 +228,33 @@ def _edits(lm: dspy.LM) -> dict[str, Any]:
     }
 
 
+def _steps(name: str, lm: dspy.LM) -> dict[str, Any]:
+    """Return the seconds of a decoding step of few short and many long texts, three ways."""
+    engine = cast("LocalEngine", lm.engine)
+    if engine._model.device.type != "cpu":
+        raise ConfigError("steps are timed on a processor only: on a GPU they are replayed graphs.")
+    ours = {size: _step(engine, engine._model, *of) for size, of in STEPPED.items()}
+    with patch.object(decoding, "_roomy", lambda cache: cache):
+        copied = {size: _step(engine, engine._model, *of) for size, of in STEPPED.items()}
+        with patch.multiple(weights, blocked=lambda model: model, prepacked=lambda model: model.float()):
+            model = weights.read(name, weights.locate(name, None)[0]).eval()
+        attention.use(model)
+        plain = {size: _step(engine, model, *of) for size, of in STEPPED.items()}
+    ways = {"": ours, "_copied": copied, "_plain": plain}
+    return {f"{size}{way}": seconds for way, told in ways.items() for size, seconds in told.items()}
+
+
+def _step(engine: LocalEngine, model: Any, texts: int, tokens: int) -> float:
+    """Return the seconds of a step of so many texts, below one prompt of so many tokens; the mean of several."""
+    known = engine._tokens(" ".join(row["text"] for row in load_rows(demo.FOLDER / "train.csv")))[:tokens]
+    draws = {at: Draw(known, max_tokens=tokens, temperature=1.0, seed=at) for at in range(texts)}
+    together = decoding.Together(model, ends=frozenset(), detokenize=engine._detokenize, is_open=True)
+    with torch.inference_mode():
+        together.join(prefill.padded(model, [DynamicCache(config=model.config)] * texts, [*draws.values()]), draws)
+        together.step()
+        return _timed(lambda: [together.step() for _ in range(STEPS)])[0] / STEPS
+
+
 def _one_by_one(engine: LocalEngine, requests: Sequence[Request]) -> list[Response]:
     return [engine.complete(request) for request in requests]
 
@@ -301,11 +338,13 @@ def _print(result: dict[str, Any]) -> None:
     say(f"{result['cores']} cores, bf16 matrix rate {result['bf16_gflops']} GFLOP/s")
     columns = ["model", "task", "ours", "llama_cpp", "transformers", "times_llama_cpp", "times_transformers"]
     columns += ["equal_to_one_by_one", "share_of_bf16_rate", "prompt_tokens", "own_tokens"]
-    _table(result, "Rows per second, in one run", columns, PARTS[:-2])
+    _table(result, "Rows per second, in one run", columns, PARTS[:-3])
     columns = ["model", "prompt_tokens", "seconds", "seconds_filled_up", "times_filled_up"]
     _table(result, "Four criticisms and their edits, read in blocks and filled up", columns, ["prompts"])
     columns = ["model", "tokens", "seconds", "seconds_one_a_step", "times_one_a_step", "equal_to_one_a_step"]
     _table(result, "Four edits, one after the other: looking ahead, and one token a step", columns, ["edits"])
+    columns = ["model", *(f"{size}{way}" for size in STEPPED for way in ("", "_copied", "_plain"))]
+    _table(result, "Seconds of a decoding step: as it is, keys copied, layers plain too", columns, ["steps"])
 
 
 def _table(result: dict[str, Any], title: str, columns: Sequence[str], parts: Sequence[str]) -> None:
